@@ -1,0 +1,16 @@
+"""The one error for what a user gave wrong."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: a file, a row, a key. The command line prints it alone and exits with 2.
+
+    The message names the file, row or key, what was found, and what is expected.
+    """
+
+
+def nearest(name: str, valid: "list[str] | tuple[str, ...]") -> str:
+    """' (did you mean X?)' for the valid name closest to `name`, or '' where none is close."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

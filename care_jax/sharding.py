@@ -1,0 +1,73 @@
+"""The mesh, and the one table from logical axes to mesh axes."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from care_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Weights are declared by logical axes and never name the mesh; this table is the only place that does.
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "head_dim": None,
+    "layers": None,
+    "norm": None,
+    "lora": None,
+    "rows": ("data", "fsdp"),
+}
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with axes data, fsdp, tensor over all devices; one of the sizes may be -1 and takes what is left.
+
+    Raises UserError where the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [data, fsdp, tensor]
+    shown = " x ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes))
+    if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+        raise UserError(f"mesh: {shown}: sizes are positive, and at most one is -1")
+    fixed = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and len(devices) % fixed == 0:
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    if -1 in sizes or math.prod(sizes) != len(devices):
+        raise UserError(f"mesh: {shown} does not fit {len(devices)} device(s): the sizes must multiply to that number")
+    return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def spec(axes: Sequence[str | None]) -> PartitionSpec:
+    """The partition of an array whose dimensions carry these logical axes (None: not sharded)."""
+    return PartitionSpec(*(None if axis is None else RULES[axis] for axis in axes))
+
+
+def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], name: str = "array") -> NamedSharding:
+    """The sharding of an array of `shape` on `mesh`; UserError with the numbers where a size does not divide."""
+    partition = spec(axes)
+    for axis, size, names in zip(axes, shape, partition):
+        parts = 1 if names is None else math.prod(mesh.shape[n] for n in ((names,) if isinstance(names, str) else names))
+        if size % parts:
+            raise UserError(
+                f"mesh: {name} has {axis}={size}, which does not divide by the {parts} parts of mesh axis {names!r}"
+            )
+    return NamedSharding(mesh, partition)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """Asks the partitioner for this layout of an activation; does nothing outside `jax.set_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes))

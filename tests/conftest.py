@@ -1,0 +1,45 @@
+"""Eight forced host devices, strict shapes, and the flags that bring in the slow and the parity checks."""
+
+import os
+
+# Before jax starts: every mesh test runs in this process.
+os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run what takes minutes or needs real pretrained models")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    skip = pytest.mark.skip(reason="slow: run with --slow")
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder with real data and tools, named by CARE_JAX_SHARED."""
+    folder = os.environ.get("CARE_JAX_SHARED")
+    if not folder or not pathlib.Path(folder).is_dir():
+        pytest.skip("CARE_JAX_SHARED names no folder with the real data")
+    return pathlib.Path(folder)
+
+
+@pytest.fixture(scope="session")
+def real_models() -> pathlib.Path:
+    """The folder that tools/real_models.py wrote, named by CARE_JAX_REAL_MODELS."""
+    folder = os.environ.get("CARE_JAX_REAL_MODELS")
+    if not folder or not pathlib.Path(folder).is_dir():
+        pytest.skip("CARE_JAX_REAL_MODELS names no folder made by tools/real_models.py")
+    return pathlib.Path(folder)
