@@ -1,0 +1,86 @@
+"""DPO under divergences other than the reverse KL: each log-ratio h is replaced by a score before the margin.
+
+Notation as in `pairwise`: hw, hl log-ratios of chosen and rejected; s the sigmoid; b = beta.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from care_jax.losses.arithmetic import MAX_EXPONENT, Logps, Losses, log_sigmoid, require, wide
+
+
+def _loss(hw: jax.Array, hl: jax.Array, score_w: jax.Array, score_l: jax.Array, beta: Any) -> Losses:
+    require(beta, "beta", 0.0, open_low=True)
+    return -log_sigmoid(beta * (score_w - score_l)), {"chosen_rewards": beta * hw, "rejected_rewards": beta * hl}
+
+
+def dpo_forward_kl(
+    chosen_logps: Logps,
+    rejected_logps: Logps,
+    ref_chosen_logps: Logps,
+    ref_rejected_logps: Logps,
+    *,
+    beta=0.1,
+) -> Losses:
+    """DPO under the forward KL divergence.
+
+    Formula: -log s(b (g(hw) - g(hl))), g(h) = 1 - exp(-h)
+    Shapes: everything [P], float32. Rewards b hw, b hl (of the log-ratios, not of g). The exponent stops at 80: beyond,
+        the true value leaves float32; there the loss is flat.
+    Paper: Wang et al. 2023, arXiv 2309.16240, table 1.
+    Peers: TRL `sigmoid` with f_divergence_type `forward_kl` the same, without the stop: from h = -88 on it
+        is inf or NaN.
+    """
+    hw = wide(chosen_logps) - wide(ref_chosen_logps)
+    hl = wide(rejected_logps) - wide(ref_rejected_logps)
+    score_w, score_l = (-jnp.expm1(jnp.minimum(-h, MAX_EXPONENT)) for h in (hw, hl))
+    return _loss(hw, hl, score_w, score_l, beta)
+
+
+def dpo_js(
+    chosen_logps: Logps,
+    rejected_logps: Logps,
+    ref_chosen_logps: Logps,
+    ref_rejected_logps: Logps,
+    *,
+    beta=0.1,
+) -> Losses:
+    """DPO under the Jensen-Shannon divergence.
+
+    Formula: -log s(b (g(hw) - g(hl))), g(h) = log 2 + log s(h)
+    Shapes: everything [P], float32. Rewards b hw, b hl (of the log-ratios, not of g).
+    Paper: Wang et al. 2023, arXiv 2309.16240, table 1.
+    Peers: TRL `sigmoid` with f_divergence_type `js_divergence` the same (log 2 drops out of the margin).
+    """
+    hw = wide(chosen_logps) - wide(ref_chosen_logps)
+    hl = wide(rejected_logps) - wide(ref_rejected_logps)
+    return _loss(hw, hl, log_sigmoid(hw), log_sigmoid(hl), beta)
+
+
+def dpo_alpha(
+    chosen_logps: Logps,
+    rejected_logps: Logps,
+    ref_chosen_logps: Logps,
+    ref_rejected_logps: Logps,
+    *,
+    beta=0.1,
+    alpha=0.5,
+) -> Losses:
+    """DPO under an alpha divergence: alpha 1 is the reverse KL (DPO itself), alpha 0 the forward KL.
+
+    Formula: -log s(b (g(hw) - g(hl))), g(h) = (exp((alpha-1) h) - 1) / (alpha - 1), and h itself at alpha = 1
+    Shapes: everything [P], float32. Rewards b hw, b hl (of the log-ratios, not of g). The exponent stops at 80, where
+        the loss is flat.
+    Paper: Wang et al. 2023, arXiv 2309.16240, table 1, whose alpha is 1 - alpha here.
+    Peers: TRL `sigmoid` with f_divergence_type `alpha_divergence` the same, f_alpha_divergence_coef being alpha; its
+        exp(x) - 1 loses digits at small h, expm1 here does not.
+    """
+    hw = wide(chosen_logps) - wide(ref_chosen_logps)
+    hl = wide(rejected_logps) - wide(ref_rejected_logps)
+    power = alpha - 1.0
+    if abs(power) < 1e-6:
+        return _loss(hw, hl, hw, hl, beta)
+    score_w, score_l = (jnp.expm1(jnp.minimum(power * h, MAX_EXPONENT)) / power for h in (hw, hl))
+    return _loss(hw, hl, score_w, score_l, beta)

@@ -1,0 +1,91 @@
+"""Losses of whole rated groups: [G, K], ratings decide the order, ties are never compared.
+
+In the formulas: i, j run over the responses of one list; h_i = logp_i - reference logp_i; r_i its rating; s the
+sigmoid; b = beta.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Num
+
+from care_jax.losses.arithmetic import log_sigmoid, require, wide
+
+GroupLogps = Float[Array | np.ndarray, "*G K"]
+GroupRatings = Num[Array | np.ndarray, "*G K"]
+GroupMask = Bool[Array | np.ndarray, "*G K"]
+ListLosses = tuple[Float[Array, "*G"], dict[str, Any]]
+
+
+def _scores(logps: Any, ref_logps: Any, ratings: Any, mask: Any, beta: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(b h [G, K] with 0 in padding; ratings [G, K]; better [G, K, K]: i present, j present, r_i > r_j)."""
+    mask = jnp.asarray(mask).astype(bool)
+    scores = beta * jnp.where(mask, wide(logps) - wide(ref_logps), 0.0)
+    ratings = jnp.where(mask, wide(ratings), 0.0)
+    present = mask[..., :, None] & mask[..., None, :]
+    return scores, ratings, present & (ratings[..., :, None] > ratings[..., None, :])
+
+
+def _ends(scores: jax.Array, ratings: jax.Array, mask: Any) -> dict[str, Any]:
+    """Mean rewards [G] of the best rated and of the worst rated responses of each list."""
+    mask = jnp.asarray(mask).astype(bool)
+    rewards = {}
+    for name, pick, sign in (("chosen_rewards", jnp.max, -jnp.inf), ("rejected_rewards", jnp.min, jnp.inf)):
+        end = pick(jnp.where(mask, ratings, sign), axis=-1, keepdims=True)
+        at_end = mask & (ratings == end)
+        rewards[name] = jnp.sum(jnp.where(at_end, scores, 0.0), axis=-1) / jnp.maximum(jnp.sum(at_end, axis=-1), 1)
+    return rewards
+
+
+def plackett_luce(
+    group_logps: GroupLogps,
+    group_ref_logps: GroupLogps,
+    group_ratings: GroupRatings,
+    group_mask: GroupMask,
+    *,
+    beta=0.1,
+) -> ListLosses:
+    """DPO of a whole ranking: each response is chosen over all that are rated below it.
+
+    Formula: sum_i [log(exp(b h_i) + sum_{j: r_j < r_i} exp(b h_j)) - b h_i]
+    Shapes: inputs [G, K], `group_mask` bool, False in padding; losses [G], float32. Rewards [G]: mean b h of the best
+        rated and of the worst rated. Two responses give DPO; responses with equal ratings do not compete with each
+        other; a list without two different ratings gives 0.
+    Paper: Rafailov et al. 2023, arXiv 2305.18290, appendix A.3, equation 20; Plackett 1975, Luce 1959.
+    Peers: none of TRL, HALOs or SimPO has it.
+    """
+    require(beta, "beta", 0.0, open_low=True)
+    scores, ratings, better = _scores(group_logps, group_ref_logps, group_ratings, group_mask, beta)
+    own = jnp.eye(scores.shape[-1], dtype=bool)
+    # A response stands in its own denominator, so that no row of the logsumexp is empty.
+    competes = better | jnp.broadcast_to(own, better.shape)
+    rows = jnp.broadcast_to(scores[..., None, :], better.shape)
+    log_norm = jax.nn.logsumexp(rows, axis=-1, where=competes)
+    return jnp.sum(log_norm - scores, axis=-1), _ends(scores, ratings, group_mask)
+
+
+def gap_dpo(
+    group_logps: GroupLogps,
+    group_ref_logps: GroupLogps,
+    group_ratings: GroupRatings,
+    group_mask: GroupMask,
+    *,
+    beta=0.1,
+) -> ListLosses:
+    """DPO over all pairs of a list, weighted by how far apart their ratings are.
+
+    Formula: sum_{r_i > r_j} (r_i - r_j) (-log s(b(h_i - h_j))) / sum_{r_i > r_j} (r_i - r_j)
+    Shapes: inputs [G, K], `group_mask` bool, False in padding; losses [G], float32. Rewards [G]: mean b h of the best
+        rated and of the worst rated. A list without two different ratings gives 0.
+    Paper: Rafailov et al. 2023, arXiv 2305.18290 for a pair; the weighting by gap is this library's.
+    Peers: none of TRL, HALOs or SimPO has it.
+    """
+    require(beta, "beta", 0.0, open_low=True)
+    scores, ratings, better = _scores(group_logps, group_ref_logps, group_ratings, group_mask, beta)
+    gaps = jnp.where(better, ratings[..., :, None] - ratings[..., None, :], 0.0)
+    losses = -log_sigmoid(scores[..., :, None] - scores[..., None, :])
+    total = jnp.sum(gaps, axis=(-2, -1))
+    # Where there is no gap the numerator is 0 as well.
+    return jnp.sum(gaps * losses, axis=(-2, -1)) / jnp.where(total > 0, total, 1.0), _ends(scores, ratings, group_mask)

@@ -1,0 +1,120 @@
+"""What a loss's signature says: which quantities it needs, of which view, and what a configuration may set."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from care_jax.errors import UserError, nearest
+
+QUANTITIES: dict[str, tuple[str, ...]] = {
+    "pairs": (
+        "chosen_logps",
+        "rejected_logps",
+        "ref_chosen_logps",
+        "ref_rejected_logps",
+        "chosen_lengths",
+        "rejected_lengths",
+        "chosen_ratings",
+        "rejected_ratings",
+    ),
+    "unpaired": ("logps", "ref_logps", "lengths", "ratings", "desirable", "kl"),
+    "lists": ("group_logps", "group_ref_logps", "group_lengths", "group_ratings", "group_mask"),
+}
+_VIEW_OF = {name: view for view, names in QUANTITIES.items() for name in names}
+_POLICY = ("chosen_logps", "rejected_logps", "logps", "group_logps")
+_REFERENCE = ("ref_chosen_logps", "ref_rejected_logps", "ref_logps", "group_ref_logps", "kl")
+_PLAIN_TYPES = {"float": float, "int": int, "bool": bool, "str": str}
+
+Loss = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A loss as its signature registers it.
+
+    `needs` are its quantities in order; `hyperparameters` maps each keyword-only parameter to (type, default);
+    `needs_ref`: reference logps are computed (for `kl` too); `needs_kl`: mismatched completions are built;
+    `whole_step`: its values couple the inputs, so it must see all units of the step at once.
+    """
+
+    name: str
+    view: str
+    needs: tuple[str, ...]
+    hyperparameters: dict[str, tuple[type, Any]]
+    needs_ref: bool
+    needs_kl: bool
+    whole_step: bool
+
+
+def whole_step(loss: Loss) -> Loss:
+    """Mark a loss that couples its inputs (sorts them, shifts by their mean): it gets the whole step in one call."""
+    loss.whole_step = True  # type: ignore[attr-defined]
+    return loss
+
+
+def unwrap(loss: Loss) -> Loss:
+    """The function below any functools.partial."""
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    return loss
+
+
+def spec(loss: Loss) -> Spec:
+    """Read a loss's signature, through functools.partial; UserError where it is none that the contract knows."""
+    function = unwrap(loss)
+    name = getattr(function, "__name__", type(function).__name__)
+    needs: list[str] = []
+    hyperparameters: dict[str, tuple[type, Any]] = {}
+    for parameter in inspect.signature(loss).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise UserError(
+                f"loss {name}: parameter *{parameter.name} says nothing: name each quantity, and each "
+                "hyperparameter after *"
+            )
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            hyperparameters[parameter.name] = (_type_of(name, parameter), parameter.default)
+        else:
+            needs.append(parameter.name)
+    return Spec(
+        name=name,
+        view=_view(name, needs),
+        needs=tuple(needs),
+        hyperparameters=hyperparameters,
+        needs_ref=any(quantity in _REFERENCE for quantity in needs),
+        needs_kl="kl" in needs,
+        whole_step=bool(getattr(function, "whole_step", False)),
+    )
+
+
+def _listing() -> str:
+    return "; ".join(f"{view}: {' '.join(names)}" for view, names in QUANTITIES.items())
+
+
+def _view(name: str, needs: list[str]) -> str:
+    for quantity in needs:
+        if quantity not in _VIEW_OF:
+            raise UserError(
+                f"loss {name}: unknown quantity {quantity!r}{nearest(quantity, list(_VIEW_OF))}. Positional parameters "
+                f"are quantities ({_listing()}); hyperparameters stand after * and have defaults"
+            )
+    views = {_VIEW_OF[quantity]: quantity for quantity in reversed(needs)}
+    if len(views) > 1:
+        found = ", ".join(f"{quantity!r} of {view}" for view, quantity in sorted(views.items()))
+        raise UserError(f"loss {name}: quantities of two views: {found}. A loss takes those of one ({_listing()})")
+    if not any(quantity in _POLICY for quantity in needs):
+        raise UserError(f"loss {name}: takes no log-probabilities of the policy, so it trains nothing ({_listing()})")
+    return next(iter(views))
+
+
+def _type_of(name: str, parameter: inspect.Parameter) -> type:
+    """The annotation if it is a plain type, else the type of the default."""
+    if parameter.name in _VIEW_OF:
+        raise UserError(f"loss {name}: {parameter.name!r} is a quantity: it stands before the *")
+    if parameter.default is parameter.empty:
+        raise UserError(f"loss {name}: hyperparameter {parameter.name!r} has no default")
+    annotation = parameter.annotation
+    # `from __future__ import annotations` leaves the annotation as text.
+    key = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    return _PLAIN_TYPES.get(key, type(parameter.default))
