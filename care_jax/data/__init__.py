@@ -1,0 +1,18 @@
+"""From datasets to packed rows. Modules are lazy attributes: importing this loads neither transformers nor datasets."""
+
+import importlib
+from typing import Any
+
+_MODULES = ("chat", "hygiene", "packing", "pipeline", "preferences", "questions", "readers", "report")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"care_jax.data.{name}")
+    if name in ("READERS", "read"):
+        return getattr(importlib.import_module("care_jax.data.readers"), name)
+    raise AttributeError(f"module 'care_jax.data' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*_MODULES, "READERS", "read"]

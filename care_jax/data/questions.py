@@ -1,0 +1,170 @@
+"""Questions and their rated responses: the one form that every reader yields and every view is made from."""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+Message = Mapping[str, str]  # {"role", "content"}
+Content = str | tuple[Message, ...] | tuple[int, ...]  # text, a conversation, or token ids
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One answer to a question.
+
+    content: text, messages (usually one, of the assistant) or token ids; never changed on the way to the model.
+    rating: larger is better; 1-10 in CARE, 1 and 0 for chosen and rejected; None where there is none.
+    row: the row of the input it came from, counted from 0 over all files of the reading.
+    field: the column it stood in: response, chosen or rejected.
+    desirable: the label of unpaired data, else None.
+    """
+
+    content: Content
+    rating: float | None
+    source: str
+    row: int
+    field: str = "response"
+    desirable: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt with its responses: what is read together (a group).
+
+    key: `question_key` of the prompt as asked in its own language; decides split, fraction and leakage.
+    file: where its first row stood. translated: the English wording, where the data has one.
+    """
+
+    prompt: Content
+    responses: tuple[Response, ...]
+    key: str
+    culture: str | None = None
+    relation: str | None = None
+    category: str | None = None
+    language: str | None = None
+    reference: str | None = None
+    file: str = ""
+    translated: str | None = None
+
+
+def is_ids(content: Any) -> TypeGuard[Sequence[int]]:
+    """Whether this content is token ids rather than text or messages."""
+    return not isinstance(content, str) and len(content) > 0 and not isinstance(content[0], Mapping)
+
+
+def is_messages(content: Any) -> TypeGuard[Sequence[Message]]:
+    """Whether this content is a conversation rather than text or token ids."""
+    return not isinstance(content, str) and len(content) > 0 and isinstance(content[0], Mapping)
+
+
+def plain_text(content: Content) -> str:
+    """The words of a content: a lone message is its text, a conversation is 'role: text' lines, ids are numbers."""
+    if isinstance(content, str):
+        return content
+    if is_ids(content):
+        return " ".join(map(str, content))
+    messages = [m for m in content if isinstance(m, Mapping)]
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n".join(f"{m['role']}: {m['content']}" for m in messages)
+
+
+def normalise(text: str) -> str:
+    """Text for comparing, never for a model: NFKC, casefolded, white space collapsed."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def question_key(prompt: Content, culture: str | None) -> str:
+    """The identity of a question: its culture (or nothing) and its normalised prompt."""
+    return f"{culture or ''}\t{normalise(plain_text(prompt))}"
+
+
+# --- cultures, relations, categories: open sets with known spellings -------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Culture:
+    """A culture: its id, other names for it, and the language (BCP 47) and script (ISO 15924) of its questions."""
+
+    id: str
+    names: tuple[str, ...] = ()
+    language: str | None = None
+    script: str | None = None
+
+
+CULTURES: dict[str, Culture] = {
+    "arab": Culture("arab", ("arabic", "ar", "ara", "arabs", "عربي", "عربية", "العربية"), "ar", "Arab"),
+    "chinese": Culture("chinese", ("china", "zh", "zho", "zh-cn", "zh-hans", "cmn", "中文", "中国"), "zh", "Hans"),
+    "japanese": Culture("japanese", ("japan", "ja", "jp", "jpn", "日本", "日本語", "日本人"), "ja", "Jpan"),
+}
+# Further names taken as they are, so that a new culture needs no registration and a misspelt one is still noticed.
+_MORE_CULTURES = frozenset(
+    """
+    african afghan albanian algerian american amharic argentine armenian assamese australian austrian azerbaijani balinese
+    bangladeshi basque belgian bengali berber bolivian bosnian brazilian british bulgarian burmese cambodian cameroonian
+    canadian cantonese catalan chilean colombian congolese croatian cuban czech danish dutch egyptian emirati english
+    estonian ethiopian fijian filipino finnish french georgian german ghanaian greek gujarati hausa hawaiian hebrew hindi
+    hmong hungarian icelandic igbo indian indonesian iranian iraqi irish israeli italian jamaican javanese jewish
+    jordanian kannada kazakh kenyan khmer korean kurdish kuwaiti kyrgyz lao latvian lebanese libyan lithuanian macedonian
+    malagasy malay malayalam malaysian maltese maori marathi mexican mongolian moroccan nepali nigerian norwegian omani
+    pakistani palestinian pashto persian peruvian polish portuguese punjabi qatari quechua romanian russian rwandan
+    samoan saudi scottish senegalese serbian sindhi singaporean sinhala slovak slovenian somali spanish sudanese sundanese
+    swahili swedish swiss syrian taiwanese tajik tamil tatar telugu thai tibetan tunisian turkish turkmen ugandan
+    ukrainian urdu uyghur uzbek venezuelan vietnamese welsh xhosa yemeni yoruba zulu
+    """.split()
+)
+CATEGORIES: dict[str, tuple[str, ...]] = {
+    "entities": ("entity", "cultural entities", "cultural entity"),
+    "commonsense": ("common sense", "cultural commonsense", "cultural common sense"),
+    "norms": ("norm", "social norms", "social norm", "cultural norms"),
+    "opinion": ("opinions", "cultural opinion", "cultural opinions"),
+    "literacy": ("cultural literacy", "literary"),
+}
+RELATIONS = ("native", "foreign")
+
+_CULTURE_IDS = {normalise(name): c.id for c in CULTURES.values() for name in (c.id, *c.names)}
+_CATEGORY_IDS = {normalise(name): key for key, names in CATEGORIES.items() for name in (key, *names)}
+_RELATED = re.compile(r"(native|foreign)\s*\((.+)\)")
+
+
+def culture_id(name: str) -> str:
+    """The id of a culture's name or alias; any other name becomes its own id ('Sri Lankan' -> 'sri_lankan')."""
+    name = normalise(name)
+    return _CULTURE_IDS.get(name, re.sub(r"[^\w]+", "_", name).strip("_"))
+
+
+def category_id(name: str) -> str:
+    """The id of a category's name or alias; any other name becomes its own id."""
+    name = normalise(re.sub(r"[_-]+", " ", name))
+    return _CATEGORY_IDS.get(name, re.sub(r"[^\w]+", "_", name).strip("_"))
+
+
+def parse_culture(value: object, extra: frozenset[str] = frozenset()) -> tuple[str | None, str | None]:
+    """(relation, culture) of 'Native (Arab)', 'foreign(Chinese)' or a bare 'Japanese'; culture None when unknown.
+
+    'Native (X)' and 'Foreign (X)' take any X; a bare name must be a known culture or stand in `extra` (what the user
+    asked for), so that a slip like 'Chinnese' is reported instead of becoming a culture.
+    """
+    if not isinstance(value, str) or not value.strip():
+        return None, None
+    match = _RELATED.fullmatch(normalise(value))
+    if match:
+        return match[1], culture_id(match[2]) or None
+    name = culture_id(value)
+    known = name in CULTURES or name in _MORE_CULTURES or name in extra
+    return None, name if known else None
+
+
+def parse_category(value: object, extra: frozenset[str] = frozenset()) -> str | None:
+    """The category's id ('Cultural entities' -> 'entities'), or None when it is neither known nor in `extra`."""
+    if not isinstance(value, str) or not value.strip():
+        return None
+    name = category_id(value)
+    return name if name in CATEGORIES or name in extra else None
+
+
+def culture_language(culture: str | None) -> str | None:
+    """The language (BCP 47) that a culture's questions are asked in, where it is a registered one."""
+    return CULTURES[culture].language if culture in CULTURES else None

@@ -1,0 +1,196 @@
+"""From a dataset to questions with rated responses: the readers by name, and `read`, which runs one.
+
+reading = read("care", "care.jsonl", cultures=["arab"])
+reading.questions, reading.report.to_json()
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from care_jax.data import fields as f
+from care_jax.data import readers_pairs, readers_rated
+from care_jax.data.files import Row, open_rows
+from care_jax.data.questions import RELATIONS, Question, category_id, culture_id, normalise
+from care_jax.data.readers_rated import Known, user_turn
+from care_jax.data.report import Report, write_report
+from care_jax.errors import UserError, nearest
+
+__all__ = ["READERS", "Reading", "ReaderSpec", "read", "write_report"]
+
+Reader = Callable[[Iterable[Row], f.Fields, Report, Known], list[Question]]
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderSpec:
+    """A reader: its name, what it reads, the fields it looks for with their other names."""
+
+    name: str
+    summary: str
+    read: Reader
+    aliases: Mapping[str, tuple[str, ...]]
+
+
+READERS: dict[str, ReaderSpec] = {
+    spec.name: spec
+    for spec in (
+        ReaderSpec("care", "CARE: rated responses, both public schemas", readers_rated.read_care, f.RATED),
+        ReaderSpec("care_eval", "CARE's evaluation items, with references", readers_rated.read_care_eval, f.RATED),
+        ReaderSpec("rated", "any table of question, response, rating", readers_rated.read_rated, f.RATED),
+        ReaderSpec("preferences", "TRL's paired and unpaired formats", readers_pairs.read_preferences, f.PREFERENCES),
+        ReaderSpec("tokenized", "rows of token ids", readers_pairs.read_tokenized, f.TOKENIZED),
+        ReaderSpec("hh_rlhf", "HH-RLHF dialogues as messages", readers_pairs.read_hh_rlhf, f.PREFERENCES),
+        ReaderSpec("hh_rlhf_text", "HH-RLHF dialogues as text", readers_pairs.read_hh_rlhf_text, f.PREFERENCES),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one source gave: its questions, the account of them, and (file, SHA-256) of what was read."""
+
+    questions: list[Question]
+    report: Report
+    files: tuple[tuple[str, str], ...] = ()
+
+
+def read(
+    reader: str,
+    path: str,
+    *,
+    split: str | None = None,
+    name: str | None = None,
+    columns: Mapping[str, str | None] | None = None,
+    revision: str | None = None,
+    cultures: Sequence[str] | None = None,
+    relations: Sequence[str] | None = None,
+    categories: Sequence[str] | None = None,
+    sources: Sequence[str] | None = None,
+    query_language: str = "native",
+    translations: str | None = None,
+    strict: bool = False,
+) -> Reading:
+    """Reads a source and keeps what was asked for.
+
+    path: a file (JSON, JSON lines, CSV, TSV, parquet; gzipped too), a folder of them, a hub id, or `sample`.
+    split, name, revision: of a hub dataset or folder. columns: field -> column, for anyone's own file.
+    cultures, relations, categories, sources: what to keep (None or empty: everything); aliases are understood.
+    query_language: `native`, or `english` to ask in the translation (`translations`: a file of question, culture,
+    translated_question). strict: the first bad row raises. Mistakes raise `UserError`.
+    """
+    spec = READERS.get(reader)
+    if spec is None:
+        raise UserError(f"no reader {reader!r}{nearest(reader, list(READERS))}; readers are {', '.join(READERS)}")
+    rows = open_rows(str(path), split, name, revision)
+    known = Known(frozenset(map(culture_id, cultures or ())), frozenset(map(category_id, categories or ())))
+    report = Report(strict=strict)
+    questions = spec.read(rows, f.Fields.make(spec.aliases, columns), report, known)
+    if report.rows and report.dropped["unreadable"] == report.rows:
+        first = report.rejected[0]
+        raise UserError(f"{path}: none of {report.rows} rows can be read; row {first['row']}: {first['found']}")
+    questions = _select(questions, report, str(path), cultures, relations, categories, sources)
+    if query_language == "english":
+        questions = _in_english(questions, str(path), translations)
+    elif query_language != "native":
+        raise UserError(f"query_language: expected native or english, found {query_language!r}")
+    report.questions = questions
+    return Reading(questions, report, tuple(rows.hashes))
+
+
+def _select(
+    questions: list[Question],
+    report: Report,
+    path: str,
+    cultures: Sequence[str] | None,
+    relations: Sequence[str] | None,
+    categories: Sequence[str] | None,
+    sources: Sequence[str] | None,
+) -> list[Question]:
+    """Keeps the questions, and their responses, that were asked for; counts the rest as not selected."""
+    for relation in relations or ():
+        if relation not in RELATIONS:
+            raise UserError(f"relations: expected {' or '.join(RELATIONS)}, found {relation!r}")
+    before = _rows_of(questions)
+    kept = _keep(questions, "cultures", cultures, culture_id, lambda q: q.culture, path)
+    kept = _keep(kept, "categories", categories, category_id, lambda q: q.category, path)
+    if relations and set(relations) != set(RELATIONS):
+        kept = [q for q in kept if q.relation in relations]
+    if sources:
+        present = {normalise(r.source): r.source for q in kept for r in q.responses}
+        for source in sources:
+            if normalise(source) not in present:
+                _absent("sources", source, sorted(present.values()), path)
+        wanted = set(map(normalise, sources))
+        chosen = (
+            dataclasses.replace(q, responses=tuple(r for r in q.responses if normalise(r.source) in wanted))
+            for q in kept
+        )
+        kept = [q for q in chosen if q.responses]
+    lost = before - _rows_of(kept)
+    if lost:
+        report.dropped["not_selected"] += lost
+    return kept
+
+
+def _rows_of(questions: Sequence[Question]) -> int:
+    return sum(len({r.row for r in q.responses}) for q in questions)
+
+
+def _keep(
+    questions: list[Question],
+    key: str,
+    wanted: Sequence[str] | None,
+    identify: Callable[[str], str],
+    of: Callable[[Question], str | None],
+    path: str,
+) -> list[Question]:
+    if not wanted:
+        return questions
+    present = Counter(of(q) for q in questions)
+    for value in wanted:
+        if identify(value) not in present and questions:
+            _absent(key, value, sorted(v for v in present if v), path)
+    chosen = set(map(identify, wanted))
+    return [q for q in questions if of(q) in chosen]
+
+
+def _absent(key: str, value: str, present: list[str], path: str) -> None:
+    raise UserError(f"{key}: {path} has no {value!r}{nearest(value, present)}; it has {', '.join(present) or 'none'}")
+
+
+def _in_english(questions: list[Question], path: str, translations: str | None) -> list[Question]:
+    """The questions asked in their English translation; their keys stay those of the original."""
+    given = _translations(translations) if translations else {}
+    asked, missing = [], []
+    for question in questions:
+        english = question.translated or given.get(question.key)
+        if english is None and (question.language or "").split("-")[0].lower() in ("en", "eng", "english"):
+            asked.append(question)
+        elif english is None:
+            missing.append(question)
+        else:
+            asked.append(dataclasses.replace(question, prompt=user_turn(english), translated=english, language="en"))
+    if missing:
+        raise UserError(
+            f"query_language english: {len(missing)} of {len(questions)} questions in {path} have no translation"
+            f" (the first: {missing[0].key.split(chr(9))[-1][:80]!r}); give `translations:` a file of question, culture,"
+            " translated_question"
+        )
+    return asked
+
+
+def _translations(path: str) -> dict[str, str]:
+    """question key -> English wording."""
+    fields, report, found = f.Fields.make(f.RATED, None), Report(strict=True), {}
+    for row, value in readers_rated.good_rows(open_rows(path), fields, report):
+        try:
+            f.need(value, "question", "translated")
+            question = f.text(value["question"], "question", "empty_question")
+            english = f.optional_text(value["translated"], "translated")
+            if english is not None:
+                culture = readers_rated.parse_culture(value.get("culture"), frozenset())[1]
+                found[readers_rated.question_key(question, culture)] = english
+        except f.Bad as bad:
+            f.drop(report, row, bad)
+    return found

@@ -1,0 +1,189 @@
+"""Rated responses, one a row, to groups of one question: CARE's two schemas, its evaluation set, anyone's own table."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from care_jax.data import fields as f
+from care_jax.data.files import Row
+from care_jax.data.questions import (
+    Content,
+    Question,
+    Response,
+    culture_language,
+    parse_category,
+    parse_culture,
+    plain_text,
+    question_key,
+)
+from care_jax.data.report import Report
+
+
+def user_turn(text: str) -> Content:
+    """A question as a conversation of one user message."""
+    return ({"role": "user", "content": text},)
+
+
+def assistant_turn(text: str) -> Content:
+    """A response as one assistant message."""
+    return ({"role": "assistant", "content": text},)
+
+
+@dataclass(slots=True)
+class _Answer:
+    content: Content
+    ratings: list[float | None]
+    source: str
+    row: int
+    field: str
+
+
+@dataclass(slots=True)
+class Groups:
+    """Collects rated responses by question key; the same response twice stands once, rated by the mean."""
+
+    report: Report
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: dict[str, dict[str, _Answer]] = field(default_factory=dict)
+
+    def add(
+        self,
+        row: Row,
+        prompt: Content,
+        response: Content,
+        rating: float | None,
+        source: str,
+        *,
+        name: str = "response",
+        **about: Any,
+    ) -> None:
+        """One response to a prompt. about: culture, relation, category, language, reference, translated."""
+        key = question_key(prompt, about.get("culture"))
+        if key not in self.about:
+            self.about[key] = {"prompt": prompt, "file": row.file, **about}
+            self.answers[key] = {}
+        else:
+            known = self.about[key]
+            known.update({k: v for k, v in about.items() if known.get(k) is None})
+        same = self.answers[key].get(plain_text(response))
+        if same is None:
+            self.answers[key][plain_text(response)] = _Answer(response, [rating], source, row.number, name)
+            return
+        conflict = rating not in same.ratings
+        reason = "conflicting_duplicate" if conflict else "duplicate"
+        rated = f"rated {rating}, there {same.ratings[0]}" if conflict else "rated alike"
+        self.report.drop(row, reason, name, f"the same response as in row {same.row}, {rated}")
+        same.ratings.append(rating)
+
+    def questions(self) -> list[Question]:
+        """The questions, in the order in which they first came."""
+        return [
+            Question(
+                responses=tuple(
+                    Response(a.content, _mean(a.ratings), a.source, a.row, a.field) for a in self.answers[key].values()
+                ),
+                key=key,
+                **about,
+            )
+            for key, about in self.about.items()
+        ]
+
+
+def _mean(ratings: list[float | None]) -> float | None:
+    known = [r for r in ratings if r is not None]
+    return sum(known) / len(known) if known else None
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Cultures and categories that the user named, beyond the known ones."""
+
+    cultures: frozenset[str] = frozenset()
+    categories: frozenset[str] = frozenset()
+
+
+def read_care(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
+    """CARE's training rows: question, response, rating 1-10, source, category, culture; reference and translation."""
+    return _read(rows, fields, report, known, 1.0, 10.0)
+
+
+def read_rated(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
+    """Any table of question, response and rating (larger is better, any scale), mapped by `columns:`."""
+    return _read(rows, fields, report, known, float("-inf"), float("inf"))
+
+
+def _read(
+    rows: Iterable[Row], fields: f.Fields, report: Report, known: Known, low: float, high: float
+) -> list[Question]:
+    groups = Groups(report)
+    # A column that no row has is one that the data does not speak of; one that only some rows lack is damage.
+    waiting: list[tuple[Row, dict[str, Any]]] = []
+    seen: set[str] = set()
+
+    def use(row: Row, found: Mapping[str, Any]) -> None:
+        question = f.text(found["question"], "question", "empty_question")
+        response = f.text(found["response"], "response", "empty_response")
+        rating = f.rating(found["rating"], "rating", low, high)
+        about = _about(found, known)
+        source = f.optional_text(found.get("source"), "source") or "unknown"
+        groups.add(row, user_turn(question), assistant_turn(response), rating, source, **about)
+
+    for row, found in good_rows(rows, fields, report):
+        try:
+            f.need(found, "question", "response", "rating")
+            seen.update(key for key in ("category", "culture") if key in found)
+            if "category" in found and "culture" in found:
+                use(row, found)
+            else:
+                waiting.append((row, found))
+        except f.Bad as bad:
+            f.drop(report, row, bad)
+    for row, found in waiting:
+        try:
+            f.need(found, *(key for key in ("category", "culture") if key in seen))
+            use(row, found)
+        except f.Bad as bad:
+            f.drop(report, row, bad)
+    return groups.questions()
+
+
+def _about(found: Mapping[str, Any], known: Known) -> dict[str, Any]:
+    category = parse_category(found.get("category"), known.categories)
+    if category is None and "category" in found:
+        raise f.Bad("unknown_category", "category", f.describe(found["category"]))
+    relation, culture = parse_culture(found.get("culture"), known.cultures)
+    if culture is None and "culture" in found:
+        raise f.Bad("unknown_culture", "culture", f.describe(found["culture"]))
+    return {
+        "culture": culture,
+        "relation": relation,
+        "category": category,
+        "language": f.optional_text(found.get("language"), "language") or culture_language(culture),
+        "reference": f.optional_text(found.get("reference"), "reference"),
+        "translated": f.optional_text(found.get("translated"), "translated"),
+    }
+
+
+def good_rows(rows: Iterable[Row], fields: f.Fields, report: Report) -> Iterable[tuple[Row, dict[str, Any]]]:
+    """Each readable row with its fields; counts all rows, and drops the unreadable."""
+    for row in rows:
+        report.rows += 1
+        if row.value is None:
+            report.drop(row, "unreadable", "", row.problem)
+        else:
+            yield row, fields.of(row.value)
+
+
+def read_care_eval(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
+    """CARE's evaluation items: a question with its reference, which stands as the only, unrated response."""
+    groups = Groups(report)
+    for row, found in good_rows(rows, fields, report):
+        try:
+            f.need(found, "question", "reference", "category", "culture")
+            question = f.text(found["question"], "question", "empty_question")
+            reference = f.text(found["reference"], "reference", "empty_response")
+            about = _about(found, known)
+            groups.add(row, user_turn(question), assistant_turn(reference), None, "reference", name="answer", **about)
+        except f.Bad as bad:
+            f.drop(report, row, bad)
+    return groups.questions()
