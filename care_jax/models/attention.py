@@ -1,0 +1,120 @@
+"""Causal attention over packed rows: segments, shared prompts, windows, soft caps; one signature, a choice of programs."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from care_jax.errors import UserError, nearest
+
+IMPLEMENTATIONS = ("auto", "xla", "xla_chunked")
+
+# Rows up to this length hold their [length, length] scores at once; longer ones go through in chunks of queries.
+CHUNK = 512
+_DENSE_LENGTH = 1024
+
+
+def choose(implementation: str, length: int) -> str:
+    """The program that `auto` means for rows of this length; UserError for an unknown name."""
+    if implementation not in IMPLEMENTATIONS:
+        raise UserError(
+            f"model.attention: {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}"
+            + nearest(implementation, IMPLEMENTATIONS)
+        )
+    if implementation != "auto":
+        return implementation
+    return "xla" if length <= _DENSE_LENGTH else "xla_chunked"
+
+
+def visible(
+    rows: Int[Array, " T"],
+    positions: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+    prompt_segment_ids: Int[Array, "B T"],
+    key_positions: Int[Array, "B S"],
+    key_segment_ids: Int[Array, "B S"],
+    window: int | None,
+) -> Bool[Array, "B T S"]:
+    """May query i (at place `rows[i]` of its row) see key j.
+
+    Yes where j <= i in the row, j is of i's segment or of its prompt's, and, in a local layer, lies less than `window`
+    positions back. A query always sees itself, so that padding (segment 0) stays finite.
+    """
+    causal = jnp.arange(key_positions.shape[1])[None, None, :] <= rows[None, :, None]
+    keys = key_segment_ids[:, None, :]
+    mask = causal & ((keys == segment_ids[:, :, None]) | (keys == prompt_segment_ids[:, :, None]))
+    if window is not None:
+        mask &= positions[:, :, None] - key_positions[:, None, :] < window
+    return mask
+
+
+def _dense(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    mask: Bool[Array, "B T S"],
+    soft_cap: float | None,
+    scale: float,
+) -> Float[Array, "B T H D"]:
+    """Scores and softmax in float32; key head h serves the query heads h*G .. h*G+G-1."""
+    b, t, h, d = q.shape
+    kv = k.shape[2]
+    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+    grouped = q.reshape(b, t, kv, h // kv, d)
+    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, precision=precision, preferred_element_type=jnp.float32)
+    scores = scores * scale
+    if soft_cap is not None:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bkgts,bskd->btkgd", weights, v, precision=precision)
+    return out.reshape(b, t, h, d)
+
+
+def attend(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    *,
+    positions: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+    prompt_segment_ids: Int[Array, "B T"],
+    window: int | None,
+    soft_cap: float | None,
+    scale: float,
+    implementation: str = "auto",
+    key_positions: Int[Array, "B S"] | None = None,
+    key_segment_ids: Int[Array, "B S"] | None = None,
+    offset: Int[Array, ""] | int = 0,
+) -> Float[Array, "B T H D"]:
+    """Attention of every query over the keys it may see (`visible`); K divides H.
+
+    Without a cache the keys are the row's own (S = T). With one, `key_positions` and `key_segment_ids` describe its S
+    places and query 0 stands at place `offset`. Raises UserError for an unknown implementation.
+    """
+    if key_positions is None or key_segment_ids is None:
+        key_positions, key_segment_ids = positions, segment_ids
+    length = q.shape[1]
+    rows = jnp.arange(length) + offset
+    if choose(implementation, length) == "xla" or length <= CHUNK:
+        mask = visible(rows, positions, segment_ids, prompt_segment_ids, key_positions, key_segment_ids, window)
+        return _dense(q, k, v, mask, soft_cap, scale)
+
+    # Queries in chunks, each recomputed in the backward pass: never more than [chunk, S] scores a head.
+    chunks = -(-length // CHUNK)
+    pad = chunks * CHUNK - length
+
+    def split(x: jax.Array) -> jax.Array:
+        padded = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(padded.reshape(x.shape[0], chunks, CHUNK, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def one(part: tuple[jax.Array, ...]) -> jax.Array:
+        q_chunk, rows_chunk, positions_chunk, segments_chunk, prompts_chunk = part
+        mask = visible(
+            rows_chunk, positions_chunk, segments_chunk, prompts_chunk, key_positions, key_segment_ids, window
+        )
+        return _dense(q_chunk, k, v, mask, soft_cap, scale)
+
+    places = jnp.pad(rows, (0, pad)).reshape(chunks, CHUNK)
+    out = jax.lax.map(one, (split(q), places, split(positions), split(segment_ids), split(prompt_segment_ids)))
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], chunks * CHUNK, *q.shape[2:])[:, :length]

@@ -1,0 +1,237 @@
+"""To Hugging Face: a folder that transformers 4 and 5 load, and whatever else reads safetensors."""
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax.experimental import multihost_utils
+from safetensors.numpy import save_file
+
+from care_jax.errors import UserError
+from care_jax.models import arch as arch_lib
+from care_jax.models.arch import Arch, Rope, Tree, Weight
+from care_jax.models.decoder import Decoder
+
+SHARD_BYTES = 5_000_000_000
+
+# What a checkpoint folder holds beside its weights and config.json.
+CARRIED = (
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+)
+
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
+# exponent and mantissa bits of the narrow dtypes that a checkpoint may have come in
+_NARROW = {"bfloat16": (8, 7), "float16": (5, 10)}
+
+
+def _rope_scaling(rope: Rope) -> dict[str, Any] | None:
+    if rope.scaling == "default":
+        return None
+    settings: dict[str, Any] = {"rope_type": rope.scaling, "factor": rope.factor}
+    if rope.scaling == "llama3":
+        settings |= {
+            "low_freq_factor": rope.low_freq_factor,
+            "high_freq_factor": rope.high_freq_factor,
+            "original_max_position_embeddings": rope.original_length,
+        }
+    return settings
+
+
+def _rope_parameters(rope: Rope) -> dict[str, Any]:
+    return {**(_rope_scaling(rope) or {"rope_type": "default"}), "rope_theta": rope.theta}
+
+
+def config_json(arch: Arch, dtype: str) -> dict[str, Any]:
+    """The keys of config.json: those it was read from, with rotary settings and dtype as both transformers spell them."""
+    config = arch.config_dict
+    config.setdefault("architectures", [_ARCHITECTURES[arch.family]])
+    config |= {"model_type": arch.family, "torch_dtype": dtype, "dtype": dtype}
+    each = [arch.kinds[kind].rope for kind in arch.layer_kinds]
+    if arch.family == "gemma3_text":
+        local = [arch.kinds[kind].window is not None for kind in arch.layer_kinds]
+        config["layer_types"] = ["sliding_attention" if is_local else "full_attention" for is_local in local]
+        # A model short of one kind keeps the class's base for it: nothing reads it.
+        global_rope = next((rope for rope, is_local in zip(each, local) if not is_local), Rope(theta=1_000_000.0))
+        local_rope = next((rope for rope, is_local in zip(each, local) if is_local), Rope())
+        config["rope_local_base_freq"] = local_rope.theta
+        config["rope_parameters"] = {
+            "full_attention": _rope_parameters(global_rope),
+            "sliding_attention": _rope_parameters(local_rope),
+        }
+    else:
+        global_rope = each[0]
+        config["rope_parameters"] = _rope_parameters(global_rope)
+    return config | {"rope_theta": global_rope.theta, "rope_scaling": _rope_scaling(global_rope)}
+
+
+@jax.jit
+def _layer(stack: jax.Array, layer: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)
+
+
+def _to_host(x: jax.Array) -> np.ndarray:
+    """The whole array on this host, whichever processes hold it (all must call)."""
+    if getattr(x, "is_fully_addressable", True):
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def _saved_dtype(model: Decoder, params: Tree) -> Any:
+    """The parameters' dtype; or the narrower one that the checkpoint came in, where that loses nothing."""
+    leaves = jax.tree.leaves(params)
+    own = jnp.result_type(*leaves)
+    config = model.arch.config_dict
+    came = str(config.get("dtype") or config.get("torch_dtype") or own).removeprefix("torch.")
+    if came not in _NARROW or own != jnp.float32:
+        return own
+
+    @jax.jit
+    def exact(x: jax.Array) -> jax.Array:
+        return jnp.all(jax.lax.reduce_precision(x, *_NARROW[came]) == x)
+
+    return jnp.dtype(came) if all(bool(_to_host(exact(leaf))) for leaf in leaves) else own
+
+
+def tensors(arch: Arch) -> Iterator[tuple[str, Weight, str, int | None]]:
+    """(name in the file, declaration, dotted path in the tree, layer or None) of every tensor, in the order of files."""
+    found = []
+
+    def visit(path: str, weight: Weight) -> None:
+        for layer in range(arch.layers) if weight.stacked else [None]:
+            found.append((weight.hf_name.format(i=layer), weight, path, layer))
+
+    arch_lib.map_weights(visit, arch_lib.declarations(arch))
+    yield from sorted(found, key=lambda entry: entry[0])
+
+
+def _leaf(params: Tree, path: str) -> jax.Array:
+    node: Any = params
+    for name in path.split("."):
+        node = node[name]
+    return node
+
+
+def _shards(arch: Arch, width: int, limit: int) -> list[list[tuple[str, Weight, str, int | None]]]:
+    """The tensors, split so that no file holds more than `limit` bytes unless one tensor alone does."""
+    shards: list[list[tuple[str, Weight, str, int | None]]] = [[]]
+    filled = 0
+    for entry in tensors(arch):
+        size = int(np.prod(entry[1].hf_shape)) * width
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(entry)
+        filled += size
+    return shards
+
+
+def write_weights(folder: pathlib.Path, model: Decoder, params: Tree, shard_bytes: int = SHARD_BYTES) -> str:
+    """Writes model.safetensors, or shards and their index, into `folder`; returns the dtype's name.
+
+    One shard is on the host at a time. All processes call; process 0 writes.
+    """
+    dtype = _saved_dtype(model, params)
+    numpy_dtype = np.dtype(ml_dtypes.bfloat16) if dtype == jnp.bfloat16 else np.dtype(dtype)
+    shards = _shards(model.arch, numpy_dtype.itemsize, shard_bytes)
+    places: dict[str, str] = {}
+    total = 0
+    for number, shard in enumerate(shards, 1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        held: dict[str, np.ndarray] = {}
+        for tensor, weight, path, layer in shard:
+            leaf = _leaf(params, path)
+            value = _to_host(leaf if layer is None else _layer(leaf, layer))
+            if jax.process_index() == 0:
+                held[tensor] = np.ascontiguousarray(value.astype(numpy_dtype).reshape(weight.hf_shape))
+            places[tensor] = name
+            total += int(np.prod(weight.hf_shape)) * numpy_dtype.itemsize
+        if jax.process_index() == 0:
+            save_file(held, folder / name, metadata={"format": "pt"})
+    if len(shards) > 1 and jax.process_index() == 0:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return str(np.dtype(dtype).name)
+
+
+def _move(made: pathlib.Path, folder: pathlib.Path) -> None:
+    """Puts a finished folder in its place: one rename; into a folder that exists, file by file, config.json last."""
+    if not folder.exists():
+        os.replace(made, folder)
+        return
+    names = {path.name for path in made.iterdir()}
+    for old in [*folder.glob("model*.safetensors"), *folder.glob("model*.safetensors.index.json")]:
+        if old.name not in names:
+            old.unlink()
+    for path in sorted(made.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
+        os.replace(path, folder / path.name)
+    made.rmdir()
+
+
+def save_pretrained(
+    folder: str | pathlib.Path,
+    model: Decoder,
+    params: Tree,
+    tokenizer: Any = None,
+    source: str | pathlib.Path | None = None,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a Hugging Face folder: config.json, safetensors (files of at most `shard_bytes`), tokenizer files.
+
+    source: a model folder whose tokenizer, generation_config.json and chat template are carried over. tokenizer: a
+    transformers tokenizer, saved over them. Everything is written aside first and then renamed. Weights are saved in
+    their own dtype, or in the checkpoint's narrower one where every number survives that: so what has not changed
+    leaves as it came. All processes call; process 0 writes.
+    """
+    folder = pathlib.Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; an export needs a folder")
+    writes = jax.process_index() == 0
+    made = pathlib.Path()
+    if writes:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        made = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
+    try:
+        dtype = write_weights(made, model, params, shard_bytes)
+        if writes:
+            for name in CARRIED if source is not None else ():
+                if (pathlib.Path(source or "") / name).is_file():
+                    shutil.copyfile(pathlib.Path(source or "") / name, made / name)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(made)
+            text = json.dumps(config_json(model.arch, dtype), indent=2, ensure_ascii=False) + "\n"
+            (made / "config.json").write_text(text, encoding="utf-8")
+            for path in [made, *made.iterdir()]:
+                path.chmod(0o755 if path.is_dir() else 0o644)  # mkdtemp's are the owner's alone
+            _move(made, folder)
+    finally:
+        if writes:
+            shutil.rmtree(made, ignore_errors=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"save_pretrained {folder}")
