@@ -1,6 +1,6 @@
 """The decoder, its families, and the way in and out of Hugging Face folders."""
 
-from care_jax.models.arch import Arch, Weight, abstract_params, declarations, decay_mask, num_params, param_shardings
+from care_jax.models.arch import Arch, Weight, abstract_params, decay_mask, declarations, num_params, param_shardings
 from care_jax.models.decoder import Decoder, head_weight
 from care_jax.models.export import save_pretrained
 from care_jax.models.hf import FAMILIES, folder_of, from_config, from_pretrained, init_params, read_config
@@ -11,8 +11,8 @@ __all__ = [
     "Decoder",
     "Weight",
     "abstract_params",
-    "declarations",
     "decay_mask",
+    "declarations",
     "folder_of",
     "from_config",
     "from_pretrained",

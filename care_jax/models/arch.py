@@ -1,7 +1,7 @@
 """What a decoder is: its sizes and switches, and the one declaration of every weight.
 
-`declarations(arch)` has exactly the structure of the parameters, with a `Weight` at every leaf. Initialisation, sharding,
-import, export and the weight decay mask all read it.
+`declarations(arch)` has exactly the structure of the parameters, with a `Weight` at every leaf. Initialisation,
+sharding, import, export and the weight decay mask all read it.
 """
 
 import dataclasses
@@ -204,7 +204,7 @@ def initial_tree(arch: Arch, key: jax.Array, dtype: Any, tree: Tree | None = Non
     """Fresh parameters; each weight's key comes from its place in the tree, so that no mesh changes the numbers."""
     leaves, structure = jax.tree.flatten(declarations(arch) if tree is None else tree, is_leaf=is_weight)
     keys = [jax.random.fold_in(key, place) for place in range(len(leaves))]
-    return structure.unflatten([initial(leaf, k, arch.init_std, dtype) for leaf, k in zip(leaves, keys)])
+    return jax.tree.unflatten(structure, [initial(leaf, k, arch.init_std, dtype) for leaf, k in zip(leaves, keys)])
 
 
 def param_shardings(arch: Arch, mesh: Mesh) -> Tree:

@@ -1,4 +1,4 @@
-"""Causal attention over packed rows: segments, shared prompts, windows, soft caps; one signature, a choice of programs."""
+"""Causal attention over packed rows: segments, shared prompts, windows, soft caps; one signature, several programs."""
 
 import jax
 import jax.numpy as jnp

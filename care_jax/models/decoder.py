@@ -4,6 +4,7 @@ One block serves every family; what differs is static in `Arch`. Layers are stac
 compile time does not grow with depth.
 """
 
+import dataclasses
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -29,7 +30,7 @@ _ACTIVATIONS = {
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of the tokens so far, for decoding; S places a row, filled from 0. Places not filled: segment 0."""
+    """Keys and values of the tokens so far, for decoding; S places a row, filled from 0, the others in segment 0."""
 
     keys: Float[Array, "L B S K D"]
     values: Float[Array, "L B S K D"]
@@ -170,7 +171,8 @@ def _attention(
     else:
         q, k = by_kind(lambda _, table, q, k: (rotate(q, table), rotate(k, table)), q, k)
         start = (layer, 0, cache.filled, 0, 0)
-        cache = cache.replace(
+        cache = dataclasses.replace(
+            cache,
             keys=jax.lax.dynamic_update_slice(cache.keys, k[None], start),
             values=jax.lax.dynamic_update_slice(cache.values, v[None], start),
         )
@@ -217,7 +219,8 @@ def forward(
         segment_ids = jnp.ones_like(tokens)
     places = Places(positions, segment_ids, segment_ids if prompt_segment_ids is None else prompt_segment_ids)
     if cache is not None:
-        cache = cache.replace(
+        cache = dataclasses.replace(
+            cache,
             positions=jax.lax.dynamic_update_slice(cache.positions, positions, (0, cache.filled)),
             segment_ids=jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, cache.filled)),
         )
@@ -267,7 +270,7 @@ def forward(
     layers = (params["blocks"], blocks_lora, kinds, jnp.arange(arch.layers, dtype=jnp.int32))
     (x, cache), _ = jax.lax.scan(block, (x, cache), layers)
     if cache is not None:
-        cache = cache.replace(filled=cache.filled + tokens.shape[1])
+        cache = dataclasses.replace(cache, filled=cache.filled + tokens.shape[1])
     return rms_norm(x, params["norm"]["weight"].astype(dtype), arch), cache
 
 

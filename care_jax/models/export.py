@@ -68,7 +68,7 @@ def _rope_parameters(rope: Rope) -> dict[str, Any]:
 
 
 def config_json(arch: Arch, dtype: str) -> dict[str, Any]:
-    """The keys of config.json: those it was read from, with rotary settings and dtype as both transformers spell them."""
+    """config.json: the keys it was read from, rotary settings and dtype in the spelling of transformers 4 and of 5."""
     config = arch.config_dict
     config.setdefault("architectures", [_ARCHITECTURES[arch.family]])
     config |= {"model_type": arch.family, "torch_dtype": dtype, "dtype": dtype}
@@ -119,7 +119,7 @@ def _saved_dtype(model: Decoder, params: Tree) -> Any:
 
 
 def tensors(arch: Arch) -> Iterator[tuple[str, Weight, str, int | None]]:
-    """(name in the file, declaration, dotted path in the tree, layer or None) of every tensor, in the order of files."""
+    """(name in the file, declaration, dotted path in the tree, layer or None) of every tensor, sorted by name."""
     found = []
 
     def visit(path: str, weight: Weight) -> None:

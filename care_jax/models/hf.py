@@ -44,7 +44,7 @@ def folder_of(path: str | pathlib.Path, revision: str | None = None) -> pathlib.
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"model.path: {name}: no such folder, and not a hub id (owner/name)")
     import huggingface_hub
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     def download() -> str:
         return huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES)
