@@ -102,18 +102,19 @@ CULTURES: dict[str, Culture] = {
 # Further names taken as they are, so that a new culture needs no registration and a misspelt one is still noticed.
 _MORE_CULTURES = frozenset(
     """
-    african afghan albanian algerian american amharic argentine armenian assamese australian austrian azerbaijani balinese
-    bangladeshi basque belgian bengali berber bolivian bosnian brazilian british bulgarian burmese cambodian cameroonian
-    canadian cantonese catalan chilean colombian congolese croatian cuban czech danish dutch egyptian emirati english
-    estonian ethiopian fijian filipino finnish french georgian german ghanaian greek gujarati hausa hawaiian hebrew hindi
-    hmong hungarian icelandic igbo indian indonesian iranian iraqi irish israeli italian jamaican javanese jewish
-    jordanian kannada kazakh kenyan khmer korean kurdish kuwaiti kyrgyz lao latvian lebanese libyan lithuanian macedonian
-    malagasy malay malayalam malaysian maltese maori marathi mexican mongolian moroccan nepali nigerian norwegian omani
-    pakistani palestinian pashto persian peruvian polish portuguese punjabi qatari quechua romanian russian rwandan
-    samoan saudi scottish senegalese serbian sindhi singaporean sinhala slovak slovenian somali spanish sudanese sundanese
-    swahili swedish swiss syrian taiwanese tajik tamil tatar telugu thai tibetan tunisian turkish turkmen ugandan
-    ukrainian urdu uyghur uzbek venezuelan vietnamese welsh xhosa yemeni yoruba zulu
-    """.split()
+    african afghan albanian algerian american amharic argentine armenian assamese australian austrian azerbaijani
+    balinese bangladeshi basque belgian bengali berber bolivian bosnian brazilian british bulgarian burmese
+    cambodian cameroonian canadian cantonese catalan chilean colombian congolese croatian cuban czech danish dutch
+    egyptian emirati english estonian ethiopian fijian filipino finnish french georgian german ghanaian greek
+    gujarati hausa hawaiian hebrew hindi hmong hungarian icelandic igbo indian indonesian iranian iraqi irish
+    israeli italian jamaican javanese jewish jordanian kannada kazakh kenyan khmer korean kurdish kuwaiti kyrgyz lao
+    latvian lebanese libyan lithuanian macedonian malagasy malay malayalam malaysian maltese maori marathi mexican
+    mongolian moroccan nepali nigerian norwegian omani pakistani palestinian pashto persian peruvian polish
+    portuguese punjabi qatari quechua romanian russian rwandan samoan saudi scottish senegalese serbian sindhi
+    singaporean sinhala slovak slovenian somali spanish sudanese sundanese swahili swedish swiss syrian taiwanese
+    tajik tamil tatar telugu thai tibetan tunisian turkish turkmen ugandan ukrainian urdu uyghur uzbek venezuelan
+    vietnamese welsh xhosa yemeni yoruba zulu
+    """.split()  # noqa: SIM905
 )
 CATEGORIES: dict[str, tuple[str, ...]] = {
     "entities": ("entity", "cultural entities", "cultural entity"),

@@ -17,7 +17,7 @@ from care_jax.data.readers_rated import Known, user_turn
 from care_jax.data.report import Report, write_report
 from care_jax.errors import UserError, nearest
 
-__all__ = ["READERS", "Reading", "ReaderSpec", "read", "write_report"]
+__all__ = ["READERS", "ReaderSpec", "Reading", "read", "write_report"]
 
 Reader = Callable[[Iterable[Row], f.Fields, Report, Known], list[Question]]
 
@@ -174,8 +174,8 @@ def _in_english(questions: list[Question], path: str, translations: str | None) 
     if missing:
         raise UserError(
             f"query_language english: {len(missing)} of {len(questions)} questions in {path} have no translation"
-            f" (the first: {missing[0].key.split(chr(9))[-1][:80]!r}); give `translations:` a file of question, culture,"
-            " translated_question"
+            f" (the first: {missing[0].key.split(chr(9))[-1][:80]!r}); give `translations:` a file of question,"
+            " culture, translated_question"
         )
     return asked
 

@@ -28,7 +28,7 @@ def read_preferences(rows: Iterable[Row], fields: f.Fields, report: Report, know
 
 
 def read_tokenized(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
-    """Rows of token ids, used as they are: prompt_ids, chosen_ids, rejected_ids; or prompt_ids, completion_ids, label."""
+    """Token ids, used as they are: prompt_ids, chosen_ids, rejected_ids; or prompt_ids, completion_ids, label."""
     return _rows(rows, fields, report, _tokenized)
 
 

@@ -44,7 +44,7 @@ class Report:
     truncated: set[tuple[int, int]] = field(default_factory=set)
 
     def drop(self, row: Row, reason: str, field: str, found: str) -> None:
-        """Counts and lists a row that is not used; with `strict`, ends the reading (a plain duplicate loses nothing)."""
+        """Counts and lists a row that is not used; with `strict`, ends the reading (a duplicate loses nothing)."""
         if self.strict and reason != "duplicate":
             raise UserError(
                 f"{row.place}, {field}: {reason.replace('_', ' ')}: {found} (strict: the first bad row ends it)"
