@@ -1,0 +1,114 @@
+"""Chunked log-probabilities against a full log-softmax, in value, gradient and memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from care_jax.logps import completion_logps, sequence_logps
+
+
+def full(hidden, head, targets, soft_cap=None):
+    """The oracle: every logit at once, float32."""
+    logits = hidden.astype(jnp.float32) @ head.astype(jnp.float32).T
+    if soft_cap is not None:
+        logits = soft_cap * jnp.tanh(logits / soft_cap)
+    return jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), targets[:, None], axis=-1)[:, 0]
+
+
+def example(count, width=8, vocabulary=37, dtype=jnp.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    hidden = jnp.asarray(rng.normal(size=(count, width)), dtype)
+    head = jnp.asarray(rng.normal(size=(vocabulary, width)), dtype)
+    return hidden, head, jnp.asarray(rng.integers(0, vocabulary, count), jnp.int32), jnp.asarray(rng.normal(size=count))
+
+
+def gradients(function, hidden, head, coefficients):
+    return jax.grad(lambda h, w: jnp.sum(function(h, w) * coefficients), argnums=(0, 1))(hidden, head)
+
+
+@pytest.mark.parametrize("soft_cap", [None, 3.0])
+@pytest.mark.parametrize(("count", "chunk"), [(24, 8), (23, 8), (5, 1024), (1, 1), (9, 8)])
+def test_equals_a_full_log_softmax_in_value_and_gradient(count, chunk, soft_cap):
+    hidden, head, targets, coefficients = example(count)
+    ours = completion_logps(hidden, head, targets, soft_cap=soft_cap, chunk=chunk)
+    np.testing.assert_allclose(ours, full(hidden, head, targets, soft_cap), atol=2e-6, rtol=1e-6)
+    got = gradients(
+        lambda h, w: completion_logps(h, w, targets, soft_cap=soft_cap, chunk=chunk), hidden, head, coefficients
+    )
+    expected = gradients(lambda h, w: full(h, w, targets, soft_cap), hidden, head, coefficients)
+    for mine, theirs in zip(got, expected):
+        np.testing.assert_allclose(mine, theirs, atol=2e-6, rtol=1e-6)
+
+
+def test_a_frozen_head_gives_the_same_hidden_gradient_and_none_to_the_head():
+    hidden, head, targets, coefficients = example(21)
+    frozen = gradients(
+        lambda h, w: completion_logps(h, w, targets, soft_cap=3.0, chunk=8, frozen_head=True),
+        hidden,
+        head,
+        coefficients,
+    )
+    trained = gradients(lambda h, w: completion_logps(h, w, targets, soft_cap=3.0, chunk=8), hidden, head, coefficients)
+    np.testing.assert_allclose(frozen[0], trained[0], atol=1e-6)
+    assert not np.any(frozen[1])
+
+
+def test_bfloat16_inputs_give_float32_values_near_the_exact_ones():
+    hidden, head, targets, coefficients = example(19, width=32, dtype=jnp.bfloat16)
+    ours = completion_logps(hidden, head, targets, chunk=8)
+    assert ours.dtype == jnp.float32
+    # Products of bfloat16 numbers are exact in float32: only the accumulation differs.
+    np.testing.assert_allclose(ours, full(hidden, head, targets), atol=1e-5)
+    got = gradients(lambda h, w: completion_logps(h, w, targets, chunk=8), hidden, head, coefficients)
+    expected = gradients(lambda h, w: full(h, w, targets), hidden, head, coefficients)
+    for mine, theirs, given in zip(got, expected, (hidden, head)):
+        assert mine.dtype == given.dtype == jnp.bfloat16
+        np.testing.assert_allclose(
+            np.asarray(mine, np.float32), np.asarray(theirs, np.float32), atol=0.02 * float(jnp.max(jnp.abs(theirs)))
+        )
+
+
+def test_a_float32_head_under_bfloat16_states_gets_a_float32_gradient():
+    hidden, head, targets, coefficients = example(19, dtype=jnp.bfloat16)
+    head = head.astype(jnp.float32)
+    _, gradient = gradients(lambda h, w: completion_logps(h, w, targets, chunk=8), hidden, head, coefficients)
+    assert gradient.dtype == jnp.float32
+
+
+def test_no_tokens():
+    hidden, head, targets, _ = example(4)
+    assert completion_logps(hidden[:0], head, targets[:0]).shape == (0,)
+
+
+def shapes(jaxpr):
+    """Shapes of every value in a jaxpr and all jaxprs inside it."""
+    for equation in jaxpr.eqns:
+        yield from (tuple(getattr(v.aval, "shape", ())) for v in equation.outvars)
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from shapes(inner)
+
+
+@pytest.mark.parametrize("frozen_head", [False, True])
+def test_no_array_of_all_tokens_by_the_vocabulary_exists(frozen_head):
+    count, chunk, vocabulary = 96, 16, 131
+    hidden, head, targets, _ = example(count, vocabulary=vocabulary)
+
+    def loss(h, w):
+        return jnp.sum(completion_logps(h, w, targets, chunk=chunk, frozen_head=frozen_head))
+
+    def largest(function):
+        jaxpr = jax.make_jaxpr(jax.value_and_grad(function, argnums=(0, 1)))(hidden, head).jaxpr
+        return max(int(np.prod(shape)) for shape in shapes(jaxpr) if vocabulary in shape)
+
+    assert largest(loss) == chunk * vocabulary
+    # The check sees such arrays where they are: the oracle has them.
+    assert largest(lambda h, w: jnp.sum(full(h, w, targets))) == count * vocabulary
+
+
+def test_sequences_are_sums_of_their_tokens_without_the_padding():
+    tokens = jnp.asarray([-1.0, -2.0, -4.0, -8.0, -16.0])
+    segments = jnp.asarray([0, 2, 2, 3, 0], jnp.int32)
+    np.testing.assert_array_equal(sequence_logps(tokens, segments, 3), [-17.0, 0.0, -6.0])
