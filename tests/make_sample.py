@@ -1,8 +1,9 @@
 """Trains the packaged sample's tokenizer and writes its model folder: `python tests/make_sample.py [FOLDER]`.
 
-Reads care_jax/data/sample/care_sample.jsonl and writes, beside it or into FOLDER, tokenizer.model (SentencePiece unigram with
-byte fallback and no normalisation: every text survives byte for byte), the same as tokenizer.json with its configuration and
-chat template (what transformers loads), and the config.json of a tiny Llama. Run it again after the sample's text changes.
+Reads care_jax/data/sample/care_sample.jsonl and writes, beside it or into FOLDER, tokenizer.model (SentencePiece unigram
+with byte fallback and no normalisation: every text survives byte for byte), the same as tokenizer.json with its
+configuration and chat template (what transformers loads), and the config.json of a tiny Llama. Run it again after the
+sample's text changes.
 """
 
 import io
@@ -20,7 +21,9 @@ VOCAB_SIZE = 2048
 UNK, BOS, EOS, PAD, TURN_START, TURN_END = "<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
@@ -59,7 +62,9 @@ def train_sentencepiece() -> bytes:
 def hugging_face_tokenizer(trained: bytes) -> PreTrainedTokenizerFast:
     """The same unigram model as transformers loads it, without torch and without sentencepiece."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(trained)
-    tokenizer = Tokenizer(models.Unigram([(piece.piece, piece.score) for piece in proto.pieces], unk_id=0, byte_fallback=True))
+    tokenizer = Tokenizer(
+        models.Unigram([(piece.piece, piece.score) for piece in proto.pieces], unk_id=0, byte_fallback=True)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     special = [UNK, BOS, EOS, PAD, TURN_START, TURN_END]
