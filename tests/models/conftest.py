@@ -1,0 +1,9 @@
+"""The fixture `tiny`: each family's golden model in turn."""
+
+import pytest
+from tiny_models import FAMILIES, Tiny, tiny_model
+
+
+@pytest.fixture(params=FAMILIES)
+def tiny(request) -> Tiny:
+    return tiny_model(request.param)
