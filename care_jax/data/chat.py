@@ -9,6 +9,7 @@ A completion is everything the template renders after the generation prompt, tur
 """
 
 import datetime
+import functools
 import os
 import pathlib
 import re
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from care_jax.data.files import SAMPLE, shorten
+from care_jax.data.frames import Frames
 from care_jax.data.questions import Content, is_ids, is_messages, plain_text
 from care_jax.errors import UserError
 
@@ -100,17 +102,29 @@ def encode_many(
 
 @dataclass(frozen=True, slots=True)
 class _Style:
-    """How to render. template: jinja text, or None for none. start: the ids the tokenizer itself puts in front."""
+    """How to render.
+
+    template: jinja text, or None for none. start: the ids the tokenizer itself puts in front. frames: the renderers
+    without and with the generation prompt. special: finds the tokens that the tokenizer never looks across.
+    """
 
     tokenizer: Any
     template: str | None
-    options: Mapping[str, Any]
     start: tuple[int, ...]
+    frames: tuple[Frames, Frames]
+    special: re.Pattern[str]
 
     @classmethod
     def make(cls, tokenizer: Any, template: str, date: str | None) -> "_Style":
         text = None if template == "none" else _template_text(tokenizer, template)
-        return cls(tokenizer, text, _date_options(text or "", date), _start(tokenizer))
+        options = _date_options(text or "", date)
+        without, with_prompt = (
+            Frames(text or "", functools.partial(_apply, tokenizer, text or "", options, generation))
+            for generation in (False, True)
+        )
+        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+        return cls(tokenizer, text, _start(tokenizer), (without, with_prompt), pattern)
 
 
 def _template_text(tokenizer: Any, template: str) -> str:
@@ -158,20 +172,28 @@ def _render(style: _Style, conversations: list[list[Any]], generation: bool) -> 
         raise UserError(
             "the tokenizer has no chat template, and the data are messages: give chat_template a jinja file, or none"
         )
+    return style.frames[generation](conversations)
+
+
+def _apply(
+    tokenizer: Any, template: str, options: Mapping[str, Any], generation: bool, conversations: list[list[Any]]
+) -> list[str]:
+    """The template itself, on a batch; `UserError` names the conversation that it refuses."""
     import jinja2
 
     def apply(batch: list[list[Any]]) -> list[str]:
-        return style.tokenizer.apply_chat_template(
-            batch, chat_template=style.template, tokenize=False, add_generation_prompt=generation, **style.options
+        return tokenizer.apply_chat_template(
+            batch, chat_template=template, tokenize=False, add_generation_prompt=generation, **options
         )
 
+    failures = (jinja2.TemplateError, TypeError, ValueError, KeyError)
     try:
         return apply(conversations)
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+    except failures as error:
         for conversation in conversations:
             try:
                 apply([conversation])
-            except (jinja2.TemplateError, TypeError, ValueError, KeyError) as one:
+            except failures as one:
                 roles = ", ".join(str(message["role"]) for message in conversation)
                 raise UserError(
                     f"the chat template refuses a conversation of {roles}: {one}"
@@ -206,7 +228,8 @@ def _tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 def _encode(style: _Style, items: Sequence[tuple[Content, Sequence[Content]]]) -> list[Encoded]:
     """Renders and tokenizes a batch: first all texts, then one call of the tokenizer, then the splits."""
-    chats: list[list[Any]] = []  # prompts, then wholes, of the items that a template renders
+    prompts = [prompt for prompt, _ in items]
+    chats: list[list[Any]] = []  # prompts, and below wholes, of the items that a template renders
     wholes: list[list[Any]] = []
     for prompt, completions in items:
         if _templated(style, prompt, completions):
@@ -216,40 +239,57 @@ def _encode(style: _Style, items: Sequence[tuple[Content, Sequence[Content]]]) -
     prompt_texts = iter(_render(style, chats, True) if chats else [])
     whole_texts = iter(_render(style, wholes, False) if wholes else [])
 
-    texts: list[str] = []
-    for prompt, completions in items:
-        if _templated(style, prompt, completions):
-            texts.append(next(prompt_texts))
-            texts += [next(whole_texts) for _ in completions]
-        elif not is_ids(prompt):
-            texts.append(_joined(prompt))
-            texts += [_joined(prompt) + _joined(completion) for completion in completions]
-    ids = iter(_tokenize(style.tokenizer, texts))
-    words = iter(texts)
-
-    encoded = []
+    texts: list[str] = []  # of each item: the prompt, its tail, and each whole from where the tail begins
+    cuts: list[int] = []
     for prompt, completions in items:
         if is_ids(prompt):
-            encoded.append(
-                Encoded(list(prompt), [[int(i) for i in ids_] for ids_ in completions if not isinstance(ids_, str)])
-            )
             continue
-        prompt_text, prompt_ids = next(words), _one_start(style, next(ids))
         templated = _templated(style, prompt, completions)
-        answers, merges = [], 0
+        text = next(prompt_texts) if templated else _joined(prompt)
+        answers = [next(whole_texts) if templated else text + _joined(c) for c in completions]
+        cut = _tail(style, text) if templated and all(answer.startswith(text) for answer in answers) else 0
+        cuts.append(cut)
+        texts += [text, text[cut:], *(answer[cut:] for answer in answers)]
+    ids, words, places = iter(_tokenize(style.tokenizer, texts)), iter(texts), iter(cuts)
+
+    encoded = []
+    for prompt, (_, completions) in zip(prompts, items):
+        if is_ids(prompt):
+            encoded.append(Encoded(list(prompt), [list(ids_) for ids_ in completions if is_ids(ids_)]))
+            continue
+        templated, cut = _templated(style, prompt, completions), next(places)
+        text, tail_text = next(words), next(words)
+        prompt_ids, tail = _one_start(style, next(ids)), next(ids)
+        alike = prompt_ids[-len(tail) :] == tail  # else this tokenizer does look across its special tokens
+        if cut == 0 or not alike:
+            tail = prompt_ids
+        done, merges = [], 0
         for _ in completions:
-            text, whole = next(words), _one_start(style, next(ids))
-            if whole[: len(prompt_ids)] == prompt_ids:
-                answer = whole[len(prompt_ids) :]
+            whole_text, whole = next(words), next(ids)
+            if cut and not alike:
+                whole = _tokenize(style.tokenizer, [text[:cut] + whole_text])[0]
+            whole = _one_start(style, whole) if tail is prompt_ids else whole
+            if whole[: len(tail)] == tail:
+                answer = whole[len(tail) :]
             else:
                 merges += 1
-                answer = _alone(style.tokenizer, _behind(prompt_text, text, templated))
+                answer = _alone(style.tokenizer, _behind(tail_text, whole_text, templated))
             eos = style.tokenizer.eos_token_id
             if not templated and eos is not None and answer[-1:] != [eos]:
                 answer = [*answer, eos]
-            answers.append(answer)
-        encoded.append(Encoded(prompt_ids, answers, merges))
+            done.append(answer)
+        encoded.append(Encoded(prompt_ids, done, merges))
     return encoded
+
+
+def _tail(style: _Style, prompt: str) -> int:
+    """Where the last special token of a rendered prompt begins: what follows is tokenized independently of what stands
+    before, so a prompt's beginning is tokenized once and not once a completion. 0 where there is none.
+    """
+    last = 0
+    for match in style.special.finditer(prompt):
+        last = match.start()
+    return last
 
 
 def _templated(style: _Style, prompt: Content, completions: Sequence[Content]) -> bool:

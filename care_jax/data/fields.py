@@ -89,14 +89,13 @@ class Fields:
             folded.setdefault(fold(str(name)), name)
         places = []
         for key, aliases in self.aliases.items():
+            wanted = (*aliases, key)
             if key in self.columns:
                 column = self.columns[key]
-                wanted: tuple[str, ...] = () if column is None else (column,)
-            else:
-                wanted = (*aliases, key)
-            name = next((folded[fold(alias)] for alias in wanted if fold(alias) in folded), None)
-            if name is not None:
-                places.append((key, name))
+                wanted = () if column is None else (column,)
+            found = next((folded[fold(alias)] for alias in wanted if fold(alias) in folded), None)
+            if found is not None:
+                places.append((key, found))
         return places
 
 
@@ -160,8 +159,10 @@ def messages(value: Any, name: str, reason: str) -> tuple[Message, ...]:
             raise Bad(reason, name, f"not a message with role and content: {describe(item)}")
         content = item.get("content")
         if isinstance(content, list):
-            parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
-            if not all(isinstance(part, str) for part in parts):
+            parts = [
+                part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str)
+            ]
+            if len(parts) < len(content):
                 raise Bad(reason, name, f"a message part without text: {describe(content)}")
             content = "".join(parts)
         if not isinstance(content, str):

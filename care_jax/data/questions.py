@@ -1,5 +1,6 @@
 """Questions and their rated responses: the one form that every reader yields and every view is made from."""
 
+import functools
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -142,6 +143,7 @@ def category_id(name: str) -> str:
     return _CATEGORY_IDS.get(name, re.sub(r"[^\w]+", "_", name).strip("_"))
 
 
+@functools.lru_cache(maxsize=4096)
 def parse_culture(value: object, extra: frozenset[str] = frozenset()) -> tuple[str | None, str | None]:
     """(relation, culture) of 'Native (Arab)', 'foreign(Chinese)' or a bare 'Japanese'; culture None when unknown.
 
@@ -158,6 +160,7 @@ def parse_culture(value: object, extra: frozenset[str] = frozenset()) -> tuple[s
     return None, name if known else None
 
 
+@functools.lru_cache(maxsize=4096)
 def parse_category(value: object, extra: frozenset[str] = frozenset()) -> str | None:
     """The category's id ('Cultural entities' -> 'entities'), or None when it is neither known nor in `extra`."""
     if not isinstance(value, str) or not value.strip():

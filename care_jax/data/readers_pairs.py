@@ -68,16 +68,14 @@ def _preference(row: Row, found: Mapping[str, Any]) -> Question:
     rejected = f.content(found["rejected"], "rejected", "empty_response")
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise f.Bad("unreadable", "rejected", "one of chosen and rejected is text, the other messages")
-    prompt = None
-    if "prompt" in found:
-        prompt = f.content(found["prompt"], "prompt", "empty_question")
-    if prompt is None or (isinstance(prompt, str) and not isinstance(chosen, str)):
+    prompt = f.content(found["prompt"], "prompt", "empty_question") if "prompt" in found else ""
+    if not prompt or (isinstance(prompt, str) and not isinstance(chosen, str)):
         # No prompt, or only its words beside whole dialogues (ultrafeedback_binarized): what both begin with.
         prompt, chosen, rejected = _common(chosen, rejected)
     elif is_messages(prompt) and is_messages(chosen) and is_messages(rejected):
         n = len(prompt)
-        if len(chosen) > n and len(rejected) > n and chosen[:n] == tuple(prompt) == rejected[:n]:
-            chosen, rejected = chosen[n:], rejected[n:]
+        if len(chosen) > n and len(rejected) > n and tuple(chosen[:n]) == tuple(prompt) == tuple(rejected[:n]):
+            chosen, rejected = tuple(chosen[n:]), tuple(rejected[n:])
     return _pair(row, found, prompt, chosen, rejected)
 
 
