@@ -1,6 +1,6 @@
 """Trains the packaged sample's tokenizer and writes its model folder: `python tests/make_sample.py [FOLDER]`.
 
-Reads care_jax/data/sample/care_sample.jsonl and writes, beside it or into FOLDER, tokenizer.model (SentencePiece, unigram,
+Reads care_jax/data/sample/care_sample.jsonl and writes into model/ or FOLDER tokenizer.model (SentencePiece unigram
 with byte fallback and no normalisation: every text survives byte for byte), the same as tokenizer.json with its
 configuration and chat template (what transformers loads), and the config.json of a tiny Llama. Run it again after the
 sample's text changes.
