@@ -117,14 +117,21 @@ class _Style:
     @classmethod
     def make(cls, tokenizer: Any, template: str, date: str | None) -> "_Style":
         text = None if template == "none" else _template_text(tokenizer, template)
-        options = _date_options(text or "", date)
-        without, with_prompt = (
-            Frames(text or "", functools.partial(_apply, tokenizer, text or "", options, generation))
-            for generation in (False, True)
-        )
-        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
-        return cls(tokenizer, text, _start(tokenizer), (without, with_prompt), pattern)
+        frames, special = _machinery(tokenizer, text or "", date)
+        return cls(tokenizer, text, _start(tokenizer), frames, special)
+
+
+@functools.lru_cache(maxsize=8)
+def _machinery(tokenizer: Any, template: str, date: str | None) -> tuple[tuple[Frames, Frames], re.Pattern[str]]:
+    """What costs milliseconds to make, so that `encode` of one example is no slower than it must be."""
+    options = _date_options(template, date)
+    without, with_prompt = (
+        Frames(template, functools.partial(_apply, tokenizer, template, options, generation))
+        for generation in (False, True)
+    )
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+    return (without, with_prompt), pattern
 
 
 def _template_text(tokenizer: Any, template: str) -> str:

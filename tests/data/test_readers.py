@@ -1,0 +1,452 @@
+"""The readers on each form of file, what they drop and why, and the selection keys."""
+
+import csv
+import gzip
+import json
+
+import pytest
+
+from care_jax.data.readers import READERS, read
+from care_jax.errors import UserError
+
+
+def care_row(**changes):
+    row = {
+        "question": "为什么？",
+        "answer": "因为。",
+        "response": "A",
+        "human_rating": 7,
+        "source": "gpt-4o",
+        "cul_type": "Social norms",
+        "associated_culture": "Native (Chinese)",
+        "translated_question (optional)": None,
+    }
+    return {key: value for key, value in (row | changes).items() if value is not ...}
+
+
+def write(folder, rows, name="care.jsonl"):
+    path = folder / name
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def counts(reading):
+    dropped = {reason: n for reason, n in reading.report.dropped.items() if n}
+    responses = sum(len(q.responses) for q in reading.questions)
+    assert reading.report.rows == responses + sum(dropped.values())
+    assert sum(dropped.values()) == len(reading.report.rejected) + dropped.get("not_selected", 0)
+    return dropped
+
+
+# --- real data --------------------------------------------------------------------------------------------------------
+
+
+def test_real_care_rows(shared):
+    reading = read("care", str(shared / "data/care_rated.jsonl"))
+    assert len(reading.questions) == 450
+    assert sum(len(q.responses) for q in reading.questions) == 2649
+    assert counts(reading) == {"duplicate": 15, "conflicting_duplicate": 36}
+
+
+def test_real_care_evaluation_items(shared):
+    reading = read("care_eval", str(shared / "data/care_eval"))
+    cells = {}
+    for question in reading.questions:
+        cells[question.culture, question.category] = cells.get((question.culture, question.category), 0) + 1
+    assert len(reading.questions) == 450
+    assert len(cells) == 15
+    assert set(cells.values()) == {30}
+    assert len(reading.files) == 3
+
+
+def test_real_hh_rlhf(shared):
+    reading = read("hh_rlhf", str(shared / "data/hh_rlhf"))
+    assert len(reading.questions) == 399
+    assert dict(reading.report.dropped) == {"empty_response": 1}
+    first = reading.questions[0]
+    assert [m["role"] for m in first.prompt] == ["user", "assistant", "user", "assistant", "user"][: len(first.prompt)]
+    assert first.prompt[0]["content"] == "what are some pranks with a pen i can do?"
+    text = read("hh_rlhf_text", str(shared / "data/hh_rlhf")).questions[0]
+    assert text.prompt.endswith("\n\nAssistant:")
+
+
+# --- care -------------------------------------------------------------------------------------------------------------
+
+
+def test_both_care_schemas(tmp_path):
+    old = {
+        "Question": "q",
+        "response": "r",
+        "rating": "7",
+        "source": "LLM",
+        "culture_type": "Literacy",
+        "Associated Culture": "Foreign (Arab)",
+    }
+    reading = read("care", write(tmp_path, [care_row(), old]))
+    new_question, old_question = reading.questions
+    assert counts(reading) == {}
+    assert new_question.prompt == ({"role": "user", "content": "为什么？"},)
+    assert new_question.responses[0].content == ({"role": "assistant", "content": "A"},)
+    assert (new_question.culture, new_question.relation, new_question.category) == ("chinese", "native", "norms")
+    assert (new_question.language, new_question.reference, new_question.translated) == ("zh", "因为。", None)
+    assert (old_question.culture, old_question.relation, old_question.category) == ("arab", "foreign", "literacy")
+    assert old_question.responses[0].rating == 7.0
+    assert old_question.reference is None
+
+
+def test_every_reason_is_counted_and_listed(tmp_path):
+    path = tmp_path / "care.jsonl"
+    rows = [
+        care_row(),
+        care_row(),  # duplicate, whatever the source
+        care_row(source="human", human_rating=3),  # conflicting
+        care_row(question=...),
+        care_row(question=None),
+        care_row(question=" \n"),
+        care_row(response=""),
+        care_row(response=["x"]),
+        care_row(human_rating="N/A"),
+        care_row(human_rating=11),
+        care_row(human_rating=None),
+        care_row(cul_type="Weather"),
+        care_row(associated_culture=None),
+        care_row(associated_culture=...),
+    ]
+    lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+    lines += [b'{"question": ', b"[1, 2]", b"\xff\xfe{}", b"null", b"[" * 100_000]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    reading = read("care", str(path))
+    assert counts(reading) == {
+        "duplicate": 1,
+        "conflicting_duplicate": 1,
+        "missing_field": 2,
+        "empty_question": 2,
+        "empty_response": 2,
+        "invalid_rating": 3,
+        "unknown_category": 1,
+        "unknown_culture": 1,
+        "unreadable": 5,
+    }
+    (question,) = reading.questions
+    (response,) = question.responses
+    assert response.rating == pytest.approx((7 + 7 + 3) / 3)
+    assert (response.row, response.source) == (0, "gpt-4o")
+    first = reading.report.rejected[0]
+    assert (first["file"], first["row"], first["line"], first["reason"]) == (str(path), 1, 2, "duplicate")
+    assert {"file", "row", "field", "reason", "found"} <= set(first)
+
+
+def test_a_column_that_no_row_has_is_not_missed(tmp_path):
+    rows = [care_row(associated_culture=..., cul_type=..., source=..., answer=...)]
+    reading = read("care", write(tmp_path, rows))
+    assert counts(reading) == {}
+    assert reading.questions[0].culture is None
+
+
+def test_strict_names_the_first_bad_row(tmp_path):
+    path = write(tmp_path, [care_row(), care_row(response="B", human_rating="x")])
+    with pytest.raises(UserError, match=r"care.jsonl, row 1 \(line 2\), rating: invalid rating: text: x"):
+        read("care", path, strict=True)
+    assert len(read("care", write(tmp_path, [care_row(), care_row()]), strict=True).questions) == 1
+
+
+def test_text_reaches_the_question_byte_for_byte(tmp_path):
+    odd = " \u200b心\n\n🤪\u2028A\u0301 "
+    reading = read("care", write(tmp_path, [care_row(question=odd, response=odd)]))
+    assert reading.questions[0].prompt[0]["content"] == odd
+    assert reading.questions[0].responses[0].content[0]["content"] == odd
+
+
+def test_groups_by_normalised_question_and_culture(tmp_path):
+    rows = [care_row(question="abc?"), care_row(question="ＡＢＣ？ ", response="B")]
+    rows.append(care_row(question="abc?", associated_culture="Native (Arab)"))
+    reading = read("care", write(tmp_path, rows))
+    assert [len(q.responses) for q in reading.questions] == [2, 1]
+
+
+def test_columns_of_anyones_own_file(tmp_path):
+    rows = [{"frage": "q", "antwort": "a", "note": 93, "Kultur": "Basque"}]
+    path = write(tmp_path, rows)
+    columns = {"question": "frage", "response": "antwort", "human_rating": "note", "culture": "kultur"}
+    (question,) = read("rated", path, columns=columns).questions
+    assert question.culture == "basque"
+    assert question.responses[0].rating == 93.0
+    assert counts(read("care", path, columns=columns)) == {"invalid_rating": 1}
+    with pytest.raises(UserError, match=r"did you mean 'question'"):
+        read("rated", path, columns={"qestion": "frage"})
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_file_reads_alike(tmp_path):
+    rows = [care_row(response=f'r\n{i}, "x"', human_rating=i + 1) for i in range(5)]
+    expected = read("care", write(tmp_path, rows)).questions
+    (tmp_path / "a.json").write_text("\ufeff" + json.dumps(rows, indent=4), encoding="utf-8")
+    (tmp_path / "b.json").write_text(json.dumps({"data": rows}), encoding="utf-8")
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress((tmp_path / "care.jsonl").read_bytes()))
+    with open(tmp_path / "d.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, fieldnames=list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "e.parquet")
+    for name in ("a.json", "b.json", "c.jsonl.gz", "d.csv", "e.parquet"):
+        found = read("care", str(tmp_path / name)).questions
+        assert [(q.prompt, q.responses, q.key) for q in found] == [(q.prompt, q.responses, q.key) for q in expected], (
+            name
+        )
+
+
+def test_a_folder_is_read_in_order_and_by_split(tmp_path):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data", [care_row(response="a")], "train-0.jsonl")
+    write(tmp_path / "data", [care_row(response="b")], "train-1.jsonl")
+    write(tmp_path / "data", [care_row(response="c")], "test.jsonl")
+    reading = read("care", str(tmp_path), split="train")
+    assert [(r.content[0]["content"], r.row) for r in reading.questions[0].responses] == [("a", 0), ("b", 1)]
+    assert len(read("care", str(tmp_path)).questions[0].responses) == 3
+    with pytest.raises(UserError, match="no file for split='dev'"):
+        read("care", str(tmp_path), split="dev")
+
+
+def test_a_saved_dataset(tmp_path):
+    import datasets
+
+    data = datasets.DatasetDict({"train": datasets.Dataset.from_list([care_row()])})
+    data.save_to_disk(str(tmp_path / "saved"))
+    assert len(read("care", str(tmp_path / "saved"), split="train").questions) == 1
+    with pytest.raises(UserError, match="no split 'tset'"):
+        read("care", str(tmp_path / "saved"), split="tset")
+
+
+def test_a_hub_dataset(tmp_path, monkeypatch):
+    import datasets
+
+    def load_dataset(path, name, *, split, revision):
+        if path != "geyang627/care":
+            raise FileNotFoundError("not on the hub")
+        assert (name, split, revision) == ("arabic", None, "abc")
+        return datasets.DatasetDict({"train": datasets.Dataset.from_list([care_row()])})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    reading = read("care", "geyang627/care", name="arabic", revision="abc")
+    assert len(reading.questions) == 1
+    assert reading.files[0][0] == "geyang627/care@abc"
+    with pytest.raises(UserError, match="not on the hub"):
+        read("care", "nobody/nothing")
+
+
+def test_the_packaged_sample():
+    assert len(read("care", "sample").questions) >= 72
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no rows"),
+        (b"[]", "holds no rows"),
+        (b'[{"question": "a"}, {"que', r"row 1 \(line 1\): not JSON"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+        (b"\x00\x01\x02", "none of 1 rows can be read"),
+        (b"hello\nworld", "none of 2 rows can be read; row 0: not JSON"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path, content, message):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read("care", str(tmp_path / "x.json"))
+
+
+def test_other_broken_files(tmp_path):
+    for name, content in (("x.parquet", b"PAR1 no"), ("x.jsonl.gz", b"\x1f\x8b no"), ("x.csv", b'a,b\n"x')):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=name):
+            read("care", str(tmp_path / name))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no data files"):
+        read("care", str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="no such file"):
+        read("care", str(tmp_path / "absent.jsonl"))
+    with pytest.raises(UserError, match="only applies to a folder"):
+        read("care", write(tmp_path, [care_row()]), split="train")
+
+
+def test_csv_rows_that_do_not_fit_the_header(tmp_path):
+    (tmp_path / "x.csv").write_text("question,response,rating\nq,r,7\nq,r\nq,r,7,8\n")
+    assert counts(read("care", str(tmp_path / "x.csv"))) == {"missing_field": 1, "unreadable": 1}
+
+
+def test_a_row_of_bad_bytes_in_an_array_is_lost_alone(tmp_path):
+    rows = json.dumps([care_row(), care_row(response="XX")], ensure_ascii=False).encode().replace(b"XX", b"\xff\xfe")
+    (tmp_path / "x.json").write_bytes(rows)
+    assert counts(read("care", str(tmp_path / "x.json"))) == {"unreadable": 1}
+
+
+def test_unknown_reader():
+    with pytest.raises(UserError, match="did you mean 'care'"):
+        read("crae", "x")
+
+
+# --- preferences and tokenized ----------------------------------------------------------------------------------------
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def test_preference_formats(tmp_path):
+    whole = [user("q"), assistant("x")], [user("q"), assistant("y")]
+    rows = [
+        {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
+        {"chosen": "The sky is blue.", "rejected": "The sky is green."},
+        {"prompt": [user("q")], "chosen": [assistant("x")], "rejected": [assistant("y")]},
+        {"chosen": whole[0], "rejected": whole[1]},
+        {"prompt": "q", "chosen": whole[0], "rejected": whole[1], "score_chosen": 1},
+        {"prompt": [user("q")], "chosen": whole[0], "rejected": whole[1]},
+    ]
+    questions = read("preferences", write(tmp_path, rows)).questions
+    assert (questions[0].prompt, [r.content for r in questions[0].responses]) == ("The sky is", [" blue.", " green."])
+    assert (questions[1].prompt, [r.content for r in questions[1].responses]) == ("The sky is", [" blue.", " green."])
+    for question in questions[2:]:
+        assert question.prompt == (user("q"),)
+        assert [r.content for r in question.responses] == [(assistant("x"),), (assistant("y"),)]
+    assert [(r.rating, r.field) for r in questions[0].responses] == [(1.0, "chosen"), (0.0, "rejected")]
+    assert len({q.key for q in questions[2:]}) == 1  # a prompt that returns is another group with the same key
+
+
+def test_unpaired_format(tmp_path):
+    rows = [{"prompt": "q", "completion": "a", "label": True}, {"prompt": "q", "completion": "b", "label": 0}]
+    questions = read("preferences", write(tmp_path, rows)).questions
+    assert [q.responses[0].desirable for q in questions] == [True, False]
+
+
+def test_preference_rows_that_cannot_be_used(tmp_path):
+    rows = [
+        {"prompt": "p", "chosen": "a"},
+        {"prompt": "", "chosen": "a", "rejected": "b"},
+        {"prompt": "p", "chosen": "", "rejected": "b"},
+        {"prompt": "p", "chosen": "a", "rejected": [assistant("b")]},
+        {"prompt": "p", "chosen": "a", "rejected": "a"},
+        {"chosen": "ax", "rejected": "bx"},
+        {"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"},
+        {"prompt": "p", "completion": "a", "label": "perhaps"},
+        {"prompt": 5, "chosen": "a", "rejected": "b"},
+    ]
+    reading = read("preferences", write(tmp_path, rows))
+    assert reading.questions == []
+    assert dict(reading.report.dropped) == {
+        "missing_field": 1,
+        "empty_question": 4,
+        "empty_response": 1,
+        "unreadable": 1,
+        "conflicting_duplicate": 1,
+        "invalid_rating": 1,
+    }
+
+
+def test_tokenized_rows(tmp_path):
+    rows = [
+        {"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4, 5]},
+        {"prompt_ids": [1, 2], "completion_ids": [3], "label": True},
+        {"prompt_ids": [], "chosen_ids": [3], "rejected_ids": [4]},
+        {"prompt_ids": [1], "chosen_ids": ["3"], "rejected_ids": [4]},
+    ]
+    reading = read("tokenized", write(tmp_path, rows))
+    pair, labelled = reading.questions
+    assert (pair.prompt, [r.content for r in pair.responses]) == ((1, 2), [(3,), (4, 5)])
+    assert (labelled.responses[0].content, labelled.responses[0].desirable) == ((3,), True)
+    assert dict(reading.report.dropped) == {"empty_question": 1, "empty_response": 1}
+
+
+def test_hh_rlhf_transcripts(tmp_path):
+    start = "\n\nHuman: hi\n\nHuman: there\n\nAssistant: yes?\n\nHuman: why\n\nAssistant:"
+    rows = [
+        {"chosen": start + " because", "rejected": start + " dunno"},
+        {"chosen": start + " because", "rejected": start.replace("why", "how") + " dunno"},
+        {"chosen": "no dialogue", "rejected": "none"},
+    ]
+    reading = read("hh_rlhf", write(tmp_path, rows))
+    (question,) = reading.questions
+    assert question.prompt == (user("hi\n\nthere"), assistant("yes?"), user("why"))
+    assert [r.content for r in question.responses] == [(assistant("because"),), (assistant("dunno"),)]
+    assert dict(reading.report.dropped) == {"prompt_mismatch": 1, "empty_question": 1}
+
+
+# --- selection --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    rows = [
+        care_row(question=f"{culture} {relation} {category}", response=source, source=source, cul_type=category)
+        | {"associated_culture": f"{relation} ({culture})"}
+        for culture in ("Arab", "Chinese")
+        for relation in ("Native", "Foreign")
+        for category in ("Opinion", "Literacy")
+        for source in ("human", "gpt-4o")
+    ]
+    return write(tmp_path, rows)
+
+
+@pytest.mark.parametrize(
+    ("keys", "questions", "responses"),
+    [
+        ({}, 8, 16),
+        ({"cultures": ["Arabic"]}, 4, 8),
+        ({"cultures": ["ar", "zh"]}, 8, 16),
+        ({"relations": ["native"]}, 4, 8),
+        ({"relations": ["native", "foreign"]}, 8, 16),
+        ({"categories": ["opinion"]}, 4, 8),
+        ({"sources": ["Human"]}, 8, 8),
+        ({"cultures": ["arab"], "relations": ["foreign"], "sources": ["human"]}, 2, 2),
+    ],
+)
+def test_selection(mixed, keys, questions, responses):
+    reading = read("care", mixed, **keys)
+    dropped = counts(reading)
+    assert len(reading.questions) == questions
+    assert sum(len(q.responses) for q in reading.questions) == responses
+    assert dropped.get("not_selected", 0) == 16 - responses
+
+
+@pytest.mark.parametrize(
+    "keys", [{"cultures": ["korean"]}, {"categories": ["norms"]}, {"sources": ["gpt4"]}, {"relations": ["near"]}]
+)
+def test_selecting_what_is_not_there(mixed, keys):
+    with pytest.raises(UserError, match=next(iter(keys))):
+        read("care", mixed, **keys)
+
+
+def test_query_language(tmp_path):
+    rows = [
+        care_row(question="一", **{"translated_question (optional)": "one"}),
+        care_row(question="二", human_rating=3),
+    ]
+    path = write(tmp_path, rows)
+    with pytest.raises(UserError, match="1 of 2 questions"):
+        read("care", path, query_language="english")
+    with pytest.raises(UserError, match="expected native or english"):
+        read("care", path, query_language="klingon")
+    translations = write(
+        tmp_path, [{"question": "二", "culture": "chinese", "translated_question": "two"}], "translations.jsonl"
+    )
+    asked = read("care", path, query_language="english", translations=translations).questions
+    native = read("care", path).questions
+    assert [q.prompt[0]["content"] for q in asked] == ["one", "two"]
+    assert [q.key for q in asked] == [q.key for q in native]
+
+
+def test_every_reader_takes_damaged_rows(tmp_path):
+    rows = [{}, {"question": {"a": [1]}, "prompt": float("nan"), "chosen": {}, "rejected": [], "prompt_ids": "x"}]
+    path = write(tmp_path, rows)
+    for name in READERS:
+        reading = read(name, path)
+        assert reading.questions == []
+        assert reading.report.rows == sum(reading.report.dropped.values()) == 2
