@@ -5,7 +5,7 @@ compile time does not grow with depth.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -20,7 +20,7 @@ from care_jax.models import attention as attention_lib
 from care_jax.models.arch import Arch, LayerKind, Rope, Tree
 from care_jax.sharding import constrain
 
-Remat = Literal["none", "dots", "full"]
+REMAT = ("none", "dots", "full")
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -205,7 +205,7 @@ def forward(
     lora_scale: float = 1.0,
     cache: Cache | None = None,
     dtype: Any = jnp.float32,
-    remat: Remat = "none",
+    remat: str = "none",
     attention: str = "auto",
 ) -> tuple[Float[Array, "B T d"], Cache | None]:
     """The final-normed hidden states of the tokens, in `dtype`, and the cache with them in it.
@@ -298,7 +298,7 @@ class Decoder(nn.Module):
 
     arch: Arch
     dtype: Any = jnp.float32
-    remat: Remat = "none"
+    remat: str = "none"
     attention: str = "auto"
     lora_scale: float | None = None
 

@@ -16,7 +16,7 @@ from care_jax.models import arch as arch_lib
 from care_jax.models import attention as attention_lib
 from care_jax.models import gemma, llama, qwen, safetensors_io
 from care_jax.models.arch import Arch, Tree, Weight
-from care_jax.models.decoder import Decoder, Remat
+from care_jax.models.decoder import REMAT, Decoder
 
 FAMILIES: dict[str, Callable[[Any], Arch]] = {
     "llama": llama.read_llama,
@@ -79,21 +79,19 @@ def read_config(path: str | pathlib.Path) -> Arch:
         raise UserError(f"{file.parent}: {error}") from error
 
 
-def _model(arch: Arch, dtype: Any, remat: Remat, attention: str, where: str) -> Decoder:
+def _model(arch: Arch, dtype: Any, remat: str, attention: str, where: str) -> Decoder:
     try:
         dtype = jnp.dtype(dtype)
     except TypeError as error:
         raise UserError(f"{where}: dtype {dtype!r} is none; expected float32 or bfloat16") from error
     attention_lib.choose(attention, 1)
-    if remat not in ("none", "dots", "full"):
-        raise UserError(
-            f"model.remat: {remat!r} is not one of none, dots, full{nearest(remat, ('none', 'dots', 'full'))}"
-        )
+    if remat not in REMAT:
+        raise UserError(f"model.remat: {remat!r} is not one of {', '.join(REMAT)}{nearest(remat, REMAT)}")
     return Decoder(arch, dtype=dtype, remat=remat, attention=attention)
 
 
 def from_config(
-    path: str | pathlib.Path, *, dtype: Any = "float32", remat: Remat = "none", attention: str = "auto"
+    path: str | pathlib.Path, *, dtype: Any = "float32", remat: str = "none", attention: str = "auto"
 ) -> Decoder:
     """The model of a config.json (the file or its folder), with no weights; see `init_params`."""
     return _model(read_config(path), dtype, remat, attention, str(path))
@@ -173,7 +171,7 @@ def from_pretrained(
     mesh: Mesh | None = None,
     *,
     param_dtype: Any = None,
-    remat: Remat = "none",
+    remat: str = "none",
     attention: str = "auto",
     revision: str | None = None,
 ) -> tuple[Decoder, Tree]:

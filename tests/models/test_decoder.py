@@ -1,0 +1,116 @@
+"""The decoder as a Flax module, its memory options, and attention's programs against each other."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import GOLDEN, tiny_model
+
+import care_jax.models as models
+from care_jax import sharding
+from care_jax.errors import UserError
+from care_jax.models import attention
+
+
+def test_flax_users_find_what_they_expect():
+    tiny = tiny_model("qwen2")
+    tokens = jnp.ones((1, 4), jnp.int32)
+    shapes = jax.eval_shape(tiny.model.init, jax.random.key(0), tokens)
+    assert jax.tree.map(lambda x: x.shape, shapes["params"]) == jax.tree.map(lambda x: x.shape, tiny.params)
+    assert type(shapes["params"]) is dict
+    assert "blocks" in nn.tabulate(tiny.model, jax.random.key(0))(tokens)
+
+
+def test_a_fresh_model_is_the_same_on_every_mesh():
+    model = models.from_config(GOLDEN / "llama3")
+    alone = models.init_params(model, 3)
+    placed = models.init_params(model, 3, sharding.make_mesh(2, 2, 2))
+    jax.tree.map(np.testing.assert_array_equal, alone, placed)
+    mlp = alone["blocks"]["mlp"]
+    assert not np.array_equal(mlp["up"]["weight"], mlp["gate"]["weight"])
+    np.testing.assert_allclose(np.std(np.asarray(alone["blocks"]["mlp"]["up"]["weight"])), 0.02, rtol=0.1)
+    assert (np.asarray(alone["norm"]["weight"]) == 1).all()
+    gemma = models.init_params(models.from_config(GOLDEN / "gemma2"), 0, param_dtype="bfloat16")
+    assert gemma["norm"]["weight"].dtype == jnp.bfloat16
+    assert (np.asarray(gemma["norm"]["weight"], np.float32) == 0).all()
+
+
+def test_positions_and_segments_have_defaults():
+    tiny = tiny_model("gemma3_text")
+    tokens = jnp.asarray(tiny.golden["tokens"])
+    logits = jax.jit(tiny.model.apply)({"params": tiny.params}, tokens)
+    np.testing.assert_allclose(logits[0], tiny.golden["logits"][0], atol=1e-4)
+    hidden = jax.jit(lambda p: tiny.model.apply({"params": p}, tokens, method="hidden"))(tiny.params)
+    head = models.head_weight(tiny.model.arch, tiny.params)
+    np.testing.assert_allclose(hidden @ head.T, logits, atol=1e-4)
+
+
+def test_remat_and_chunks_change_no_number(monkeypatch):
+    tiny = tiny_model("gemma2")
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(0, 64, (2, 40)), jnp.int32)
+    segments = jnp.asarray(np.repeat([[1, 2, 3, 0]], [9, 12, 12, 7], axis=1).repeat(2, 0), jnp.int32)
+    prompts = jnp.where(segments == 3, 1, segments)
+    positions = jnp.asarray(np.concatenate([np.arange(9), np.arange(12), 9 + np.arange(12), np.arange(7)]), jnp.int32)
+    positions = jnp.broadcast_to(positions[None], tokens.shape)
+    monkeypatch.setattr(attention, "CHUNK", 16)  # 40 tokens: two chunks and a part of one
+
+    def numbers(**options):
+        model = dataclasses.replace(tiny.model, **options)
+
+        def loss(params):
+            logits = model.apply({"params": params}, tokens, positions, segments, prompts)
+            return jnp.sum(jax.nn.log_softmax(logits)[:, :33, 7]), logits
+
+        (_, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(tiny.params)
+        return logits, gradient
+
+    plain = tiny.model.apply({"params": tiny.params}, tokens, positions, segments, prompts)
+    logits, gradient = numbers(attention="xla", remat="dots")
+    chunked, chunked_gradient = numbers(attention="xla_chunked", remat="full")
+    np.testing.assert_allclose(logits, plain, atol=1e-5)
+    np.testing.assert_allclose(chunked, plain, atol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), gradient, chunked_gradient)
+
+
+def test_attention_equals_a_loop_over_queries():
+    """Against the definition, in NumPy: segments, prompts, window and cap at once."""
+    rng = np.random.default_rng(0)
+    length, window, cap = 12, 4, 3.0
+    q, k, v = (rng.normal(size=(1, length, heads, 4)).astype(np.float32) for heads in (4, 2, 2))
+    segments = np.repeat([1, 2, 3, 0], [4, 3, 3, 2])
+    prompts = np.where(segments == 3, 1, segments)
+    positions = np.concatenate([np.arange(4), np.arange(3), 4 + np.arange(3), np.arange(2)])
+    expected = np.zeros_like(q)
+    for head in range(4):
+        for i in range(length):
+            seen = [
+                j
+                for j in range(i + 1)
+                if segments[j] in (segments[i], prompts[i]) and positions[i] - positions[j] < window
+            ]
+            scores = cap * np.tanh(q[0, i, head] @ k[0, seen, head // 2].T * 0.5 / cap)
+            weights = np.exp(scores) / np.exp(scores).sum()
+            expected[0, i, head] = weights @ v[0, seen, head // 2]
+    batched = [jnp.asarray(x[None], jnp.int32) for x in (positions, segments, prompts)]
+    ours = attention.attend(
+        *map(jnp.asarray, (q, k, v)),
+        positions=batched[0],
+        segment_ids=batched[1],
+        prompt_segment_ids=batched[2],
+        window=window,
+        soft_cap=cap,
+        scale=0.5,
+        implementation="xla",
+    )
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_auto_takes_chunks_for_long_rows_only():
+    assert attention.choose("auto", 512) == "xla"
+    assert attention.choose("auto", 8192) == "xla_chunked"
+    with pytest.raises(UserError, match=r"xla_chunk'.*did you mean 'xla_chunked'"):
+        attention.choose("xla_chunk", 8)
