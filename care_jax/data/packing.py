@@ -1,10 +1,24 @@
-"""The batch of one optimizer step: microbatches of packed rows, and where in them every response is."""
+"""The batch of one optimizer step, and the plan that lays its units into microbatches of packed rows.
 
+A plan depends on lengths only, so every host makes the same one and fills (`filling.fill`) only the rows it owns.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from flax import struct
+from jaxtyping import Int64
+
+from care_jax.data.bins import Bin, Cluster, Room, TooLarge, pack
+from care_jax.data.corpus import Corpus
+from care_jax.data.preferences import Unit
+from care_jax.errors import UserError
 
 Array = Any  # numpy on the host, global jax.Array in the step
+Sequences = Sequence[tuple[int, int]]  # (question, response id): what stands behind which prompt
 
 
 @struct.dataclass
@@ -19,7 +33,7 @@ class Batch:
     predictor_positions: Array  # [A, C] int32; flat place of the token whose hidden state predicts it
     completion_segments: Array  # [A, C] int32; the response's slot 0..S-1, S in padding
     lengths: Array  # [A, S] int32; completion tokens, 1 in padding slots
-    ratings: Array  # [A, S] float32
+    ratings: Array  # [A, S] float32; 0 where there is none
     ref_logps: Array  # [A, S] float32
     desirable: Array  # [A, S] bool
     segment_weights: Array  # [A, S] float32; unit weight of a response in the unpaired view, 0 in padding
@@ -30,3 +44,369 @@ class Batch:
     group_weights: Array  # [A, G] float32; 0 in padding
     n_microbatches: Array  # int32 scalar; the microbatches that hold anything
     mismatched: "Batch | None" = None  # KTO: the step's mismatched completions, laid out the same way, unit weights 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The static sizes of a batch, the same in every step of a run (so that the step is compiled once).
+
+    rows M, row_length R, responses S, completions C, pairs P, groups G, width K, microbatches A (as many as the fullest
+    step needs; 0 while not yet known: `plan_run` says). packing, share_responses, share_prompts: as `batch.*`.
+    """
+
+    rows: int
+    row_length: int
+    responses: int
+    completions: int
+    pairs: int = 1
+    groups: int = 1
+    width: int = 1
+    microbatches: int = 0
+    packing: bool = True
+    share_responses: bool = True
+    share_prompts: bool = True
+
+    def room(self, merge: bool) -> Room:
+        return Room(
+            self.rows,
+            self.row_length,
+            self.responses,
+            self.completions,
+            self.pairs,
+            self.groups,
+            not self.packing,
+            self.share_prompts and self.packing,
+            merge and self.share_responses,
+        )
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Where everything stands. Parallel arrays: responses (by microbatch and slot), segments, pairs, lists.
+
+    sequences: (question, response id) of each response; lengths: its completion tokens; microbatch, slot: its place;
+    start, predictor: flat places (row * R + column) of its first token and of the token that predicts that one.
+    segments: columns microbatch, row, column, length, question or -1, response id or -1, segment, prompt segment, first
+    position. pairs: columns microbatch, chosen slot, rejected slot. lists: (microbatch, slots).
+    """
+
+    layout: Layout
+    count: int  # microbatches that hold anything
+    sequences: Int64[np.ndarray, "responses 2"]
+    lengths: Int64[np.ndarray, " responses"]
+    microbatch: Int64[np.ndarray, " responses"]
+    slot: Int64[np.ndarray, " responses"]
+    start: Int64[np.ndarray, " responses"]
+    predictor: Int64[np.ndarray, " responses"]
+    weights: np.ndarray  # [responses] float32, in the unpaired view
+    desirable: np.ndarray  # [responses] bool
+    segments: Int64[np.ndarray, "segments 9"]
+    pairs: Int64[np.ndarray, "pairs 3"]
+    pair_weights: np.ndarray  # [pairs] float32
+    lists: tuple[tuple[int, tuple[int, ...]], ...]
+    list_weights: np.ndarray  # [lists] float32
+    mismatched: "StepPlan | None" = None
+
+    @property
+    def tokens(self) -> int:
+        """Token slots filled."""
+        return int(self.segments[:, 3].sum())
+
+    @property
+    def efficiency(self) -> float:
+        """The part of the token slots run that is filled."""
+        return self.tokens / max(1, self.count * self.layout.rows * self.layout.row_length)
+
+
+# --- from units to clusters ------------------------------------------------------------------------------------------
+
+
+def _cluster(corpus: Corpus, question: int, names: Sequence[int], **counts: int) -> Cluster:
+    lengths = [corpus.length(question, name) for name in names]
+    return Cluster(question, int(corpus.prompt_lengths[question]), list(names), lengths, **counts)
+
+
+def _atoms(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> list[tuple[Cluster, Unit, tuple]]:
+    """What may not be divided, with its unit and the pairs (positions in its responses) it serves."""
+    found: list[tuple[Cluster, Unit, tuple]] = []
+    for unit in units:
+        ids = [corpus.response_id(unit.question, response) for response in unit.responses]
+        if unit.pairs and not layout.share_responses:
+            for chosen, rejected in unit.pairs:
+                cluster = _cluster(corpus, unit.question, [ids[chosen], ids[rejected]], pairs=1)
+                found.append((cluster, unit, ((0, 1),)))
+        else:
+            is_list = not unit.pairs and unit.desirable is None
+            cluster = _cluster(corpus, unit.question, ids, pairs=len(unit.pairs), groups=int(is_list))
+            found.append((cluster, unit, unit.pairs))
+    for number, (cluster, _, _) in enumerate(found):
+        cluster.uses = [number]
+    return found
+
+
+def _gathered(atoms: Sequence[Cluster], merge: bool) -> list[Cluster]:
+    """Atoms of one question as one cluster, so that they land together where they fit; distinct responses if merged."""
+    by_question: dict[int, list[Cluster]] = {}
+    for atom in atoms:
+        by_question.setdefault(atom.question, []).append(atom)
+    whole = []
+    for question, parts in by_question.items():
+        if len(parts) == 1:
+            whole.append(parts[0])
+            continue
+        together = Cluster(question, parts[0].prompt, [], [], parts=parts)
+        seen: set[int] = set()
+        for part in parts:
+            together.pairs += part.pairs
+            together.groups += part.groups
+            for name, length in zip(part.names, part.lengths):
+                if not merge or name not in seen:
+                    seen.add(name)
+                    together.names.append(name)
+                    together.lengths.append(length)
+        whole.append(together)
+    return whole
+
+
+def _slots_of(bins: Sequence[Bin], merge: bool) -> dict[int, tuple[int, list[int]]]:
+    """use -> (microbatch, slots of its cluster's responses)."""
+    found: dict[int, tuple[int, list[int]]] = {}
+    for number, bin_ in enumerate(bins):
+        for cluster, slots in bin_.clusters:
+            if not cluster.parts:
+                found[cluster.uses[0]] = number, slots
+                continue
+            own, at = dict(zip(cluster.names, slots)), 0
+            for part in cluster.parts:
+                part_slots = [own[name] for name in part.names] if merge else slots[at : at + len(part.names)]
+                at += len(part.names)
+                found[part.uses[0]] = number, part_slots
+    return found
+
+
+# --- plans -----------------------------------------------------------------------------------------------------------
+
+
+def plan_step(units: Sequence[Unit], corpus: Corpus, layout: Layout, mismatched: Layout | None = None) -> StepPlan:
+    """Lays out the units of one step in the fewest microbatches found.
+
+    Atoms (a unit with shared responses, a pair without, a labelled response) never straddle a microbatch, those of one
+    question stay together where they fit. mismatched: the layout of KTO's mismatched completions, if they are needed.
+    Raises UserError naming a question that needs more rows than a microbatch has, with the number it needs.
+    """
+    atoms = _atoms(units, corpus, layout)
+    # A response that two labelled units name is two units, and stands twice.
+    merge = layout.share_responses and not any(unit.desirable is not None for unit in units)
+    clusters = _gathered([cluster for cluster, _, _ in atoms], merge)
+    bins = _pack(clusters, layout, merge, corpus)
+    slots = _slots_of(bins, merge)
+    order, plan = _lay_out(bins, layout)
+
+    weights = np.zeros(len(plan["lengths"]), np.float32)
+    desirable = np.zeros(len(plan["lengths"]), bool)
+    first = np.searchsorted(plan["microbatch"], np.arange(len(bins)))
+    pairs, pair_weights, lists, list_weights = [], [], [], []
+    for use, (_, unit, own_pairs) in enumerate(atoms):
+        number, own = slots[use]
+        final = [order[number][slot] for slot in own]
+        if unit.desirable is not None:
+            weights[first[number] + final[0]] = unit.weight
+            desirable[first[number] + final[0]] = unit.desirable
+        elif own_pairs:
+            pairs += [(number, final[chosen], final[rejected]) for chosen, rejected in own_pairs]
+            pair_weights += [unit.weight] * len(own_pairs)
+        else:
+            lists.append((number, tuple(final)))
+            list_weights.append(unit.weight)
+    return StepPlan(
+        layout=layout,
+        count=len(bins),
+        **plan,
+        weights=weights,
+        desirable=desirable,
+        pairs=np.asarray(pairs, np.int64).reshape(-1, 3),
+        pair_weights=np.asarray(pair_weights, np.float32),
+        lists=tuple(lists),
+        list_weights=np.asarray(list_weights, np.float32),
+        mismatched=None if mismatched is None else _plan_mismatched(units, corpus, mismatched),
+    )
+
+
+def plan_responses(corpus: Corpus, sequences: Sequences, layout: Layout) -> StepPlan:
+    """Lays out sequences, (question, response id) each, as training rows; `plan.microbatch` and `plan.slot` in the
+    order of `sequences` say where each one's number will be. Units' weights are 1 on every response.
+    """
+    clusters = []
+    for use, (question, response) in enumerate(sequences):
+        cluster = _cluster(corpus, int(question), [int(response)])
+        cluster.uses = [use]
+        clusters.append(cluster)
+    bins = _pack(_gathered(clusters, merge=False), layout, False, corpus)
+    order, plan = _lay_out(bins, layout)
+    slots = _slots_of(bins, merge=False)
+    first = np.searchsorted(plan["microbatch"], np.arange(len(bins)))
+    back = np.asarray([first[slots[u][0]] + order[slots[u][0]][slots[u][1][0]] for u in range(len(clusters))], np.int64)
+    per_response = ("sequences", "lengths", "microbatch", "slot", "start", "predictor")
+    plan |= {name: plan[name][back] for name in per_response}
+    return StepPlan(
+        layout=layout,
+        count=len(bins),
+        **plan,
+        weights=np.ones(len(clusters), np.float32),
+        desirable=np.zeros(len(clusters), bool),
+        pairs=np.zeros((0, 3), np.int64),
+        pair_weights=np.zeros(0, np.float32),
+        lists=(),
+        list_weights=np.zeros(0, np.float32),
+    )
+
+
+def mismatched_sequences(units: Sequence[Unit], corpus: Corpus) -> list[tuple[int, int]]:
+    """(question of a unit, response id of the nearest earlier unit with another question key), unit by unit, cyclic.
+
+    Raises UserError where the units hold fewer than two question keys.
+    """
+    keys = [corpus.key(unit.question) for unit in units]
+    if len(set(keys)) < 2:
+        raise UserError(f"a step needs two different questions for the KL estimate, found {len(set(keys))} in {keys[:1]}")
+    found: list[tuple[int, int]] = []
+    for number, unit in enumerate(units):
+        back = next(n for n in range(1, len(units)) if keys[number - n] != keys[number])
+        other = units[number - back]
+        found.append((unit.question, corpus.response_id(other.question, other.responses[0])))
+    return found
+
+
+def _plan_mismatched(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> StepPlan:
+    return plan_responses(corpus, mismatched_sequences(units, corpus), layout)
+
+
+def _pack(clusters: Sequence[Cluster], layout: Layout, merge: bool, corpus: Corpus) -> list[Bin]:
+    try:
+        return pack(clusters, layout.room(merge))
+    except TooLarge as error:
+        raise UserError(_refusal(error.cluster, layout, merge, corpus)) from None
+
+
+def _refusal(cluster: Cluster, layout: Layout, merge: bool, corpus: Corpus) -> str:
+    longest = cluster.prompt + max(cluster.lengths)
+    name = repr(corpus.key(cluster.question).split("\t")[-1][:80])
+    if longest > layout.row_length:
+        return f"batch.row_length {layout.row_length}: the question {name} has an example of {longest} tokens"
+    needed = rows_needed(cluster, layout, merge)
+    if needed <= layout.rows:
+        return (
+            f"the question {name} needs more than a microbatch was sized for: {len(cluster.names)} responses, "
+            f"{sum(cluster.lengths)} completion tokens, {cluster.pairs} pairs"
+        )
+    return (
+        f"batch.microbatch_rows {layout.rows}: the question {name} has {len(cluster.names)} responses that run "
+        f"together and need {needed} rows of {layout.row_length} tokens"
+    )
+
+
+def rows_needed(cluster: Cluster, layout: Layout, merge: bool = True) -> int:
+    """Rows that the cluster takes in a microbatch of its own."""
+    room = layout.room(merge)._replace(responses=2**60, completions=2**60, pairs=2**60, groups=2**60)
+    return next(
+        rows
+        for rows in range(1, len(cluster.names) + 1)
+        if Bin(room._replace(rows=rows)).fit(cluster, room._replace(rows=rows)) is not None
+    )
+
+
+def _lay_out(bins: Sequence[Bin], layout: Layout) -> tuple[list[list[int]], dict[str, Any]]:
+    """Columns, segments and final slots (by row, then column). order[microbatch][slot while packing] = final slot."""
+    share = layout.share_prompts and layout.packing
+    order: list[list[int]] = []
+    responses: list[tuple[int, ...]] = []  # question, response, length, microbatch, slot, start, predictor
+    segments: list[tuple[int, ...]] = []
+    for number, bin_ in enumerate(bins):
+        own = [-1] * len(bin_.placed)
+        by_row: list[dict[int, list[int]]] = [{} for _ in range(layout.rows)]
+        for slot, (question, _, _, row) in enumerate(bin_.placed):
+            by_row[row].setdefault(question, []).append(slot)
+        final = 0
+        for row, blocks in enumerate(by_row):
+            column, segment = 0, 0
+            for question, members in blocks.items():
+                prompt = bin_.prompt_lengths[question]
+                prompt_end = prompt_segment = 0
+                for place, slot in enumerate(members):
+                    _, response, length, _ = bin_.placed[slot]
+                    if place == 0 or not share:
+                        segment += 1
+                        prompt_segment = segment
+                        segments.append((number, row, column, prompt, question, -1, segment, segment, 0))
+                        column += prompt
+                        prompt_end = row * layout.row_length + column - 1
+                    if share:
+                        segment += 1
+                    segments.append((number, row, column, length, -1, response, segment, prompt_segment, prompt))
+                    start = row * layout.row_length + column
+                    responses.append((question, response, length, number, final, start, prompt_end))
+                    own[slot] = final
+                    final += 1
+                    column += length
+        order.append(own)
+    table = np.asarray(responses, np.int64).reshape(-1, 7)
+    names = ("lengths", "microbatch", "slot", "start", "predictor")
+    arrays: dict[str, Any] = {name: table[:, 2 + n] for n, name in enumerate(names)}
+    arrays["sequences"] = table[:, :2]
+    arrays["segments"] = np.asarray(segments, np.int64).reshape(-1, 9)
+    return order, arrays
+
+
+# --- sizes of a run --------------------------------------------------------------------------------------------------
+
+
+def make_layout(
+    units: Iterable[Unit],
+    corpus: Corpus,
+    *,
+    rows: int,
+    row_length: int,
+    packing: bool = True,
+    share_responses: bool = True,
+    share_prompts: bool = True,
+) -> Layout:
+    """Sizes for a run over these units: room for the largest of them, and for what an average microbatch holds with
+    plenty to spare where a size costs nothing (responses, pairs, lists), 5 % where it costs a pass through the
+    vocabulary (completion tokens). Raises UserError for a unit that does not fit, with what it needs.
+    """
+    free = 2**60
+    layout = Layout(rows, row_length, free, free, free, free, 1, 0, packing, share_responses, share_prompts)
+    room = layout.room(True)
+    totals = np.zeros(5, np.int64)  # tokens, completion tokens, responses, pairs, lists
+    largest = np.zeros(5, np.int64)
+    width = 1
+    smallest = row_length
+    for unit in units:
+        for cluster, _, _ in _atoms([unit], corpus, layout):
+            size, completions = cluster.size(room), sum(cluster.lengths)
+            if (size > row_length or not packing) and Bin(room).fit(cluster, room) is None:
+                raise UserError(_refusal(cluster, layout, True, corpus))
+            own = (size, completions, len(cluster.names), cluster.pairs, cluster.groups)
+            totals += own
+            largest = np.maximum(largest, own)
+            smallest = min(smallest, min(cluster.lengths))
+            if cluster.groups:
+                width = max(width, len(cluster.names))
+    if not totals[0]:
+        raise UserError("no unit is left to train on: every question was filtered away or has no pair")
+    slots = rows * row_length
+    share = totals / totals[0]
+    most = rows if not packing else min(slots // smallest, int(4 * share[2] * slots) + 16)
+    completions = min(slots, max(int(largest[1]), int(1.05 * share[1] * slots)))
+    return dataclasses.replace(
+        layout,
+        responses=_up(max(most, int(largest[2])), 1 if not packing else 8),
+        completions=min(slots, _up(completions, 128)),
+        pairs=_up(max(1, int(largest[3]), int(4 * share[3] * slots)), 8) if totals[3] else 1,
+        groups=_up(max(1, int(largest[4]), int(4 * share[4] * slots)), 8) if totals[4] else 1,
+        width=width,
+    )
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -67,7 +67,8 @@ def pair_indices(
 
     policy: `all` valid pairs; `best_worst` one, of the highest and the lowest rating; `adjacent` one for every two
     neighbouring distinct ratings; `random` one (max_per_question, if given) of all valid ones, drawn by (seed, key).
-    min_gap: least difference of the ratings. max_per_question: at most so many, drawn by (seed, key).
+    min_gap: least difference of the ratings; at 1, the least there is, every two that are no tie pair, also where one is
+    the mean of conflicting ratings. max_per_question: at most so many, drawn by (seed, key).
     ranks: what orders responses of equal rating ((source, hash)); without it their index does.
     """
     if policy not in POLICIES:
@@ -79,7 +80,7 @@ def pair_indices(
 
     def valid(chosen: int, rejected: int) -> bool:
         gap = ratings[chosen] - ratings[rejected]
-        return gap > 0 and gap >= min_gap
+        return gap > 0 and (gap >= min_gap or min_gap <= 1)
 
     if policy in ("all", "random"):
         pairs = [(i, j) for place, i in enumerate(order) for j in order[place + 1 :] if valid(i, j)]

@@ -1,0 +1,205 @@
+"""Best fit of clusters (a question's responses that must stay together) into microbatches of rows. Lengths only."""
+
+from bisect import insort
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Room(NamedTuple):
+    """What one microbatch holds at most: rows of row_length tokens, responses, completion tokens, pairs, lists.
+
+    one_a_row: every sequence alone in its row. share_prompts: a prompt stands once in a row. merge: a response that
+    is there already is not laid out again.
+    """
+
+    rows: int
+    row_length: int
+    responses: int
+    completions: int
+    pairs: int
+    groups: int
+    one_a_row: bool = False
+    share_prompts: bool = True
+    merge: bool = True
+
+
+@dataclass(slots=True)
+class Cluster:
+    """Responses behind one prompt that one microbatch must hold together.
+
+    names, lengths: response ids and their completion tokens. uses: the units it serves. parts: what it may be divided
+    into where it does not fit as a whole.
+    """
+
+    question: int
+    prompt: int
+    names: list[int]
+    lengths: list[int]
+    pairs: int = 0
+    groups: int = 0
+    uses: list[int] = field(default_factory=list)
+    parts: "list[Cluster]" = field(default_factory=list)
+
+    def size(self, room: Room) -> int:
+        """Tokens it takes in one row."""
+        copies = 1 if room.share_prompts and not room.one_a_row else len(self.names)
+        return sum(self.lengths) + copies * self.prompt
+
+
+class Bin:
+    """One microbatch being filled. placed: (question, response id, length, row) by slot."""
+
+    __slots__ = ("clusters", "completions", "free", "groups", "pairs", "placed", "prompt_lengths", "prompts", "slots", "total")
+
+    def __init__(self, room: Room):
+        self.free = [room.row_length] * room.rows
+        self.total = room.row_length * room.rows
+        self.prompts: list[set[int]] = [set() for _ in range(room.rows)]
+        self.prompt_lengths: dict[int, int] = {}
+        self.slots: dict[tuple[int, int], int] = {}
+        self.placed: list[tuple[int, int, int, int]] = []
+        self.clusters: list[tuple[Cluster, list[int]]] = []
+        self.completions = self.pairs = self.groups = 0
+
+    def fit(self, cluster: Cluster, room: Room) -> list[tuple[int, int]] | None:
+        """(position in the cluster, row) of every response to add, or None where there is no room."""
+        question = cluster.question
+        if room.merge and self.slots:
+            new = [i for i, name in enumerate(cluster.names) if (question, name) not in self.slots]
+        else:
+            new = list(range(len(cluster.names)))
+        tokens = sum(cluster.lengths[i] for i in new)
+        if (
+            len(self.placed) + len(new) > room.responses
+            or self.completions + tokens > room.completions
+            or self.pairs + cluster.pairs > room.pairs
+            or self.groups + cluster.groups > room.groups
+            or tokens > self.total
+        ):
+            return None
+        if room.one_a_row:
+            empty = [row for row, free in enumerate(self.free) if free == room.row_length]
+            if len(new) > len(empty) or any(cluster.prompt + cluster.lengths[i] > room.row_length for i in new):
+                return None
+            return list(zip(new, empty))
+        if not room.share_prompts:
+            return self._spread(cluster, new, shared=False, fullest=True)
+        best, left = -1, -1
+        for row, free in enumerate(self.free):
+            rest = free - tokens - (0 if question in self.prompts[row] else cluster.prompt)
+            if rest >= 0 and (best < 0 or rest < left):
+                best, left = row, rest
+        if best >= 0:
+            return [(i, best) for i in new]
+        if len(self.free) == 1 or tokens + cluster.prompt > self.total:
+            return None
+        return self._spread(cluster, new, True, False) or self._spread(cluster, new, True, True)
+
+    def _spread(
+        self, cluster: Cluster, new: Sequence[int], shared: bool, fullest: bool
+    ) -> list[tuple[int, int]] | None:
+        """Over several rows, longest response first, into the fullest row that has its prompt and holds it; else into
+        another (the fullest or the emptiest) that takes prompt and response.
+        """
+        free = list(self.free)
+        opened = [shared and cluster.question in prompts for prompts in self.prompts]
+        found = []
+        for i in sorted(new, key=lambda i: -cluster.lengths[i]):
+            length = cluster.lengths[i]
+            rows = [row for row, space in enumerate(free) if opened[row] and space >= length]
+            if rows:
+                row = min(rows, key=free.__getitem__)
+                free[row] -= length
+            else:
+                whole = length + cluster.prompt
+                rows = [row for row, space in enumerate(free) if not opened[row] and space >= whole]
+                if not rows:
+                    return None
+                row = (min if fullest else max)(rows, key=free.__getitem__)
+                free[row] -= whole
+                opened[row] = shared
+            found.append((i, row))
+        return found
+
+    def add(self, cluster: Cluster, rows: list[tuple[int, int]], room: Room) -> None:
+        """Takes the cluster in, where `fit` said."""
+        question, slots = cluster.question, [-1] * len(cluster.names)
+        self.prompt_lengths[question] = cluster.prompt
+        for i, row in rows:
+            name, length = cluster.names[i], cluster.lengths[i]
+            cost = length
+            if not room.share_prompts or question not in self.prompts[row]:
+                cost += cluster.prompt
+                self.prompts[row].add(question)
+            self.free[row] -= cost
+            self.total -= cost
+            self.completions += length
+            slots[i] = len(self.placed)
+            self.placed.append((question, name, length, row))
+            if room.merge:
+                self.slots[question, name] = slots[i]
+        for i, slot in enumerate(slots):
+            if slot < 0:
+                slots[i] = self.slots[question, cluster.names[i]]
+        self.pairs += cluster.pairs
+        self.groups += cluster.groups
+        self.clusters.append((cluster, slots))
+
+
+class TooLarge(Exception):
+    """A cluster that not even an empty microbatch holds."""
+
+    def __init__(self, cluster: Cluster):
+        super().__init__(cluster)
+        self.cluster = cluster
+
+
+def pack(clusters: Sequence[Cluster], room: Room) -> list[Bin]:
+    """The fewest microbatches found, the same for the same clusters in the same order. Raises TooLarge."""
+    whole: list[Cluster] = []
+    for cluster in clusters:
+        if not cluster.parts or cluster.size(room) <= room.row_length // 2 or Bin(room).fit(cluster, room) is not None:
+            whole.append(cluster)
+        else:
+            whole += cluster.parts
+    sizes = [cluster.size(room) for cluster in whole]
+    least = -(-sum(sizes) // (room.rows * room.row_length))
+    by_size = sorted(range(len(whole)), key=lambda i: -sizes[i])
+    best = _best_fit([whole[i] for i in by_size], room)
+    # A few other orders, only where one microbatch less is possible at all: the longest response first, the longest
+    # prompt first (it is what a division repeats), the second half of the sizes between the first.
+    if len(best) > max(least, 1):
+        half = -(-len(by_size) // 2)
+        woven = [i for pair in zip(by_size[:half], [*by_size[half:], None]) for i in pair if i is not None]
+        longest = sorted(by_size, key=lambda i: -max(whole[i].lengths))
+        for order in (longest, woven):
+            other = _best_fit([whole[i] for i in order], room)
+            if len(other) < len(best):
+                best = other
+            if len(best) <= least:
+                break
+    return best
+
+
+def _best_fit(clusters: Sequence[Cluster], room: Room) -> list[Bin]:
+    bins: list[Bin] = []
+    by_room: list[tuple[int, int]] = []  # (free tokens, number) of every bin, fullest first
+    for cluster in clusters:
+        least = 0 if room.merge else sum(cluster.lengths)
+        for place, (total, number) in enumerate(by_room):
+            if total < least:
+                continue
+            rows = bins[number].fit(cluster, room)
+            if rows is not None:
+                by_room.pop(place)
+                break
+        else:
+            number = len(bins)
+            bins.append(Bin(room))
+            rows = bins[number].fit(cluster, room)
+            if rows is None:
+                raise TooLarge(cluster)
+        bins[number].add(cluster, rows, room)
+        insort(by_room, (bins[number].total, number))
+    return bins

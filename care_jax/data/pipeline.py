@@ -1,0 +1,197 @@
+"""The stream of units and the steps made of it: which units step n holds is a function of (seed, n) alone."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from care_jax.data.corpus import Corpus, concatenate, tokenize
+from care_jax.data.filling import RefLogps, fill, unpack
+from care_jax.data.packing import (
+    Batch,
+    Layout,
+    StepPlan,
+    make_layout,
+    mismatched_sequences,
+    plan_responses,
+    plan_step,
+)
+from care_jax.data.preferences import Unit, make_units, stable_hash
+from care_jax.data.questions import Question
+from care_jax.errors import UserError
+
+__all__ = [
+    "Batch", "Corpus", "Layout", "StepPlan", "concatenate", "fill", "make_layout", "mismatched_layout", "mixture",
+    "needed_sequences", "number_of_steps", "plan_responses", "plan_run", "plan_step", "step_units", "steps", "tokenize",
+    "units", "unpack",
+]  # fmt: skip
+
+_GRAIN_SEEDS = 2**32
+
+
+class _Passes(grain.MapDataset):
+    """The concatenation of several sources, each with `weight` passes an epoch; an index behind it goes on with the next."""
+
+    def __init__(self, parents: Sequence[grain.MapDataset], counts: Sequence[int]):
+        super().__init__(list(parents))
+        self._ends = np.cumsum(counts)
+        self._counts = list(counts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        epoch, place = divmod(index, len(self))
+        source = int(np.searchsorted(self._ends, place, side="right"))
+        count = self._counts[source]
+        return self._parents[source][epoch * count + place - (int(self._ends[source]) - count)]
+
+
+def mixture(
+    sources: Sequence[tuple[Sequence[Unit], float]], *, seed: int = 0, shuffle: bool = True
+) -> "grain.MapDataset[Unit]":
+    """One epoch of several sources of units, each with its weight: the passes through it an epoch (0.5: half of it,
+    the other half the next time). Shuffled, every epoch is grain's own permutation; else the order is the sources'.
+    An index behind the end goes on with the next epoch, without end.
+    """
+    parents, counts = [], []
+    for number, (own, weight) in enumerate(sources):
+        if weight <= 0:
+            raise UserError(f"data.train[{number}].weight: expected a number above 0, found {weight}")
+        if not len(own):
+            raise UserError(f"data.train[{number}]: no unit is left: every question was filtered away or has no pair")
+        parent = grain.MapDataset.source(_Endless(own))
+        if shuffle and weight != int(weight):
+            # Else a part of a pass would be the beginning of a file, which is seldom in random order.
+            parent = parent.shuffle(seed=stable_hash(seed, "source", number) % _GRAIN_SEEDS)
+        parents.append(parent)
+        counts.append(max(1, math.floor(weight * len(own) + 0.5)))
+    whole = _Passes(parents, counts)
+    return whole.shuffle(seed=seed % _GRAIN_SEEDS) if shuffle else whole
+
+
+class _Endless:
+    """A sequence of units as a source for grain."""
+
+    def __init__(self, items: Sequence[Unit]):
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Unit:
+        return self._items[int(index)]
+
+    def __repr__(self) -> str:
+        return f"{len(self._items)} units"
+
+
+def units(
+    questions: Sequence[Question] | Corpus, *, view: str = "pairs", seed: int = 0, shuffle: bool = True, **options: Any
+) -> "grain.MapDataset[Unit]":
+    """The units of some questions (or of a corpus) for a loss of this view, as an endless stream of shuffled epochs.
+
+    options: of `preferences.make_units` (policy, min_gap, max_per_question, unit, desirable_min, undesirable_max, best,
+    reduction). `Unit.question` indexes `questions`. Any MapDataset of units may stand in its place.
+    """
+    asked = questions.questions if isinstance(questions, Corpus) else questions
+    made = make_units(asked, view, seed=seed, **options)
+    return mixture([(made, 1.0)], seed=seed, shuffle=shuffle)
+
+
+def number_of_steps(stream: "grain.MapDataset[Unit]", examples: int, epochs: float | None, max_steps: int | None) -> int:
+    """Updates of a run: those of its epochs (the last is filled up from the next), at most max_steps."""
+    if epochs is None and max_steps is None:
+        raise UserError("data.epochs: null needs data.max_steps")
+    whole = math.inf if epochs is None else math.ceil(epochs * len(stream) / examples - 1e-9)
+    return int(min(whole, math.inf if max_steps is None else max_steps))
+
+
+def step_units(stream: "grain.MapDataset[Unit]", step: int, examples: int) -> list[Unit]:
+    """The units of step n (from 0): positions [n examples, (n + 1) examples) of the epochs in turn."""
+    if len(stream) == 0:
+        raise UserError("no unit is left to train on: every question was filtered away or has no pair")
+    return [stream[position] for position in range(step * examples, (step + 1) * examples)]
+
+
+def mismatched_layout(layout: Layout, corpus: Corpus) -> Layout:
+    """The layout of KTO's mismatched completions: the same rows, sized for single responses of any two questions."""
+    slots = layout.rows * layout.row_length
+    return dataclasses.replace(
+        layout,
+        responses=layout.rows if not layout.packing else max(layout.responses, 8),
+        completions=max(layout.completions, min(slots, corpus.max_length)),
+        pairs=1,
+        groups=1,
+        width=1,
+        microbatches=0,
+    )
+
+
+def plan_run(
+    stream: "grain.MapDataset[Unit]",
+    corpus: Corpus,
+    layout: Layout,
+    examples: int,
+    total: int,
+    mismatched: Layout | None = None,
+) -> tuple[Layout, Layout | None]:
+    """The layouts with `microbatches` set to what the fullest of the steps to be run needs."""
+    most, most_mismatched = 0, 0
+    for step in range(total):
+        plan = plan_step(step_units(stream, step, examples), corpus, layout, mismatched)
+        most = max(most, plan.count)
+        most_mismatched = max(most_mismatched, 0 if plan.mismatched is None else plan.mismatched.count)
+    sized = dataclasses.replace(layout, microbatches=most)
+    return sized, None if mismatched is None else dataclasses.replace(mismatched, microbatches=most_mismatched)
+
+
+def needed_sequences(
+    stream: "grain.MapDataset[Unit]", corpus: Corpus, examples: int, total: int, mismatched: bool = False
+) -> list[tuple[int, int]]:
+    """Every distinct (question, response id) that the steps to be run need, KTO's mismatched completions included,
+    in the order of the corpus.
+    """
+    found: set[tuple[int, int]] = set()
+    seen: set[Unit] = set()
+    for step in range(total):
+        own = step_units(stream, step, examples)
+        if mismatched:
+            found.update(mismatched_sequences(own, corpus))
+        for unit in own:
+            if unit not in seen:
+                seen.add(unit)
+                found.update((unit.question, corpus.response_id(unit.question, r)) for r in unit.responses)
+    return sorted(found)
+
+
+def steps(
+    stream: "grain.MapDataset[Unit]",
+    corpus: Corpus,
+    layout: Layout,
+    examples: int,
+    start: int,
+    stop: int,
+    *,
+    mismatched: Layout | None = None,
+    rows: slice | None = None,
+    ref_logps: RefLogps | None = None,
+    threads: int = 2,
+    prefetch: int = 4,
+) -> "grain.IterDataset[tuple[int, Batch]]":
+    """(n, batch) for every step n in [start, stop), counted from 0, as numpy arrays, made ahead by threads.
+
+    rows: those of every microbatch that this process owns. A batch is a function of n alone, whatever the threads.
+    """
+
+    def make(step: int) -> tuple[int, Batch]:
+        plan = plan_step(step_units(stream, int(step), examples), corpus, layout, mismatched)
+        return int(step), fill(plan, corpus, rows, ref_logps)
+
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    return grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options)
