@@ -1,5 +1,6 @@
 """From Hugging Face: a folder or hub id becomes a model and its parameters. The way out is export.py."""
 
+import itertools
 import json
 import pathlib
 from collections.abc import Callable
@@ -97,12 +98,45 @@ def from_config(
     return _model(read_config(path), dtype, remat, attention, str(path))
 
 
+Index = tuple[slice, ...]
+
+
+def _place(path: str, weight: Weight, piece: Callable[[Index], np.ndarray], mesh: Mesh | None) -> jax.Array:
+    """One weight, each device's piece of it made on the host and sent there."""
+    whole = tuple(slice(0, size) for size in weight.shape)
+    if mesh is None:
+        return jnp.asarray(piece(whole))
+    pieces: dict[Any, np.ndarray] = {}  # devices that hold the same piece share one reading
+
+    def shared_piece(index: Index | None) -> np.ndarray:
+        index = whole if index is None else index
+        key = tuple((one.start, one.stop) for one in index)
+        if key not in pieces:
+            pieces[key] = piece(index)
+        return pieces[key]
+
+    placed = sharding.sharding(mesh, weight.axes, weight.shape, path)
+    return jax.make_array_from_callback(weight.shape, placed, shared_piece)
+
+
 def init_params(model: Decoder, seed: int, mesh: Mesh | None = None, param_dtype: Any = "float32") -> Tree:
-    """Fresh parameters from a seed, each made in its place on the mesh; the numbers do not depend on the mesh."""
-    shardings = None if mesh is None else arch_lib.param_shardings(model.arch, mesh)
+    """Fresh parameters from a seed: normal(0, init_std), zeros and ones, as declared.
+
+    Drawn on the host, one weight at a time: the same numbers on every machine and mesh, and nothing to compile.
+    """
     dtype = jnp.dtype(param_dtype)
-    make = jax.jit(lambda key: arch_lib.initial_tree(model.arch, key, dtype), out_shardings=shardings)
-    return make(jax.random.key(seed))
+    places = itertools.count()
+
+    def fresh(path: str, weight: Weight) -> jax.Array:
+        rng = np.random.default_rng([seed, next(places)])
+        if weight.init == "normal":
+            whole = rng.standard_normal(weight.shape, np.float32)
+            whole *= np.float32(model.arch.init_std)
+        else:
+            whole = np.full(weight.shape, 0 if weight.init == "zeros" else 1, np.float32)
+        return _place(path, weight, lambda index: whole[index].astype(dtype), mesh)
+
+    return arch_lib.map_weights(fresh, arch_lib.declarations(model.arch))
 
 
 def _own_name(name: str) -> str | None:
@@ -149,20 +183,7 @@ def _load(
             out[(place, ...) if weight.stacked else ...] = value
         return out
 
-    whole = tuple(slice(0, size) for size in weight.shape)
-    if mesh is None:
-        return jnp.asarray(piece(whole))
-    pieces: dict[Any, np.ndarray] = {}  # devices that hold the same piece share one reading
-
-    def shared_piece(index: tuple[slice, ...] | None) -> np.ndarray:
-        index = whole if index is None else index
-        key = tuple((one.start, one.stop) for one in index)
-        if key not in pieces:
-            pieces[key] = piece(index)
-        return pieces[key]
-
-    placed = sharding.sharding(mesh, weight.axes, weight.shape, path)
-    return jax.make_array_from_callback(weight.shape, placed, shared_piece)
+    return _place(path, weight, piece, mesh)
 
 
 def from_pretrained(

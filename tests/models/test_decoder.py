@@ -1,6 +1,7 @@
 """The decoder as a Flax module, its memory options, and attention's programs against each other."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -41,9 +42,14 @@ def test_a_fresh_model_is_the_same_on_every_mesh():
 def test_positions_and_segments_have_defaults():
     tiny = tiny_model("gemma3_text")
     tokens = jnp.asarray(tiny.golden["tokens"])
-    logits = jax.jit(tiny.model.apply)({"params": tiny.params}, tokens)
+
+    @jax.jit
+    def both(params):
+        apply = functools.partial(tiny.model.apply, {"params": params}, tokens)
+        return apply(), apply(method="hidden")
+
+    logits, hidden = both(tiny.params)
     np.testing.assert_allclose(logits[0], tiny.golden["logits"][0], atol=1e-4)
-    hidden = jax.jit(lambda p: tiny.model.apply({"params": p}, tokens, method="hidden"))(tiny.params)
     head = models.head_weight(tiny.model.arch, tiny.params)
     np.testing.assert_allclose(hidden @ head.T, logits, atol=1e-4)
 
@@ -68,7 +74,7 @@ def test_remat_and_chunks_change_no_number(monkeypatch):
         (_, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(tiny.params)
         return logits, gradient
 
-    plain = tiny.model.apply({"params": tiny.params}, tokens, positions, segments, prompts)
+    plain = jax.jit(tiny.model.apply)({"params": tiny.params}, tokens, positions, segments, prompts)
     logits, gradient = numbers(attention="xla", remat="dots")
     chunked, chunked_gradient = numbers(attention="xla_chunked", remat="full")
     np.testing.assert_allclose(logits, plain, atol=1e-5)
@@ -96,7 +102,8 @@ def test_attention_equals_a_loop_over_queries():
             weights = np.exp(scores) / np.exp(scores).sum()
             expected[0, i, head] = weights @ v[0, seen, head // 2]
     batched = [jnp.asarray(x[None], jnp.int32) for x in (positions, segments, prompts)]
-    ours = attention.attend(
+    static = ("window", "soft_cap", "scale", "implementation")
+    ours = jax.jit(attention.attend, static_argnames=static)(
         *map(jnp.asarray, (q, k, v)),
         positions=batched[0],
         segment_ids=batched[1],
