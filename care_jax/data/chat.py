@@ -124,7 +124,7 @@ class _Style:
 @functools.lru_cache(maxsize=8)
 def _machinery(tokenizer: Any, template: str, date: str | None) -> tuple[tuple[Frames, Frames], re.Pattern[str]]:
     """What costs milliseconds to make, so that `encode` of one example is no slower than it must be."""
-    options = _date_options(template, date)
+    template, options = _dated(template, date)
     without, with_prompt = (
         Frames(template, functools.partial(_apply, tokenizer, template, options, generation))
         for generation in (False, True)
@@ -148,21 +148,21 @@ def _template_text(tokenizer: Any, template: str) -> str:
         raise UserError(f"chat_template: expected model, none or a jinja file, found {template!r}: {error}") from error
 
 
-def _date_options(template: str, date: str | None) -> dict[str, Any]:
-    """What to hand a template that asks for today's date, so that it gets the given one."""
+def _dated(template: str, date: str | None) -> tuple[str, dict[str, Any]]:
+    """The template with the given date wherever it asks for today's, and what else to hand it."""
     if date is None:
-        return {}
+        return template, {}
     try:
         day = datetime.datetime.fromisoformat(date)
     except ValueError as error:
         raise UserError(f"date: expected YYYY-MM-DD, found {date!r}") from error
-    options: dict[str, Any] = {}
-    if "strftime_now" in template:
-        options["strftime_now"] = day.strftime
+    # transformers hands a template no function but its own strftime_now, so the calls themselves become the date.
+    template = re.sub(
+        r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: f"{call[1]}{day.strftime(call[2])}{call[1]}", template
+    )
     # A template with a date_string of its own to fall back on (Llama 3.1) asks for none, and generation gives it none.
-    if "date_string" in template and not re.search(r"date_string\s+is\s+(not\s+)?defined", template):
-        options["date_string"] = day.strftime("%d %b %Y")
-    return options
+    asks = "date_string" in template and not re.search(r"date_string\s+is\s+(not\s+)?defined", template)
+    return template, {"date_string": day.strftime("%d %b %Y")} if asks else {}
 
 
 def _start(tokenizer: Any) -> tuple[int, ...]:

@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from care_jax.errors import UserError
+
 _STAND_IN = "\ue000{}\"\\<a href='Zz'>&\n  .é{{}}\ue001"
 _LITERAL = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 
@@ -56,7 +58,10 @@ class Frames:
 
     def _make(self, roles: tuple[str, ...]) -> list[str] | None:
         stand_ins = [_STAND_IN.replace("{}", str(i), 1) for i in range(len(roles))]
-        text = self._render([[{"role": role, "content": c} for role, c in zip(roles, stand_ins)]])[0]
+        try:
+            text = self._render([[{"role": role, "content": c} for role, c in zip(roles, stand_ins)]])[0]
+        except UserError:
+            return None  # the template refuses such roles: let it say so of the conversation itself
         frame = []
         for stand_in in stand_ins:
             before, found, text = text.partition(stand_in)

@@ -131,19 +131,20 @@ _CATEGORY_IDS = {normalise(name): key for key, names in CATEGORIES.items() for n
 _RELATED = re.compile(r"(native|foreign)\s*\((.+)\)")
 
 
+@functools.lru_cache(maxsize=4096)
 def culture_id(name: str) -> str:
     """The id of a culture's name or alias; any other name becomes its own id ('Sri Lankan' -> 'sri_lankan')."""
     name = normalise(name)
     return _CULTURE_IDS.get(name, re.sub(r"[^\w]+", "_", name).strip("_"))
 
 
+@functools.lru_cache(maxsize=4096)
 def category_id(name: str) -> str:
     """The id of a category's name or alias; any other name becomes its own id."""
     name = normalise(re.sub(r"[_-]+", " ", name))
     return _CATEGORY_IDS.get(name, re.sub(r"[^\w]+", "_", name).strip("_"))
 
 
-@functools.lru_cache(maxsize=4096)
 def parse_culture(value: object, extra: frozenset[str] = frozenset()) -> tuple[str | None, str | None]:
     """(relation, culture) of 'Native (Arab)', 'foreign(Chinese)' or a bare 'Japanese'; culture None when unknown.
 
@@ -160,7 +161,6 @@ def parse_culture(value: object, extra: frozenset[str] = frozenset()) -> tuple[s
     return None, name if known else None
 
 
-@functools.lru_cache(maxsize=4096)
 def parse_category(value: object, extra: frozenset[str] = frozenset()) -> str | None:
     """The category's id ('Cultural entities' -> 'entities'), or None when it is neither known nor in `extra`."""
     if not isinstance(value, str) or not value.strip():

@@ -1,5 +1,6 @@
 """What was read and what was dropped, why and where: nothing is lost in silence."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -72,7 +73,7 @@ class Report:
 
 def merge(reports: Sequence[Report]) -> dict[str, Any]:
     """One account of several readings: every number is the sum over them."""
-    from care_jax.data.preferences import pair_indices
+    from care_jax.data.preferences import question_pairs
 
     dropped: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
     ratings: Counter[float] = Counter()
@@ -89,11 +90,11 @@ def merge(reports: Sequence[Report]) -> dict[str, Any]:
             responses += len(kept)
             by["culture"][question.culture or "none"] += 1
             by["category"][question.category or "none"] += 1
-            values = [r.rating for r in kept if r.rating is not None]
-            ratings.update(values)
-            if len(values) == len(kept) > 1:
-                for policy in POLICIES:
-                    pairs[policy] += len(pair_indices(values, policy, 1, None, 0, question.key))
+            ratings.update(r.rating for r in kept if r.rating is not None)
+            if len(kept) < len(question.responses):
+                question = dataclasses.replace(question, responses=tuple(kept))
+            for policy in POLICIES:
+                pairs[policy] += len(question_pairs(question, policy, 1.0, None, 0))
     return {
         "rows": sum(report.rows for report in reports),
         "questions": questions,

@@ -8,26 +8,7 @@ import pytest
 
 from care_jax.data.readers import READERS, read
 from care_jax.errors import UserError
-
-
-def care_row(**changes):
-    row = {
-        "question": "为什么？",
-        "answer": "因为。",
-        "response": "A",
-        "human_rating": 7,
-        "source": "gpt-4o",
-        "cul_type": "Social norms",
-        "associated_culture": "Native (Chinese)",
-        "translated_question (optional)": None,
-    }
-    return {key: value for key, value in (row | changes).items() if value is not ...}
-
-
-def write(folder, rows, name="care.jsonl"):
-    path = folder / name
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
+from tests.data.rows import care_row, write
 
 
 def counts(reading):
