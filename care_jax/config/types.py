@@ -1,0 +1,204 @@
+"""The types of the configuration's values, and the messages for what does not fit them.
+
+YAML 1.1 reads `1e-6` as text, so a number may come as one. A truth value is no number, a number is no text.
+"""
+
+import math
+import numbers
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
+
+from care_jax.errors import UserError, nearest
+
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\Z", re.ASCII)
+
+
+class Block(BaseModel):
+    """A part of the configuration: frozen, and a key that it does not have is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AtKey(ValueError):
+    """A mistake in `key` of the block whose validator raises it."""
+
+    def __init__(self, key: str, text: str):
+        super().__init__(text)
+        self.key = key
+
+
+def shown(value: Any) -> str:
+    """A found value, short enough for a message."""
+    if value is None:
+        return "nothing"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def finite(value: Any) -> bool:
+    """False for a number, or text of one, that is infinite, not a number, or beyond float."""
+    if isinstance(value, numbers.Real | str):
+        try:
+            return math.isfinite(float(value))
+        except OverflowError:
+            return False
+        except ValueError:  # text that is no number
+            return True
+    return True
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str) and _NUMBER.match(value.strip()):
+        value = float(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and finite(value):
+        return float(value)
+    raise ValueError("a number")
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and abs(int(value)) < 2**63:
+        return int(value)
+    try:
+        number = _number(value)
+    except ValueError:
+        number = math.nan
+    if number.is_integer() and abs(number) < 2**53:
+        return int(number)
+    raise ValueError("a whole number")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str):
+        if not value.strip() or "\0" in value or any(0xD800 <= ord(letter) < 0xE000 for letter in value):
+            raise ValueError("some text")
+        return value
+    raise ValueError("text (in quotes)" if isinstance(value, numbers.Real) else "text")
+
+
+def _interval(value: Any) -> float:
+    try:
+        number = _number(value)
+    except ValueError:
+        number = -1.0
+    if number < 0 or (number >= 1 and not number.is_integer()):
+        raise ValueError("a fraction of the run below 1, or a whole number of steps")
+    return number
+
+
+Integer = Annotated[int, BeforeValidator(_integer)]
+Count = Annotated[Integer, Field(ge=1)]
+Number = Annotated[float, BeforeValidator(_number)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[Number, Field(ge=0, lt=1)]
+Share = Annotated[Number, Field(gt=0, le=1)]
+Warmup = Annotated[float, BeforeValidator(_interval)]
+Interval = Annotated[Warmup, Field(gt=0)]
+Text = Annotated[str, BeforeValidator(_text)]
+Switch = Annotated[bool, Strict()]
+
+
+# What a value may be where a type alone says too little.
+_EXPECTED = {
+    "loss": "a mapping such as {name: dpo, beta: 0.1}, or a list of them",
+    "data.train": "a list of sources, such as [{reader: care, path: sample}]",
+    "data.eval": "{fraction: 0.05}, {questions: 64}, a list of sources, or [] for none",
+    "data.labels": "{desirable_min: 7, undesirable_max: 4}, or best",
+    "model.lora.target_modules": "all, or a list of names",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"),
+    "less_than_equal": ("le", "at most"),
+}
+
+
+def message(error: ValidationError, root: type[BaseModel]) -> str:
+    """One line for each mistake: the key, what it got, what it may be, the nearest valid name."""
+    # A list whose only entry is wrong is reported as too short as well.
+    errors = [one for one in error.errors(include_url=False) if one["type"] != "too_short" or not one["input"]]
+    return "\n".join(dict.fromkeys(_line(one, root) for one in errors))
+
+
+def _line(error: Any, root: type[BaseModel]) -> str:
+    # Parts of a location that begin with "<" are the tags of a union: they are none of the user's keys.
+    key = ".".join(str(part) for part in error["loc"] if not str(part).startswith("<"))
+    kind, context, found = error["type"], error.get("ctx", {}), shown(error["input"])
+    cause = context.get("error")
+    if isinstance(cause, UserError):
+        own = str(cause)
+        return f"{key}.{own[5:]}" if own.startswith("loss.") else f"{key}: {own}"
+    if isinstance(cause, AtKey):
+        return f"{key}.{cause.key}: {cause}" if key else f"{cause.key}: {cause}"
+    if kind == "extra_forbidden":
+        return _unknown(key, error["loc"], root)
+    if kind == "missing":
+        return f"{key}: found nothing, expected {_EXPECTED.get(key, 'a value: it has no default')}"
+    if kind == "literal_error":
+        words = re.findall(r"'([^']*)'", context["expected"])
+        close = nearest(error["input"], words) if isinstance(error["input"], str) else ""
+        return f"{key}: found {found}{close}, expected {_EXPECTED.get(key) or ' or '.join(words)}"
+    if kind in _BOUNDS:
+        bound, word = _BOUNDS[kind]
+        expected = f"a number {word} {context[bound]:g}"
+    elif kind == "value_error":
+        expected = str(cause)
+    elif kind == "bool_type":
+        expected = "true or false"
+    elif kind == "too_short":
+        expected = "at least one entry"
+    elif kind in ("tuple_type", "list_type"):
+        expected = "a list, such as [a, b]"
+    elif kind in ("model_type", "model_attributes_type", "dict_type"):
+        fields = list((_block_at(error["loc"], root) or Block).model_fields)
+        expected = f"a mapping of {', '.join(fields)}" if fields else "a mapping"
+    else:
+        return f"{key}: found {found}: {error['msg']}"
+    return f"{key}: found {found}, expected {_EXPECTED.get(key, expected)}"
+
+
+def _unknown(key: str, loc: Sequence[Any], root: type[BaseModel]) -> str:
+    name, parent = str(loc[-1]), ".".join(key.split(".")[:-1])
+    fields = list((_block_at(loc[:-1], root) or root).model_fields)
+    close = nearest(name, fields)
+    elsewhere = [known for known in _every_key(root, "") if known.rsplit(".", 1)[-1] == name]
+    if not close and elsewhere:
+        close = f" (did you mean {elsewhere[0]!r}?)"
+    return f"{key}: unknown key{close}; {parent or 'the configuration'} takes {', '.join(fields)}"
+
+
+def _blocks(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The blocks that a field's annotation names, in order."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _blocks(inner)
+
+
+def _block_at(loc: Sequence[Any], root: type[BaseModel]) -> type[BaseModel] | None:
+    """The block at a location in the configuration."""
+    block: type[BaseModel] | None = root
+    for index, part in enumerate(loc):
+        if block is None:
+            return None
+        if part not in block.model_fields:
+            continue  # an index, or the tag of a union
+        found = list(_blocks(block.model_fields[part].annotation))
+        last = loc[index + 1 : index + 2] == ("<sources>",)
+        block = (found[-1] if last else found[0]) if found else None
+    return block
+
+
+def _every_key(block: type[BaseModel], path: str) -> Iterator[str]:
+    for name, field in block.model_fields.items():
+        yield path + name
+        if name != "loss":
+            for inner in _blocks(field.annotation):
+                yield from _every_key(inner, f"{path}{name}.")
