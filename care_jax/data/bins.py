@@ -1,6 +1,6 @@
 """Best fit of clusters (a question's responses that must stay together) into microbatches of rows. Lengths only."""
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -158,15 +158,17 @@ class TooLarge(Exception):
 def pack(clusters: Sequence[Cluster], room: Room) -> list[Bin]:
     """The fewest microbatches found, the same for the same clusters in the same order. Raises TooLarge."""
     whole: list[Cluster] = []
+    divided: set[int] = set()
     for cluster in clusters:
-        if not cluster.parts or cluster.size(room) <= room.row_length // 2 or Bin(room).fit(cluster, room) is not None:
+        if not cluster.parts or Bin(room).fit(cluster, room) is not None:
             whole.append(cluster)
         else:
             whole += cluster.parts
+            divided.add(cluster.question)
     sizes = [cluster.size(room) for cluster in whole]
     least = -(-sum(sizes) // (room.rows * room.row_length))
     by_size = sorted(range(len(whole)), key=lambda i: -sizes[i])
-    best = _best_fit([whole[i] for i in by_size], room)
+    best = _best_fit([whole[i] for i in by_size], room, divided)
     # A few other orders, only where one microbatch less is possible at all: the longest response first, the longest
     # prompt first (it is what a division repeats), the second half of the sizes between the first.
     if len(best) > max(least, 1):
@@ -174,7 +176,7 @@ def pack(clusters: Sequence[Cluster], room: Room) -> list[Bin]:
         woven = [i for pair in zip(by_size[:half], [*by_size[half:], None]) for i in pair if i is not None]
         longest = sorted(by_size, key=lambda i: -max(whole[i].lengths))
         for order in (longest, woven):
-            other = _best_fit([whole[i] for i in order], room)
+            other = _best_fit([whole[i] for i in order], room, divided)
             if len(other) < len(best):
                 best = other
             if len(best) <= least:
@@ -182,14 +184,14 @@ def pack(clusters: Sequence[Cluster], room: Room) -> list[Bin]:
     return best
 
 
-def _best_fit(clusters: Sequence[Cluster], room: Room) -> list[Bin]:
+def _best_fit(clusters: Sequence[Cluster], room: Room, divided: set[int]) -> list[Bin]:
     bins: list[Bin] = []
     by_room: list[tuple[int, int]] = []  # (free tokens, number) of every bin, fullest first
     for cluster in clusters:
-        least = 0 if room.merge else sum(cluster.lengths)
-        for place, (total, number) in enumerate(by_room):
-            if total < least:
-                continue
+        # Of a question that was divided, responses may be there already and take no room.
+        least = 0 if room.merge and cluster.question in divided else sum(cluster.lengths)
+        for place in range(bisect_left(by_room, (least, -1)), len(by_room)):
+            number = by_room[place][1]
             rows = bins[number].fit(cluster, room)
             if rows is not None:
                 by_room.pop(place)

@@ -39,7 +39,7 @@ def fill(
     sequences, lengths = plan.sequences[here], plan.lengths[here]
     completion = _completion_arrays(plan, here, begin, held)
 
-    def per_response(values: np.ndarray, padding: float, dtype: type) -> np.ndarray:
+    def per_response(values: np.ndarray, padding: int, dtype: type) -> np.ndarray:
         array = np.full((held, layout.responses), padding, dtype)
         array[place] = values
         return array

@@ -19,6 +19,7 @@ from care_jax.errors import UserError
 
 Array = Any  # numpy on the host, global jax.Array in the step
 Sequences = Sequence[tuple[int, int]]  # (question, response id): what stands behind which prompt
+_WINDOW = 4096  # sequences packed at once in a pass over many: best fit over all of them would be quadratic
 
 
 @struct.dataclass
@@ -121,9 +122,9 @@ class StepPlan:
 # --- from units to clusters ------------------------------------------------------------------------------------------
 
 
-def _cluster(corpus: Corpus, question: int, names: Sequence[int], **counts: int) -> Cluster:
+def _cluster(corpus: Corpus, question: int, names: Sequence[int], **fields: Any) -> Cluster:
     lengths = [corpus.length(question, name) for name in names]
-    return Cluster(question, int(corpus.prompt_lengths[question]), list(names), lengths, **counts)
+    return Cluster(question, int(corpus.prompt_lengths[question]), list(names), lengths, **fields)
 
 
 def _atoms(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> list[tuple[Cluster, Unit, tuple]]:
@@ -238,10 +239,10 @@ def plan_responses(corpus: Corpus, sequences: Sequences, layout: Layout) -> Step
     """
     clusters = []
     for use, (question, response) in enumerate(sequences):
-        cluster = _cluster(corpus, int(question), [int(response)])
-        cluster.uses = [use]
-        clusters.append(cluster)
-    bins = _pack(_gathered(clusters, merge=False), layout, False, corpus)
+        clusters.append(_cluster(corpus, int(question), [int(response)], uses=[use]))
+    bins: list[Bin] = []
+    for window in range(0, len(clusters), _WINDOW):
+        bins += _pack(_gathered(clusters[window : window + _WINDOW], merge=False), layout, False, corpus)
     order, plan = _lay_out(bins, layout)
     slots = _slots_of(bins, merge=False)
     first = np.searchsorted(plan["microbatch"], np.arange(len(bins)))
@@ -369,10 +370,12 @@ def make_layout(
     packing: bool = True,
     share_responses: bool = True,
     share_prompts: bool = True,
+    longest_completion: int = 0,
 ) -> Layout:
     """Sizes for a run over these units: room for the largest of them, and for what an average microbatch holds with
-    plenty to spare where a size costs nothing (responses, pairs, lists), 5 % where it costs a pass through the
-    vocabulary (completion tokens). Raises UserError for a unit that does not fit, with what it needs.
+    plenty to spare where a size costs nothing (responses, pairs, lists), 15 % where it costs a pass through the
+    vocabulary (completion tokens). longest_completion: of other sequences that will be laid out too (evaluation).
+    Raises UserError for a unit that does not fit, with what it needs.
     """
     free = 2**60
     layout = Layout(rows, row_length, free, free, free, free, 1, 0, packing, share_responses, share_prompts)
@@ -397,7 +400,7 @@ def make_layout(
     slots = rows * row_length
     share = totals / totals[0]
     most = rows if not packing else min(slots // smallest, int(4 * share[2] * slots) + 16)
-    completions = min(slots, max(int(largest[1]), int(1.05 * share[1] * slots)))
+    completions = min(slots, max(int(largest[1]), longest_completion, int(1.15 * share[1] * slots)))
     return dataclasses.replace(
         layout,
         responses=_up(max(most, int(largest[2])), 1 if not packing else 8),

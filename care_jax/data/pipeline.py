@@ -53,7 +53,7 @@ class _Passes(grain.MapDataset):
 
 
 def mixture(
-    sources: Sequence[tuple[Sequence[Unit], float]], *, seed: int = 0, shuffle: bool = True
+    sources: Sequence[tuple[Sequence[Unit], int | float]], *, seed: int = 0, shuffle: bool = True
 ) -> "grain.MapDataset[Unit]":
     """One epoch of several sources of units, each with its weight: the passes through it an epoch (0.5: half of it,
     the other half the next time). Shuffled, every epoch is grain's own permutation; else the order is the sources'.
@@ -104,7 +104,7 @@ def units(
     return mixture([(made, 1.0)], seed=seed, shuffle=shuffle)
 
 
-def number_of_steps(stream: "grain.MapDataset[Unit]", examples: int, epochs: float | None, max_steps: int | None) -> int:
+def number_of_steps(stream: "grain.MapDataset[Unit]", examples: int, epochs: int | float | None, max_steps: int | None) -> int:
     """Updates of a run: those of its epochs (the last is filled up from the next), at most max_steps."""
     if epochs is None and max_steps is None:
         raise UserError("data.epochs: null needs data.max_steps")

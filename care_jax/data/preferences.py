@@ -18,6 +18,7 @@ from care_jax.errors import UserError, nearest
 
 POLICIES = ("all", "best_worst", "adjacent", "random")
 VIEWS = ("pairs", "unpaired", "lists")
+Number = int | float
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Unit:
     responses: tuple[int, ...]
     pairs: tuple[tuple[int, int], ...] = ()
     desirable: bool | None = None
-    weight: float = 1.0
+    weight: Number = 1.0
 
 
 def stable_hash(*parts: object) -> int:
@@ -55,9 +56,9 @@ def _rank(response: Response) -> tuple[str, int]:
 
 
 def pair_indices(
-    ratings: Sequence[float],
+    ratings: Sequence[Number],
     policy: str = "all",
-    min_gap: float = 1,
+    min_gap: Number = 1,
     max_per_question: int | None = None,
     seed: int = 0,
     key: str = "",
@@ -85,7 +86,7 @@ def pair_indices(
     if policy in ("all", "random"):
         pairs = [(i, j) for place, i in enumerate(order) for j in order[place + 1 :] if valid(i, j)]
     else:
-        levels: dict[float, int] = {}
+        levels: dict[Number, int] = {}
         for i in order:
             levels.setdefault(ratings[i], i)  # the first of its rating stands for it
         ladder = list(levels.values())
@@ -99,7 +100,7 @@ def pair_indices(
 
 
 def question_pairs(
-    question: Question, policy: str, min_gap: float, max_per_question: int | None, seed: int
+    question: Question, policy: str, min_gap: Number, max_per_question: int | None, seed: int
 ) -> list[tuple[int, int]]:
     """The same for a question; where the data say which is chosen and which rejected, that is the pair."""
     fields = [response.field for response in question.responses]
@@ -129,12 +130,12 @@ def make_units(
     view: str = "pairs",
     *,
     policy: str = "best_worst",
-    min_gap: float = 1,
+    min_gap: Number = 1,
     max_per_question: int | None = None,
     seed: int = 0,
     unit: str = "pair",
-    desirable_min: float = 7,
-    undesirable_max: float = 4,
+    desirable_min: Number = 7,
+    undesirable_max: Number = 4,
     best: str | None = None,
     reduction: str = "pair",
 ) -> list[Unit]:
@@ -183,7 +184,7 @@ def pair_units(question: int, pairs: Sequence[tuple[int, int]], unit: str, reduc
 
 
 def _labelled(
-    index: int, question: Question, desirable_min: float, undesirable_max: float, best: str | None
+    index: int, question: Question, desirable_min: Number, undesirable_max: Number, best: str | None
 ) -> list[Unit]:
     if best == "only":
         found = best_response(question)
@@ -239,7 +240,7 @@ def stratified_order(questions: Sequence[Question], seed: int, purpose: str) -> 
 
 
 def split(
-    questions: Sequence[Question], seed: int = 0, *, fraction: float | None = None, count: int | None = None
+    questions: Sequence[Question], seed: int = 0, *, fraction: Number | None = None, count: int | None = None
 ) -> tuple[list[Question], list[Question]]:
     """(training, held out) by question key, a fraction or a number of the questions; no key is on both sides."""
     keys = stratified_order(questions, seed, "split")
@@ -253,7 +254,7 @@ def split(
     return [q for q in questions if q.key not in held], [q for q in questions if q.key in held]
 
 
-def take_fraction(questions: Sequence[Question], fraction: float, seed: int = 0) -> list[Question]:
+def take_fraction(questions: Sequence[Question], fraction: Number, seed: int = 0) -> list[Question]:
     """A nested part of the questions, by key: what 0.25 keeps, 0.5 keeps too."""
     if fraction == 1.0:
         return list(questions)
@@ -262,7 +263,7 @@ def take_fraction(questions: Sequence[Question], fraction: float, seed: int = 0)
     return [q for q in questions if q.key in kept]
 
 
-def _share(fraction: float, total: int, name: str) -> int:
+def _share(fraction: Number, total: int, name: str) -> int:
     if not 0 < fraction <= 1:
         raise UserError(f"{name}: expected a number above 0 and at most 1, found {fraction}")
     return math.floor(fraction * total + 0.5)

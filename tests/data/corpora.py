@@ -1,0 +1,71 @@
+"""Small corpora made of lengths alone, every token id its own, so that a mixed-up token shows."""
+
+import itertools
+
+from care_jax.data.corpus import Corpus, Encodings, build
+from care_jax.data.preferences import Unit, make_units
+from care_jax.data.questions import Question, Response
+
+
+def corpus_of(shapes, max_length=64, ratings=None) -> Corpus:
+    """shapes: (prompt length, completion lengths) of each question; ratings run down from 10 unless given."""
+    ids = itertools.count(1)
+    questions, encodings = [], []
+    for number, (prompt, completions) in enumerate(shapes):
+        rated = ratings[number] if ratings else [float(10 - i) for i in range(len(completions))]
+        responses = tuple(Response(f"{number} {i}", rated[i], "model", i) for i in range(len(completions)))
+        questions.append(Question(f"q{number}", responses, f"arab\tq{number}", "arab", "native", "norms"))
+        encodings.append(
+            Encodings([next(ids) for _ in range(prompt)], [[next(ids) for _ in range(n)] for n in completions])
+        )
+    return build(questions, encodings, max_length)
+
+
+def spelled(corpus: Corpus, units: list[Unit]) -> list[tuple]:
+    """Every pair, label or list of the units in token ids, with its weight: what a batch must hold."""
+
+    def words(unit, response):
+        prompt, completion = corpus.sequence(unit.question, corpus.response_id(unit.question, response))
+        return tuple(prompt.tolist()), tuple(completion.tolist())
+
+    found = []
+    for unit in units:
+        responses = [words(unit, response) for response in unit.responses]
+        if unit.pairs:
+            found += [("pair", responses[i], responses[j], unit.weight) for i, j in unit.pairs]
+        elif unit.desirable is None:
+            found.append(("list", *responses, unit.weight))
+        else:
+            found.append(("label", responses[0], unit.desirable, unit.weight))
+    return sorted(found)
+
+
+def read_back(batch) -> list[tuple]:
+    """The same from a batch's arrays."""
+    from care_jax.data.filling import unpack
+
+    words = {(one.microbatch, one.slot): (one.prompt, one.completion) for one in unpack(batch)}
+    found = []
+    for m in range(int(batch.n_microbatches)):
+        for (chosen, rejected), weight in zip(batch.pairs[m].tolist(), batch.pair_weights[m].tolist()):
+            if weight:
+                found.append(("pair", words[m, chosen], words[m, rejected], weight))
+        for slots, mask, weight in zip(batch.groups[m], batch.group_mask[m], batch.group_weights[m].tolist()):
+            if weight:
+                found.append(("list", *(words[m, slot] for slot in slots[mask].tolist()), weight))
+        for slot, weight in enumerate(batch.segment_weights[m].tolist()):
+            if weight:
+                found.append(("label", words[m, slot], bool(batch.desirable[m, slot]), weight))
+    return sorted(found)
+
+
+VIEWS = {
+    "pair": {"policy": "all"},
+    "group": {"policy": "all", "unit": "group"},
+    "unpaired": {"view": "unpaired", "desirable_min": 8},
+    "lists": {"view": "lists"},
+}
+
+
+def units_of(corpus: Corpus, view: str) -> list[Unit]:
+    return make_units(corpus.questions, **VIEWS[view])

@@ -1,0 +1,175 @@
+"""Pairs, units, splits, fractions and limits: functions of the seed and the questions, never of the file's order."""
+
+import dataclasses
+import itertools
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from care_jax.data import preferences
+from care_jax.data.preferences import make_units, pair_indices
+from care_jax.data.questions import Question, Response, question_key
+from care_jax.errors import UserError
+
+RATINGS = st.lists(st.integers(1, 10).map(float), min_size=1, max_size=9)
+
+
+def question(ratings, name="q", culture="arab", category="norms", fields=None, labels=None):
+    responses = tuple(
+        Response(f"{name} answer {i}", r, f"model{i % 3}", i, (fields or {}).get(i, "response"), (labels or {}).get(i))
+        for i, r in enumerate(ratings)
+    )
+    return Question(name, responses, question_key(name, culture), culture, "native", category)
+
+
+def many(count):
+    cultures, categories = ("arab", "chinese", "japanese"), ("norms", "literacy")
+    return [question([8.0, 3.0], f"q{i}", cultures[i % 3], categories[i % 2]) for i in range(count)]
+
+
+def words(question, pairs):
+    return {(question.responses[i].content, question.responses[j].content) for i, j in pairs}
+
+
+@given(RATINGS, st.sampled_from(preferences.POLICIES), st.integers(1, 4), st.sampled_from([None, 1, 3]))
+def test_ties_never_pair_and_limits_hold(ratings, policy, min_gap, most):
+    pairs = pair_indices(ratings, policy, min_gap, most, seed=3, key="k")
+    valid = {(i, j) for i, j in itertools.permutations(range(len(ratings)), 2) if ratings[i] - ratings[j] >= min_gap}
+    assert len(set(pairs)) == len(pairs)
+    assert set(pairs) <= valid
+    if most:
+        assert len(pairs) <= most
+    levels = sorted(set(ratings))
+    expected = {
+        "all": len(valid),
+        "best_worst": int(levels[-1] - levels[0] >= min_gap),
+        "adjacent": sum(high - low >= min_gap for low, high in itertools.pairwise(levels)),
+        "random": min(len(valid), most or 1),
+    }[policy]
+    assert len(pairs) == (min(expected, most) if most else expected)
+
+
+@given(RATINGS, st.sampled_from(preferences.POLICIES), st.sampled_from([None, 2]), st.randoms(use_true_random=False))
+def test_policies_do_not_see_the_order_of_the_file(ratings, policy, most, rng):
+    one = question(ratings)
+    shuffled = list(one.responses)
+    rng.shuffle(shuffled)
+    other = dataclasses.replace(one, responses=tuple(shuffled))
+    found = [words(q, preferences.question_pairs(q, policy, 1, most, 7)) for q in (one, other)]
+    assert found[0] == found[1]
+
+
+def test_seven_seven_three():
+    assert [len(pair_indices([7, 7, 3], policy)) for policy in preferences.POLICIES] == [2, 1, 1, 1]
+    # A mean of conflicting ratings lies between two: no tie, so a pair at the least gap.
+    assert pair_indices([6.5, 7.0], "all", 1) == [(1, 0)]
+    assert pair_indices([6.5, 7.0], "all", 2) == []
+    with pytest.raises(UserError, match="best_worst"):
+        pair_indices([1, 2], "best_wurst")
+
+
+def test_data_that_name_the_pair_are_taken_at_their_word():
+    one = question([0.0, 1.0], fields={0: "rejected", 1: "chosen"})
+    assert preferences.question_pairs(one, "all", 3, None, 0) == [(1, 0)]
+    assert [u.desirable for u in make_units([one], "unpaired", desirable_min=7, undesirable_max=4)] == [False, True]
+
+
+@given(st.lists(RATINGS, min_size=1, max_size=5))
+def test_groups_hold_the_pairs_of_the_pair_units(all_ratings):
+    questions = [question(ratings, f"q{i}") for i, ratings in enumerate(all_ratings)]
+    single = make_units(questions, policy="all", reduction="group")
+    groups = make_units(questions, policy="all", unit="group", reduction="group")
+
+    def spelled(units):
+        return sorted((u.question, u.responses[i], u.responses[j], u.weight) for u in units for i, j in u.pairs)
+
+    assert spelled(single) == spelled(groups)
+    for unit in groups:
+        assert abs(unit.weight * len(unit.pairs) - 1) < 1e-12
+    assert all(unit.weight == 1 for unit in make_units(questions, policy="all"))
+
+
+def test_unpaired_and_lists():
+    one = question([9.0, 7.0, 5.0, 4.0, 1.0])
+    labels = {u.responses[0]: u.desirable for u in make_units([one], "unpaired")}
+    assert labels == {0: True, 1: True, 3: False, 4: False}
+    assert [u.responses for u in make_units([one], "unpaired", best="only")] == [(0,)]
+    explicit = question([None, None], labels={0: True, 1: False})
+    assert [u.desirable for u in make_units([explicit], "unpaired")] == [True, False]
+    lists = make_units([one, question([5.0, 5.0]), question([1.0])], "lists")
+    assert [(u.question, u.responses, u.pairs) for u in lists] == [(0, (0, 1, 2, 3, 4), ())]
+    with pytest.raises(UserError, match="did you mean 'lists'"):
+        make_units([one], "list")
+
+
+@given(st.integers(0, 5), st.integers(10, 60))
+def test_fractions_are_nested_and_stratified_and_no_key_is_in_two_splits(seed, count):
+    questions = many(count)
+    questions += questions[:5]  # a prompt that returns in another row
+    random.Random(seed).shuffle(questions)
+    train, held = preferences.split(questions, seed, fraction=0.25)
+    assert {q.key for q in train}.isdisjoint(q.key for q in held)
+    assert len(train) + len(held) == len(questions)
+    assert len({q.key for q in held}) == int(0.25 * count + 0.5)
+    before: set[str] = set()
+    for fraction in (0.1, 0.25, 0.5, 0.8, 1.0):
+        kept = {q.key for q in preferences.take_fraction(questions, fraction, seed)}
+        assert before <= kept
+        before = kept
+        for culture in ("arab", "chinese", "japanese"):
+            for category in ("norms", "literacy"):
+                keys = {q.key for q in questions if (q.culture, q.category) == (culture, category)}
+                assert abs(len(keys & kept) - fraction * len(keys)) <= 1
+    shuffled = questions[::-1]
+    assert {q.key for q in preferences.split(shuffled, seed, fraction=0.25)[1]} == {q.key for q in held}
+
+
+def test_split_by_number_and_its_mistakes():
+    train, held = preferences.split(many(30), 0, count=6)
+    assert (len(train), len(held)) == (24, 6)
+    assert len({(q.culture, q.category) for q in held}) == 6
+    with pytest.raises(UserError, match="leave none"):
+        preferences.split(many(6), 0, count=6)
+    with pytest.raises(UserError, match=r"data\.fraction"):
+        preferences.take_fraction(many(6), 1.5)
+
+
+@pytest.mark.parametrize("unit", ["pair", "group"])
+def test_limits(unit):
+    questions = [question([9.0, 6.0, 3.0], f"q{i}") for i in range(10)]
+    units = make_units(questions, policy="all", unit=unit, reduction="group")
+
+    def pairs_of(found):
+        return {(u.question, u.responses[i], u.responses[j]) for u in found for i, j in u.pairs}
+
+    before: set = set()
+    for limit in (1, 4, 11, 30, 99):
+        found = preferences.limit_units(questions, units, pairs=limit, reduction="group")
+        assert len(pairs_of(found)) == min(limit, 30)
+        assert before <= pairs_of(found)
+        before = pairs_of(found)
+        for number in {u.question for u in found}:
+            own = [u for u in found if u.question == number]
+            assert sum(u.weight * len(u.pairs) for u in own) == pytest.approx(1)
+    found = preferences.limit_units(questions, units, questions_limit=4)
+    assert len({u.question for u in found}) == 4
+    assert len(preferences.limit_questions(questions, 4)) == 4
+    with pytest.raises(UserError, match=r"limit\.pairs"):
+        preferences.limit_units(questions, make_units(questions, "lists"), pairs=3)
+
+
+def test_real_ratings(shared):
+    from care_jax.data.readers import read
+
+    questions = read("care", str(shared / "data/care_rated.jsonl")).questions
+    counts = {p: len(make_units(questions, policy=p)) for p in preferences.POLICIES}
+    distinct = [sorted({r.rating for r in q.responses}) for q in questions]
+    assert counts == {
+        "all": 6071,
+        "best_worst": 450,
+        "adjacent": sum(len(levels) - 1 for levels in distinct),
+        "random": sum(len(levels) > 1 for levels in distinct),
+    }
+    assert len(make_units(questions, policy="all", min_gap=3)) == 3037
