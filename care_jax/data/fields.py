@@ -33,6 +33,8 @@ PREFERENCES = {
     "label": ("label", "desirable"),
     **_ABOUT,
 }
+HELPSTEER = RATED | {"rating": ("helpfulness",)}
+CVALUES = PREFERENCES | {"chosen": ("pos_resp",), "rejected": ("neg_resp",)}
 TOKENIZED = {
     "prompt_ids": ("prompt_ids", "prompt_input_ids"),
     "chosen_ids": ("chosen_ids", "chosen_input_ids"),

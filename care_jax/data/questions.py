@@ -52,12 +52,12 @@ class Question:
 
 def is_ids(content: Any) -> TypeGuard[Sequence[int]]:
     """Whether this content is token ids rather than text or messages."""
-    return not isinstance(content, str) and len(content) > 0 and not isinstance(content[0], Mapping)
+    return not isinstance(content, str) and len(content) > 0 and not isinstance(content[0], (dict, Mapping))
 
 
 def is_messages(content: Any) -> TypeGuard[Sequence[Message]]:
     """Whether this content is a conversation rather than text or token ids."""
-    return not isinstance(content, str) and len(content) > 0 and isinstance(content[0], Mapping)
+    return not isinstance(content, str) and len(content) > 0 and isinstance(content[0], (dict, Mapping))
 
 
 def plain_text(content: Content) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from care_jax.data import fields as f
 from care_jax.data import readers_pairs, readers_rated
+from care_jax.data import readers_sets as sets
 from care_jax.data.files import Row, open_rows
 from care_jax.data.questions import RELATIONS, Question, category_id, culture_id, normalise
 from care_jax.data.readers_rated import Known, user_turn
@@ -42,6 +43,14 @@ READERS: dict[str, ReaderSpec] = {
         ReaderSpec("tokenized", "rows of token ids", readers_pairs.read_tokenized, f.TOKENIZED),
         ReaderSpec("hh_rlhf", "HH-RLHF dialogues as messages", readers_pairs.read_hh_rlhf, f.PREFERENCES),
         ReaderSpec("hh_rlhf_text", "HH-RLHF dialogues as text", readers_pairs.read_hh_rlhf_text, f.PREFERENCES),
+        ReaderSpec(
+            "ultrafeedback", "UltraFeedback, 4 rated completions a row", sets.read_ultrafeedback, sets.ULTRAFEEDBACK
+        ),
+        ReaderSpec("oasst", "OpenAssistant message trees, ranked replies", sets.read_oasst, sets.OASST),
+        ReaderSpec("prism", "PRISM conversations, rated at each turn", sets.read_prism, sets.PRISM),
+        ReaderSpec("helpsteer", "HelpSteer: rated by helpfulness", readers_rated.read_rated, f.HELPSTEER),
+        ReaderSpec("cvalues", "CValues-Comparison pairs", readers_pairs.read_preferences, f.CVALUES),
+        ReaderSpec("sft", "instructions with a good response each", sets.read_sft, sets.SFT),
     )
 }
 
@@ -112,7 +121,7 @@ def _select(
         if relation not in RELATIONS:
             raise UserError(f"relations: expected {' or '.join(RELATIONS)}, found {relation!r}")
     before = _rows_of(questions)
-    kept = _keep(questions, "cultures", cultures, culture_id, lambda q: q.culture, path)
+    kept = _keep(questions, "cultures", cultures, culture_id, _culture, path)
     kept = _keep(kept, "categories", categories, category_id, lambda q: q.category, path)
     if relations and set(relations) != set(RELATIONS):
         kept = [q for q in kept if q.relation in relations]
@@ -133,8 +142,14 @@ def _select(
     return kept
 
 
+def _culture(question: Question) -> str | None:
+    """The question's culture; for data that only know languages, the one its language stands for."""
+    return question.culture or (culture_id(question.language) if question.language else None)
+
+
 def _rows_of(questions: Sequence[Question]) -> int:
-    return sum(len({r.row for r in q.responses}) for q in questions)
+    """How many rows these are: both responses of a pair are one."""
+    return sum(r.field != "rejected" for q in questions for r in q.responses)
 
 
 def _keep(

@@ -8,6 +8,7 @@ from care_jax.data import fields as f
 from care_jax.data.files import Row
 from care_jax.data.questions import (
     Content,
+    Message,
     Question,
     Response,
     culture_language,
@@ -19,12 +20,12 @@ from care_jax.data.questions import (
 from care_jax.data.report import Report
 
 
-def user_turn(text: str) -> Content:
+def user_turn(text: str) -> tuple[Message, ...]:
     """A question as a conversation of one user message."""
     return ({"role": "user", "content": text},)
 
 
-def assistant_turn(text: str) -> Content:
+def assistant_turn(text: str) -> tuple[Message, ...]:
     """A response as one assistant message."""
     return ({"role": "assistant", "content": text},)
 
@@ -45,6 +46,7 @@ class Groups:
     report: Report
     about: dict[str, dict[str, Any]] = field(default_factory=dict)
     answers: dict[str, dict[str, _Answer]] = field(default_factory=dict)
+    keys: dict[tuple[str, str | None], str] = field(default_factory=dict)  # rows of one question come with one text
 
     def add(
         self,
@@ -58,16 +60,20 @@ class Groups:
         **about: Any,
     ) -> None:
         """One response to a prompt. about: culture, relation, category, language, reference, translated."""
-        key = question_key(prompt, about.get("culture"))
+        asked = plain_text(prompt), about.get("culture")
+        key = self.keys.get(asked)
+        if key is None:
+            key = self.keys[asked] = question_key(prompt, asked[1])
         if key not in self.about:
             self.about[key] = {"prompt": prompt, "file": row.file, **about}
             self.answers[key] = {}
         else:
             known = self.about[key]
-            known.update({k: v for k, v in about.items() if known.get(k) is None})
-        same = self.answers[key].get(plain_text(response))
+            known.update((k, v) for k, v in about.items() if v is not None and known.get(k) is None)
+        words = plain_text(response)
+        same = self.answers[key].get(words)
         if same is None:
-            self.answers[key][plain_text(response)] = _Answer(response, [rating], source, row.number, name)
+            self.answers[key][words] = _Answer(response, [rating], source, row.number, name)
             return
         conflict = rating not in same.ratings
         reason = "conflicting_duplicate" if conflict else "duplicate"

@@ -29,6 +29,13 @@ VALUES = [
     [[[]]],
 ]
 PREFERENCES = {"prompt": "p", "chosen": "c", "rejected": "r"}
+SETS = [
+    ("hh_rlhf", {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}),
+    ("ultrafeedback", {"instruction": "q", "completions": [{"response": "a", "overall_score": 3, "model": "m"}, {}]}),
+    ("oasst", {"message_id": "a", "parent_id": "a", "text": "t", "role": "assistant", "rank": 0, "lang": "en"}),
+    ("prism", {"conversation_history": [{"turn": 0, "role": "user", "content": "q"}, {"turn": 0, "score": 1}]}),
+    ("sft", {"inputs": "q", "targets": "a", "messages": [{"role": "user", "content": "q"}]}),
+]
 TOKENIZED = {"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}
 
 
@@ -67,9 +74,7 @@ def test_a_thousand_damaged_inputs(tmp_path, seed):
     rng = random.Random(seed)
     errors, lost = [], 0
     for index in range(200):
-        reader, good = rng.choice(
-            [("care", care_row()), ("preferences", PREFERENCES), ("tokenized", TOKENIZED), ("hh_rlhf", PREFERENCES)]
-        )
+        reader, good = rng.choice([("care", care_row()), ("preferences", PREFERENCES), ("tokenized", TOKENIZED), *SETS])
         rows = [damaged(rng, good) if rng.random() < 0.5 else good for _ in range(rng.randint(1, 6))]
         name = rng.choice(["a.jsonl", "a.json", "a.csv"])
         if name == "a.json":
@@ -85,8 +90,8 @@ def test_a_thousand_damaged_inputs(tmp_path, seed):
         except UserError as error:
             errors.append((str(path) in str(error), index, str(error)))
             continue
-        rows_kept = {r.row for q in report.questions for r in q.responses}
-        assert report.rows == len(rows_kept) + sum(report.dropped.values()), index
+        kept = sum(r.field != "rejected" for q in report.questions for r in q.responses)
+        assert report.rows == kept + sum(report.dropped.values()), (index, reader)
         assert len(report.rejected) == sum(report.dropped.values())
         json.dumps(report.rejected).encode()
         if index % 10 == 0:
