@@ -3,7 +3,18 @@
 import importlib
 from typing import Any
 
-_MODULES = ("chat", "hygiene", "packing", "pipeline", "preferences", "questions", "readers", "report")
+_MODULES = (
+    "catalogue",
+    "chat",
+    "hygiene",
+    "inspection",
+    "packing",
+    "pipeline",
+    "preferences",
+    "questions",
+    "readers",
+    "report",
+)
 
 
 def __getattr__(name: str) -> Any:
