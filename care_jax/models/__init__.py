@@ -3,7 +3,7 @@
 from care_jax.models.arch import Arch, Weight, abstract_params, decay_mask, declarations, num_params, param_shardings
 from care_jax.models.decoder import Decoder, head_weight
 from care_jax.models.export import save_pretrained
-from care_jax.models.hf import FAMILIES, folder_of, from_config, from_pretrained, init_params, read_config
+from care_jax.models.hf import FAMILIES, from_config, from_pretrained, init_params, read_config, resolve
 
 __all__ = [
     "FAMILIES",
@@ -13,7 +13,6 @@ __all__ = [
     "abstract_params",
     "decay_mask",
     "declarations",
-    "folder_of",
     "from_config",
     "from_pretrained",
     "head_weight",
@@ -21,5 +20,6 @@ __all__ = [
     "num_params",
     "param_shardings",
     "read_config",
+    "resolve",
     "save_pretrained",
 ]

@@ -1,5 +1,6 @@
 """To Hugging Face: a folder that transformers 4 and 5 load, and whatever else reads safetensors."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -118,30 +119,36 @@ def _saved_dtype(model: Decoder, params: Tree) -> Any:
     return jnp.dtype(came) if all(bool(_to_host(exact(leaf))) for leaf in leaves) else own
 
 
-def tensors(arch: Arch) -> Iterator[tuple[str, Weight, str, int | None]]:
+def tensors(declared: Tree) -> Iterator[tuple[str, Weight, str, int | None]]:
     """(name in the file, declaration, dotted path in the tree, layer or None) of every tensor, sorted by name."""
     found = []
 
     def visit(path: str, weight: Weight) -> None:
-        for layer in range(arch.layers) if weight.stacked else [None]:
+        for layer in range(weight.shape[0]) if weight.stacked else [None]:
             found.append((weight.hf_name.format(i=layer), weight, path, layer))
 
-    arch_lib.map_weights(visit, arch_lib.declarations(arch))
+    arch_lib.map_weights(visit, declared)
     yield from sorted(found, key=lambda entry: entry[0])
 
 
-def _leaf(params: Tree, path: str) -> jax.Array:
+def leaf_at(params: Tree, path: str) -> jax.Array:
     node: Any = params
     for name in path.split("."):
         node = node[name]
     return node
 
 
+def host_tensor(params: Tree, weight: Weight, path: str, layer: int | None) -> np.ndarray:
+    """One tensor of the file, in the file's shape, on this host (all processes must call)."""
+    leaf = leaf_at(params, path)
+    return _to_host(leaf if layer is None else _layer(leaf, layer)).reshape(weight.hf_shape)
+
+
 def _shards(arch: Arch, width: int, limit: int) -> list[list[tuple[str, Weight, str, int | None]]]:
     """The tensors, split so that no file holds more than `limit` bytes unless one tensor alone does."""
     shards: list[list[tuple[str, Weight, str, int | None]]] = [[]]
     filled = 0
-    for entry in tensors(arch):
+    for entry in tensors(arch_lib.declarations(arch)):
         size = int(np.prod(entry[1].hf_shape)) * width
         if shards[-1] and filled + size > limit:
             shards.append([])
@@ -165,10 +172,9 @@ def write_weights(folder: pathlib.Path, model: Decoder, params: Tree, shard_byte
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         held: dict[str, np.ndarray] = {}
         for tensor, weight, path, layer in shard:
-            leaf = _leaf(params, path)
-            value = _to_host(leaf if layer is None else _layer(leaf, layer))
+            value = host_tensor(params, weight, path, layer)
             if jax.process_index() == 0:
-                held[tensor] = np.ascontiguousarray(value.astype(numpy_dtype).reshape(weight.hf_shape))
+                held[tensor] = np.ascontiguousarray(value.astype(numpy_dtype))
             places[tensor] = name
             total += int(np.prod(weight.hf_shape)) * numpy_dtype.itemsize
         if jax.process_index() == 0:
@@ -185,12 +191,37 @@ def _move(made: pathlib.Path, folder: pathlib.Path) -> None:
         os.replace(made, folder)
         return
     names = {path.name for path in made.iterdir()}
-    for old in [*folder.glob("model*.safetensors"), *folder.glob("model*.safetensors.index.json")]:
-        if old.name not in names:
-            old.unlink()
+    if any(name.startswith("model") for name in names):
+        for old in [*folder.glob("model*.safetensors"), *folder.glob("model*.safetensors.index.json")]:
+            if old.name not in names:
+                old.unlink()
     for path in sorted(made.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
         os.replace(path, folder / path.name)
     made.rmdir()
+
+
+@contextlib.contextmanager
+def written_aside(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """A fresh folder beside `folder`, put in its place at the end; process 0 writes, the others wait for it."""
+    folder = pathlib.Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; an export needs a folder")
+    writes = jax.process_index() == 0
+    made = folder
+    if writes:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield made
+        if writes:
+            for path in [made, *made.iterdir()]:
+                path.chmod(0o755 if path.is_dir() else 0o644)  # mkdtemp's are the owner's alone
+            _move(made, folder)
+    finally:
+        if writes and made.exists():
+            shutil.rmtree(made)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"exported {folder}")
 
 
 def save_pretrained(
@@ -209,17 +240,9 @@ def save_pretrained(
     their own dtype, or in the checkpoint's narrower one where every number survives that: so what has not changed
     leaves as it came. All processes call; process 0 writes.
     """
-    folder = pathlib.Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; an export needs a folder")
-    writes = jax.process_index() == 0
-    made = pathlib.Path()
-    if writes:
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        made = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
-    try:
+    with written_aside(folder) as made:
         dtype = write_weights(made, model, params, shard_bytes)
-        if writes:
+        if jax.process_index() == 0:
             for name in CARRIED if source is not None else ():
                 if (pathlib.Path(source or "") / name).is_file():
                     shutil.copyfile(pathlib.Path(source or "") / name, made / name)
@@ -227,11 +250,3 @@ def save_pretrained(
                 tokenizer.save_pretrained(made)
             text = json.dumps(config_json(model.arch, dtype), indent=2, ensure_ascii=False) + "\n"
             (made / "config.json").write_text(text, encoding="utf-8")
-            for path in [made, *made.iterdir()]:
-                path.chmod(0o755 if path.is_dir() else 0o644)  # mkdtemp's are the owner's alone
-            _move(made, folder)
-    finally:
-        if writes:
-            shutil.rmtree(made, ignore_errors=True)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"save_pretrained {folder}")

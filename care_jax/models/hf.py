@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from care_jax import sharding
 from care_jax.errors import UserError, nearest
 from care_jax.models import arch as arch_lib
 from care_jax.models import attention as attention_lib
-from care_jax.models import gemma, llama, qwen, safetensors_io
+from care_jax.models import gemma, llama, loading, qwen, safetensors_io
 from care_jax.models.arch import Arch, Tree, Weight
 from care_jax.models.decoder import REMAT, Decoder
 
@@ -36,7 +35,7 @@ _IGNORED_PARTS = ("rotary_emb.inv_freq",)
 _VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 
 
-def folder_of(path: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
+def resolve(path: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
     """The local folder of a path, or of a hub id at `revision` (downloaded once, by one process)."""
     folder = pathlib.Path(path).expanduser()
     if folder.is_dir():
@@ -98,27 +97,6 @@ def from_config(
     return _model(read_config(path), dtype, remat, attention, str(path))
 
 
-Index = tuple[slice, ...]
-
-
-def _place(path: str, weight: Weight, piece: Callable[[Index], np.ndarray], mesh: Mesh | None) -> jax.Array:
-    """One weight, each device's piece of it made on the host and sent there."""
-    whole = tuple(slice(0, size) for size in weight.shape)
-    if mesh is None:
-        return jnp.asarray(piece(whole))
-    pieces: dict[Any, np.ndarray] = {}  # devices that hold the same piece share one reading
-
-    def shared_piece(index: Index | None) -> np.ndarray:
-        index = whole if index is None else index
-        key = tuple((one.start, one.stop) for one in index)
-        if key not in pieces:
-            pieces[key] = piece(index)
-        return pieces[key]
-
-    placed = sharding.sharding(mesh, weight.axes, weight.shape, path)
-    return jax.make_array_from_callback(weight.shape, placed, shared_piece)
-
-
 def init_params(model: Decoder, seed: int, mesh: Mesh | None = None, param_dtype: Any = "float32") -> Tree:
     """Fresh parameters from a seed: normal(0, init_std), zeros and ones, as declared.
 
@@ -134,7 +112,7 @@ def init_params(model: Decoder, seed: int, mesh: Mesh | None = None, param_dtype
             whole *= np.float32(model.arch.init_std)
         else:
             whole = np.full(weight.shape, 0 if weight.init == "zeros" else 1, np.float32)
-        return _place(path, weight, lambda index: whole[index].astype(dtype), mesh)
+        return loading.place(path, weight, lambda index: whole[index].astype(dtype), mesh)
 
     return arch_lib.map_weights(fresh, arch_lib.declarations(model.arch))
 
@@ -148,42 +126,6 @@ def _own_name(name: str) -> str | None:
         if name.startswith(prefix):
             return own + name.removeprefix(prefix)
     return name
-
-
-def _check(arch: Arch, found: dict[str, safetensors_io.Tensor], folder: pathlib.Path) -> None:
-    """One UserError listing every missing, surplus or misshapen tensor."""
-    expected: dict[str, tuple[int, ...]] = {}
-    for weight in jax.tree.leaves(arch_lib.declarations(arch), is_leaf=arch_lib.is_weight):
-        for layer in range(arch.layers if weight.stacked else 1):
-            expected[weight.hf_name.format(i=layer)] = weight.hf_shape
-    lines = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in found]
-    lines += [f"surplus {name} {list(found[name].shape)}" for name in found if name not in expected]
-    for name, shape in expected.items():
-        if name in found and found[name].shape != shape:
-            lines.append(f"misshapen {name}: found {list(found[name].shape)}, expected {list(shape)}")
-        if name in found and found[name].dtype not in safetensors_io.DTYPES:
-            lines.append(f"{name}: dtype {found[name].dtype}, expected one of {', '.join(safetensors_io.DTYPES)}")
-    if lines:
-        raise UserError(f"{folder}: its tensors do not fit its config.json ({arch.family}):\n  " + "\n  ".join(lines))
-
-
-def _load(
-    path: str, weight: Weight, found: dict[str, safetensors_io.Tensor], dtype: Any, mesh: Mesh | None
-) -> jax.Array:
-    """One weight straight to its place and dtype; the host holds at most this weight's own pieces."""
-
-    def piece(index: tuple[slice, ...]) -> np.ndarray:
-        spans = [range(*one.indices(size)) for one, size in zip(index, weight.shape)]
-        out = np.empty([len(span) for span in spans], dtype)
-        inner = index[1:] if weight.stacked else index
-        shape = weight.shape[1:] if weight.stacked else weight.shape
-        # A file joins heads and their size; reshaping a mapped tensor is free, so the slice alone is read.
-        for place, layer in enumerate(spans[0] if weight.stacked else range(1)):
-            value = found[weight.hf_name.format(i=layer)].read(shape, inner)
-            out[(place, ...) if weight.stacked else ...] = value
-        return out
-
-    return _place(path, weight, piece, mesh)
 
 
 def from_pretrained(
@@ -201,7 +143,7 @@ def from_pretrained(
     dtype: of the computation; param_dtype: of the weights, by default the same. Each weight goes straight to its place
     on the mesh. Raises UserError for a folder, family or tensor that does not fit, listing every tensor at once.
     """
-    folder = folder_of(path, revision)
+    folder = resolve(path, revision)
     arch = read_config(folder)
     model = _model(arch, dtype, remat, attention, str(path))
     found: dict[str, safetensors_io.Tensor] = {}
@@ -210,9 +152,10 @@ def from_pretrained(
         # A checkpoint may carry a head though its config ties it: the tie wins.
         if own is not None and not (own == "lm_head.weight" and arch.tied):
             found[own] = tensor
-    _check(arch, found, folder)
+    declared = arch_lib.declarations(arch)
+    loading.check(declared, found, f"{folder}: its tensors do not fit its config.json ({arch.family})")
     dtype_of_params = jnp.dtype(model.dtype if param_dtype is None else param_dtype)
     params = arch_lib.map_weights(
-        lambda name, weight: _load(name, weight, found, dtype_of_params, mesh), arch_lib.declarations(arch)
+        lambda name, weight: loading.load(name, weight, found, dtype_of_params, mesh), declared
     )
     return model, params

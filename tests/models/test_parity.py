@@ -12,6 +12,7 @@ import pytest
 from tiny_models import FAMILIES, GOLDEN, tiny_model
 
 import care_jax.models as models
+from care_jax.models.export import leaf_at, tensors
 
 torch = pytest.importorskip("torch", reason="the parity extra")
 transformers = pytest.importorskip("transformers")
@@ -60,11 +61,9 @@ def test_gradients_of_a_dpo_loss_are_those_of_torch(name):
     our_loss, gradient = ours(tiny.params)
     np.testing.assert_allclose(our_loss, loss.item(), rtol=1e-5)
     expected = {name: weight.grad.numpy() for name, weight in theirs.named_parameters()}
-    from care_jax.models.export import _leaf, tensors
-
     names = []
-    for tensor, weight, path, layer in tensors(tiny.model.arch):
-        leaf = np.asarray(_leaf(gradient, path))
+    for tensor, weight, path, layer in tensors(models.declarations(tiny.model.arch)):
+        leaf = np.asarray(leaf_at(gradient, path))
         leaf = (leaf if layer is None else leaf[layer]).reshape(weight.hf_shape)
         error = np.abs(leaf - expected[tensor]).max() / np.abs(expected[tensor]).max()
         assert error < 1e-3, (tensor, error)
@@ -171,3 +170,26 @@ def test_smollm2_leaves_as_it_came(real_models, tmp_path):
     assert all(before[name].dtype == after[name].dtype and torch.equal(before[name], after[name]) for name in before)
     assert {path.name for path in folder.iterdir()} <= set(os.listdir(tmp_path / "out"))
     transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["llama3", "gemma3_text"])
+def test_peft_agrees_on_an_adapter(name, tmp_path):
+    peft = pytest.importorskip("peft")
+    from test_lora import adapted
+
+    from care_jax.models import lora as lora_lib
+
+    tiny, model, _, trained = adapted(name, r=4, alpha=6.0)
+    tokens = tiny.golden["tokens"][:1]
+    ours = np.asarray(model.apply({"params": tiny.params, "lora": trained}, jnp.asarray(tokens)))
+    lora_lib.save_adapter(tmp_path / "ours", model, trained, base=str(tiny.folder))
+    theirs = peft.PeftModel.from_pretrained(load_torch(tiny.folder), tmp_path / "ours")
+    with torch.no_grad():
+        logits = theirs(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
+    np.testing.assert_allclose(ours, logits, atol=1e-4)
+    assert np.abs(logits - tiny.golden["logits"][:1]).max() > 0.1
+    # And what PEFT writes, with its targets as full paths, comes back in.
+    theirs.save_pretrained(tmp_path / "theirs")
+    again, lora = lora_lib.load_adapter(tmp_path / "theirs", tiny.model)
+    assert again.lora_scale == model.lora_scale
+    jax.tree.map(np.testing.assert_array_equal, lora, trained)

@@ -1,0 +1,69 @@
+"""Tensors of safetensors files into declared weights, each straight to its place on the mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from care_jax import sharding
+from care_jax.errors import UserError
+from care_jax.models import arch as arch_lib
+from care_jax.models.arch import Tree, Weight
+from care_jax.models.safetensors_io import DTYPES, Tensor
+
+Index = tuple[slice, ...]
+
+
+def place(path: str, weight: Weight, piece: Callable[[Index], np.ndarray], mesh: Mesh | None) -> jax.Array:
+    """One weight, each device's piece of it made on the host and sent there."""
+    whole = tuple(slice(0, size) for size in weight.shape)
+    if mesh is None:
+        return jnp.asarray(piece(whole))
+    pieces: dict[Any, np.ndarray] = {}  # devices that hold the same piece share one reading
+
+    def shared_piece(index: Index | None) -> np.ndarray:
+        index = whole if index is None else index
+        key = tuple((one.start, one.stop) for one in index)
+        if key not in pieces:
+            pieces[key] = piece(index)
+        return pieces[key]
+
+    placed = sharding.sharding(mesh, weight.axes, weight.shape, path)
+    return jax.make_array_from_callback(weight.shape, placed, shared_piece)
+
+
+def load(path: str, weight: Weight, found: dict[str, Tensor], dtype: Any, mesh: Mesh | None) -> jax.Array:
+    """One weight from its tensors, in `dtype`; the host holds at most this weight's own pieces."""
+
+    def piece(index: Index) -> np.ndarray:
+        spans = [range(*one.indices(size)) for one, size in zip(index, weight.shape)]
+        out = np.empty([len(span) for span in spans], dtype)
+        inner = index[1:] if weight.stacked else index
+        shape = weight.shape[1:] if weight.stacked else weight.shape
+        # A file joins heads and their size; reshaping a mapped tensor is free, so the slice alone is read.
+        for row, layer in enumerate(spans[0] if weight.stacked else range(1)):
+            value = found[weight.hf_name.format(i=layer)].read(shape, inner)
+            out[(row, ...) if weight.stacked else ...] = value
+        return out
+
+    return place(path, weight, piece, mesh)
+
+
+def check(declared: Tree, found: dict[str, Tensor], complaint: str) -> None:
+    """One UserError, `complaint` and a line for every missing, surplus or misshapen tensor."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for weight in jax.tree.leaves(declared, is_leaf=arch_lib.is_weight):
+        for layer in range(weight.shape[0] if weight.stacked else 1):
+            expected[weight.hf_name.format(i=layer)] = weight.hf_shape
+    lines = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in found]
+    lines += [f"surplus {name} {list(found[name].shape)}" for name in found if name not in expected]
+    for name, shape in expected.items():
+        if name in found and found[name].shape != shape:
+            lines.append(f"misshapen {name}: found {list(found[name].shape)}, expected {list(shape)}")
+        if name in found and found[name].dtype not in DTYPES:
+            lines.append(f"{name}: dtype {found[name].dtype}, expected one of {', '.join(DTYPES)}")
+    if lines:
+        raise UserError("\n  ".join([f"{complaint}:", *lines]))

@@ -1,0 +1,239 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): a second collection beside the parameters.
+
+`model.apply({"params": p, "lora": l}, ...)`. The base is never touched: without the collection it runs alone, and that
+is the reference. B starts at zero, so the first step starts from the base.
+"""
+
+import itertools
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from safetensors.numpy import save_file
+
+from care_jax import sharding
+from care_jax.errors import UserError, nearest
+from care_jax.models import arch as arch_lib
+from care_jax.models import export, loading, safetensors_io
+from care_jax.models.arch import Arch, Tree, Weight
+from care_jax.models.decoder import Decoder
+
+# PEFT's name of a linear map -> where it lies in a block's tree.
+TARGETS = {
+    "q_proj": ("attn", "q"),
+    "k_proj": ("attn", "k"),
+    "v_proj": ("attn", "v"),
+    "o_proj": ("attn", "o"),
+    "gate_proj": ("mlp", "gate"),
+    "up_proj": ("mlp", "up"),
+    "down_proj": ("mlp", "down"),
+}
+
+
+def targets(target_modules: str | Sequence[str]) -> tuple[str, ...]:
+    """The names of the adapted maps, in this module's order; `all` means every one. UserError for an unknown name."""
+    if target_modules in ("all", "all-linear"):
+        return tuple(TARGETS)
+    names = (target_modules,) if isinstance(target_modules, str) else tuple(target_modules)
+    for name in names:
+        if name not in TARGETS:
+            raise UserError(
+                f"lora.target_modules: {name!r} is none of all, {', '.join(TARGETS)}{nearest(name, tuple(TARGETS))}"
+            )
+    if not names:
+        raise UserError("lora.target_modules: names nothing to adapt")
+    return tuple(name for name in TARGETS if name in names)
+
+
+def declarations(arch: Arch, r: int, target_modules: str | Sequence[str] = "all") -> Tree:
+    """The tree of `Weight` of the adapters: a [L, r, *in] and b [L, *out, r] for each target."""
+    if r < 1:
+        raise UserError(f"lora.r: {r}: a rank is at least 1")
+    blocks = arch_lib.declarations(arch)["blocks"]
+    tree: Tree = {}
+    for name in targets(target_modules):
+        part, which = TARGETS[name]
+        base: Weight = blocks[part][which]["weight"]
+        inputs = 2 if which == "o" else 1
+        shape, axes = base.shape[1:], base.axes[1:]
+        module = "base_model.model." + base.hf_name.removesuffix(".weight")
+        tree.setdefault(part, {})[which] = {
+            "a": Weight(
+                (arch.layers, r, *shape[-inputs:]),
+                ("layers", "lora", *axes[-inputs:]),
+                "normal",
+                f"{module}.lora_A.weight",
+                (r, base.hf_shape[1]),
+                decay=True,
+            ),
+            "b": Weight(
+                (arch.layers, *shape[:-inputs], r),
+                ("layers", *axes[:-inputs], "lora"),
+                "zeros",
+                f"{module}.lora_B.weight",
+                (base.hf_shape[0], r),
+                decay=True,
+            ),
+        }
+    return {"blocks": tree}
+
+
+def attach(model: Decoder, r: int, alpha: float) -> Decoder:
+    """The model that takes a `lora` collection of rank r, its contribution scaled by alpha / r."""
+    return model.clone(lora_scale=alpha / r)
+
+
+def init(
+    model: Decoder,
+    r: int,
+    target_modules: str | Sequence[str] = "all",
+    *,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    param_dtype: Any = "float32",
+) -> Tree:
+    """Fresh adapters: A uniform within 1/sqrt(inputs) as in PEFT, B zero. The same numbers on every mesh."""
+    dtype = jnp.dtype(param_dtype)
+    places = itertools.count()
+
+    def fresh(path: str, weight: Weight) -> jax.Array:
+        rng = np.random.default_rng([seed, next(places), 1])
+        if weight.init == "zeros":
+            whole = np.zeros(weight.shape, np.float32)
+        else:
+            bound = weight.hf_shape[1] ** -0.5
+            whole = (bound * (2 * rng.random(weight.shape, np.float32) - 1)).astype(np.float32)
+        return loading.place(path, weight, lambda index: whole[index].astype(dtype), mesh)
+
+    return arch_lib.map_weights(fresh, declarations(model.arch, r, target_modules))
+
+
+def shardings(arch: Arch, r: int, target_modules: str | Sequence[str], mesh: Mesh) -> Tree:
+    """The tree of NamedSharding of the adapters."""
+
+    def at(path: str, weight: Weight) -> NamedSharding:
+        return sharding.sharding(mesh, weight.axes, weight.shape, path)
+
+    return arch_lib.map_weights(at, declarations(arch, r, target_modules))
+
+
+def merge(model: Decoder, params: Tree, lora: Tree, dtype: Any = "float32") -> Tree:
+    """The parameters with the adapters in them, W + alpha/r B A, for a model without a `lora` collection.
+
+    Sums in float32; adapted weights come out in `dtype` (float32 loses nothing of the sum), the others as they are.
+    """
+    scale = _scale(model)
+    dtype = jnp.dtype(dtype)
+
+    @jax.jit
+    def merged(weight: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        wide = (x.astype(jnp.float32) for x in (b, a))
+        product = jax.vmap(lambda b, a: jnp.tensordot(b, a, axes=1, precision="highest"))(*wide)
+        return (weight.astype(jnp.float32) + scale * product).astype(dtype)
+
+    blocks = {name: dict(part) for name, part in params["blocks"].items()}
+    for part, maps in lora["blocks"].items():
+        for which, adapter in maps.items():
+            base = blocks[part][which]
+            blocks[part][which] = base | {"weight": merged(base["weight"], adapter["a"], adapter["b"])}
+    return {**params, "blocks": blocks}
+
+
+def _scale(model: Decoder) -> float:
+    if model.lora_scale is None:
+        raise ValueError("the model has no adapters: see care_jax.models.lora.attach")
+    return model.lora_scale
+
+
+def _rank_and_targets(lora: Tree) -> tuple[int, tuple[str, ...]]:
+    blocks = lora["blocks"]
+    names = tuple(name for name, (part, which) in TARGETS.items() if which in blocks.get(part, {}))
+    part, which = TARGETS[names[0]]
+    return blocks[part][which]["b"].shape[-1], names
+
+
+def save_adapter(folder: str | pathlib.Path, model: Decoder, lora: Tree, base: str) -> None:
+    """Writes a PEFT adapter folder: its config and safetensors. base: the path or hub id of the model."""
+    r, names = _rank_and_targets(lora)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": r,
+        "lora_alpha": _scale(model) * r,
+        "target_modules": list(names),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "use_dora": False,
+        "use_rslora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
+    with export.written_aside(folder) as made:
+        held = {
+            tensor: np.ascontiguousarray(export.host_tensor(lora, weight, path, layer))
+            for tensor, weight, path, layer in export.tensors(declarations(model.arch, r, names))
+        }
+        if jax.process_index() == 0:
+            save_file(held, made / "adapter_model.safetensors", metadata={"format": "pt"})
+            (made / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+# What would change the numbers, and the only values that this library computes with.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none", None),
+    "fan_in_fan_out": (False, None),
+    "modules_to_save": (None, []),
+    "use_dora": (False, None),
+    "use_bdlora": (False, None),
+    "use_qalora": (False, None),
+    "lora_bias": (False, None),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "layers_to_transform": (None,),
+    "layer_replication": (None,),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None,),
+    "alora_invocation_tokens": (None,),
+}
+
+
+def load_adapter(
+    folder: str | pathlib.Path, model: Decoder, mesh: Mesh | None = None, param_dtype: Any = "float32"
+) -> tuple[Decoder, Tree]:
+    """The model with the scale of a PEFT adapter folder attached, and its adapters. UserError for what does not fit."""
+    folder = pathlib.Path(folder)
+    file = folder / "adapter_config.json"
+    weights = folder / "adapter_model.safetensors"
+    for needed in (file, weights):
+        if not needed.is_file():
+            raise UserError(f"{needed}: no such file; a PEFT adapter folder holds {file.name} and {weights.name}")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON: {error}") from error
+    for key, plain in _PLAIN.items():
+        if config.get(key, plain[0]) not in plain:
+            raise UserError(f"{file}: {key}: {config[key]!r} is not supported; expected {plain[0]!r}")
+    found = safetensors_io.tensors(weights)
+    r = int(config["r"])
+    # PEFT may have written patterns or full paths as targets: the tensors themselves say what is adapted.
+    names = [name for name in TARGETS if any(f".{name}.lora_" in tensor for tensor in found)]
+    if not names:
+        raise UserError(f"{weights}: adapts none of {', '.join(TARGETS)}")
+    declared = declarations(model.arch, r, names)
+    loading.check(declared, found, f"{folder}: its tensors do not fit the model and r={r}")
+    dtype = jnp.dtype(param_dtype)
+    lora = arch_lib.map_weights(lambda path, weight: loading.load(path, weight, found, dtype, mesh), declared)
+    scale = config["lora_alpha"] / (r**0.5 if config.get("use_rslora") else r)
+    return model.clone(lora_scale=scale), lora
