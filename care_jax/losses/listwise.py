@@ -53,17 +53,19 @@ def plackett_luce(
     Shapes: inputs [G, K], `group_mask` bool, False in padding; losses [G], float32. Rewards [G]: mean b h of the best
         rated and of the worst rated. Two responses give DPO; responses with equal ratings do not compete with each
         other; a list without two different ratings gives 0.
-    Paper: Rafailov et al. 2023, arXiv 2305.18290, appendix A.3, equation 20; Plackett 1975, Luce 1959.
+    Paper: Rafailov et al. 2023, arXiv 2305.18290, appendix A.3; Plackett 1975, Luce 1959.
     Peers: none of TRL, HALOs or SimPO has it.
     """
     require(beta, "beta", 0.0, open_low=True)
     scores, ratings, better = _scores(group_logps, group_ref_logps, group_ratings, group_mask, beta)
-    own = jnp.eye(scores.shape[-1], dtype=bool)
-    # A response stands in its own denominator, so that no row of the logsumexp is empty.
-    competes = better | jnp.broadcast_to(own, better.shape)
-    rows = jnp.broadcast_to(scores[..., None, :], better.shape)
-    log_norm = jax.nn.logsumexp(rows, axis=-1, where=competes)
-    return jnp.sum(log_norm - scores, axis=-1), _ends(scores, ratings, group_mask)
+    # -log of i's share among itself and all below it is the softplus of the log-sum-exp of their leads over i. A
+    # response with none below stands in for them itself, so that no log-sum-exp is empty, and counts 0.
+    competes = jnp.any(better, axis=-1)
+    own = jnp.broadcast_to(jnp.eye(scores.shape[-1], dtype=bool), better.shape) & ~competes[..., None]
+    leads = scores[..., None, :] - scores[..., :, None]
+    lead = jax.nn.logsumexp(leads, axis=-1, where=better | own)
+    losses = jnp.where(competes, -log_sigmoid(-lead), 0.0)
+    return jnp.sum(losses, axis=-1), _ends(scores, ratings, group_mask)
 
 
 def gap_dpo(

@@ -66,7 +66,7 @@ def robust_dpo(
 
     Formula: (-(1-e) log s(bD) + e log s(-bD)) / (1-2e)
     Shapes: everything [P], float32. Rewards b hw, b hl.
-    Paper: Chowdhury et al. 2024, arXiv 2403.00409, equation 12.
+    Paper: Chowdhury et al. 2024, arXiv 2403.00409.
     Peers: TRL `robust` the same; its default e of 0 makes it plain DPO.
     """
     require(beta, "beta", 0.0, open_low=True)
@@ -338,7 +338,7 @@ def sigmoid_norm(
 
     Formula: -log s(b (hw/|yw| - hl/|yl|))
     Shapes: everything [P]; lengths are completion tokens; float32. Rewards b hw, b hl.
-    Paper: Lambert et al. 2024 (Tulu 3), arXiv 2411.15124, equation 6; there beta is 5.
+    Paper: Lambert et al. 2024 (Tulu 3), arXiv 2411.15124; there beta is 5.
     Peers: TRL `sigmoid_norm` the same; its default beta of 0.1, kept here, is small for a margin a token.
     """
     require(beta, "beta", 0.0, open_low=True)

@@ -151,7 +151,7 @@ def sft(chosen_logps: Logps, chosen_lengths: Lengths) -> Losses:
 
     Formula: -lw/|yw|, weighted by |yw|: the mean over the step is one over tokens
     Shapes: everything [P]; lengths are completion tokens; float32. `weights` holds the lengths.
-    Paper: Pang et al. 2024 (RPO), arXiv 2404.19733, equation 1, its second term.
+    Paper: Pang et al. 2024 (RPO), arXiv 2404.19733, the second term of its loss.
     Peers: TRL `sft` is the token mean over a microbatch of a device; here it is over the whole step.
     """
     weights = wide(chosen_lengths)

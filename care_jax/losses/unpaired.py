@@ -27,11 +27,12 @@ def kto(
     Shapes: [N], `desirable` bool; `kl` is z0, a scalar in nats. float32. Rewards b h. z0 is the mean of h over the
         whole step's mismatched completions (each prompt with the completion of the nearest earlier example of another
         question), clamped at 0 after that mean; no gradient goes through it.
-    Paper: Ethayarajh et al. 2024, arXiv 2402.01306, equations 7 and 8; weights so that desirable_weight n_desirable /
-        (undesirable_weight n_undesirable) lies in [1, 4/3], see `kto_weight_ratio`.
+    Paper: Ethayarajh et al. 2024, arXiv 2402.01306, equation 7; weights so that desirable_weight n_desirable /
+        (undesirable_weight n_undesirable) lies in [1, 4/3] (equation 8), see
+        `kto_weight_ratio`.
     Peers: the formula is TRL's and HALOs'. TRL takes z0 from the previous row of a microbatch, fixed at tokenisation
-        (so its order can never be shuffled), as a mean of device means; HALOs from the next row of a microbatch. Both give
-        one z0 a microbatch; here it is one a step, whatever the microbatch and the mesh.
+        (so its order can never be shuffled), as a mean of device means; HALOs from the next row of a microbatch. Both
+        give one z0 a microbatch; here it is one a step, whatever the microbatch and the mesh.
     """
     require(beta, "beta", 0.0, open_low=True)
     require(desirable_weight, "desirable_weight", 0.0)
@@ -50,7 +51,7 @@ def kto_weight_ratio(
     """The published rule for KTO's weights, for counts of labelled responses.
 
     Returns (ratio, advice): ratio = desirable_weight desirable / (undesirable_weight undesirable), which is to lie in
-    [1, 4/3] (Ethayarajh et al. 2024, section 4.2); advice is '' where it does, else one line with the number and the
+    [1, 4/3] (Ethayarajh et al. 2024, equation 8); advice is '' where it does, else one line with the number and the
     weights that would (one of the two changed, as the authors say).
     """
     gains, losses = desirable_weight * desirable, undesirable_weight * undesirable
