@@ -1,0 +1,65 @@
+"""Checkpoints by Orbax: the state, its step (which is the data position) and the configuration in one atomic save."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from care_jax.training.step import State
+
+
+class Checkpoints:
+    """Saves asynchronously to `folder`; keeps the newest `keep` and, with `best`, the one highest by that metric."""
+
+    def __init__(self, folder: pathlib.Path, keep: int, best: str | None = None):
+        kept: list[Any] = [preservation_policy.LatestN(keep)]
+        if best is not None:
+            kept.append(preservation_policy.BestN(get_metric_fn=lambda found: found["best"], n=1))
+        self._best = best
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                create=True,
+                cleanup_tmp_directories=True,
+                preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
+            ),
+            item_names=("state", "meta"),
+        )
+
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: State, meta: dict[str, Any], metrics: dict[str, Any] | None = None) -> None:
+        """Starts a save of `state` after `step` updates; it is written beside the training and commits by renaming."""
+        value = (metrics or {}).get(self._best) if self._best else None
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(_stored(state)), meta=ocp.args.JsonSave(meta)),
+            metrics=None if value is None else {"best": value},
+        )
+
+    def meta(self, step: int) -> dict[str, Any]:
+        restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        return restored["meta"]
+
+    def restore(self, step: int, like: State) -> State:
+        """The state saved after `step` updates, placed as `like` is; with adapters the base comes from `like`."""
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _stored(like))
+        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
+        state = dataclasses.replace(like, **restored["state"])
+        return state
+
+    def wait(self) -> None:
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _stored(state: State) -> dict[str, Any]:
+    """What a save holds: not the base model under adapters, which nothing changes."""
+    fields = {"step": state.step, "skipped": state.skipped, "opt_state": state.opt_state}
+    return {**fields, "params": state.params} if state.lora is None else {**fields, "lora": state.lora}

@@ -1,0 +1,188 @@
+"""Preference accuracy on held-out questions: the run's own loss, and pairs that compare across losses."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from care_jax.data.corpus import Corpus
+from care_jax.data.packing import Batch
+from care_jax.data.preferences import Unit
+from care_jax.training import objective as objectives
+from care_jax.training.objective import Objective
+
+Sequence_ = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """What evaluation needs, laid out once: sequences to run, and numpy tables that turn their logps into metrics.
+
+    sequences: (question, response) of the corpus; own, everything, lists: flat one-microbatch tables over positions in
+    `sequences`; labels: names of the groups that each pair of `everything` is reported by.
+    """
+
+    sequences: tuple[Sequence_, ...]
+    own: Batch
+    everything: Batch
+    mismatched: np.ndarray  # positions in `sequences`
+    labels: dict[str, np.ndarray]  # group name -> bool [pairs]
+
+
+def hold_out(
+    corpus: Corpus,
+    own: Sequence[Unit],
+    everything: Sequence[Unit],
+    mismatched: Sequence[Sequence_],
+) -> HeldOut:
+    """own: units of the run's view and policy; everything: units with all pairs at min_gap 1, whatever the loss."""
+    places: dict[Sequence_, int] = {}
+
+    def place(question: int, response: int) -> int:
+        return places.setdefault((question, response), len(places))
+
+    for unit in (*everything, *own):
+        for response in unit.responses:
+            place(unit.question, corpus.response_id(unit.question, response))
+    other = np.asarray([place(*sequence) for sequence in mismatched], np.int32)
+    sequences = tuple(places)
+    responses = np.asarray([response for _, response in sequences], np.int64)
+
+    def table(units: Sequence[Unit]) -> Batch:
+        return _table(corpus, units, places, responses)
+
+    labels: dict[str, list[bool]] = {}
+    questions = [unit.question for unit in everything for _ in unit.pairs]
+    for question in sorted(set(questions)):
+        for name in (corpus.culture(question), corpus.category(question)):
+            if name:
+                labels.setdefault(name, [])
+    found = {
+        name: np.asarray([name in (corpus.culture(q), corpus.category(q)) for q in questions], bool) for name in labels
+    }
+    return HeldOut(sequences, table(own), table(everything), other, found)
+
+
+def _table(corpus: Corpus, units: Sequence[Unit], places: dict[Sequence_, int], responses: np.ndarray) -> Batch:
+    """The numbers of a Batch, one microbatch without its leading axis, slots being positions in the sequences."""
+    slots = [[places[unit.question, corpus.response_id(unit.question, r)] for r in unit.responses] for unit in units]
+    pairs = [(own[c], own[r]) for unit, own in zip(units, slots) for c, r in unit.pairs]
+    pair_weights = [unit.weight for unit in units for _ in unit.pairs]
+    width = max((len(own) for own in slots), default=0)
+    groups = np.zeros((len(units), width), np.int32)
+    mask = np.zeros((len(units), width), bool)
+    desirable = np.zeros(len(responses), bool)
+    weights = np.zeros(len(responses), np.float32)
+    for row, (unit, own) in enumerate(zip(units, slots)):
+        groups[row, : len(own)], mask[row, : len(own)] = own, True
+        if unit.desirable is not None:
+            desirable[own], weights[own] = unit.desirable, unit.weight
+    count = len(responses)
+    return Batch(
+        tokens=None,
+        positions=None,
+        segment_ids=None,
+        prompt_segment_ids=None,
+        completion_positions=None,
+        predictor_positions=None,
+        completion_segments=None,
+        lengths=corpus.completion_lengths[responses].astype(np.int32),
+        ratings=corpus.ratings[responses].astype(np.float32),
+        ref_logps=np.zeros(count, np.float32),
+        desirable=desirable,
+        segment_weights=weights,
+        pairs=np.asarray(pairs, np.int32).reshape(-1, 2),
+        pair_weights=np.asarray(pair_weights, np.float32),
+        groups=groups,
+        group_mask=mask,
+        group_weights=np.asarray([unit.weight for unit in units], np.float32),
+        n_microbatches=None,
+        mismatched=None,
+    )
+
+
+def measure(
+    objective: Objective, held_out: HeldOut, logps: np.ndarray, ref_logps: np.ndarray | None, *, ties: bool = False
+) -> dict[str, Any]:
+    """Metrics `eval/...` from logps (and reference logps) [len(sequences)] float32.
+
+    ties: the policy is still its own reference, so that accuracies of rewards mean nothing and are null.
+    """
+    reference = np.zeros_like(logps) if ref_logps is None else ref_logps
+
+    def array(table: Batch) -> Batch:
+        placed = {
+            name: jnp.asarray(getattr(table, name))
+            for name in (
+                *("lengths", "ratings", "desirable", "segment_weights", "pairs", "pair_weights"),
+                *("groups", "group_mask", "group_weights"),
+            )
+        }
+        return dataclasses.replace(table, ref_logps=jnp.asarray(reference), **placed)
+
+    own, everything = array(held_out.own), array(held_out.everything)
+    values = jnp.asarray(logps)
+    found: dict[str, Any] = {}
+    kl = None
+    if objective.needs_kl:
+        ratios = values[held_out.mismatched] - own.ref_logps[held_out.mismatched]
+        kl = jnp.maximum(jnp.mean(ratios), 0)
+        found |= {"eval/kl": kl}
+    totals = objectives.denominators(objective, own)
+    share, _ = objectives.evaluate(objective, values, own, kl, totals)
+    found["eval/loss"] = share
+
+    chosen, rejected = held_out.everything.pairs[:, 0], held_out.everything.pairs[:, 1]
+    pair_rewards = _pair_rewards(objective, values, everything, own, kl)
+    per_token = logps / held_out.everything.lengths
+    right = (pair_rewards[0] > pair_rewards[1]).astype(np.float64)
+    by_pair = {
+        "rewards/accuracies": None if ties else right,
+        "rewards/margins": pair_rewards[0] - pair_rewards[1],
+        "logps/accuracies": (per_token[chosen] > per_token[rejected]).astype(np.float64),
+    }
+    whole = {
+        **by_pair,
+        "rewards/chosen": pair_rewards[0],
+        "rewards/rejected": pair_rewards[1],
+        "logps/chosen": logps[chosen],
+        "logps/rejected": logps[rejected],
+    }
+    for name, column in whole.items():
+        found[f"eval/{name}"] = _mean(column)
+    for group, members in held_out.labels.items():
+        for name, column in by_pair.items():
+            found[f"eval/{group}/{name}"] = None if column is None else _mean(column[members])
+    return {name: float(value) if value is not None else None for name, value in found.items()}
+
+
+def _mean(column: np.ndarray | None) -> float | None:
+    return None if column is None or not len(column) else float(np.mean(column, dtype=np.float64))
+
+
+def _pair_rewards(objective: Objective, values, everything: Batch, own: Batch, kl) -> tuple[np.ndarray, np.ndarray]:
+    """The reward of both sides of every held-out pair: what the loss returns for it, else the default of DESIGN."""
+    pairs = everything.pairs
+    if objective.view == "pairs":
+        found = objectives.quantities("pairs", values, everything, None)
+        _, _, extras = objectives.call(objective, found)
+        if "chosen_rewards" in extras:
+            return np.asarray(extras["chosen_rewards"]), np.asarray(extras["rejected_rewards"])
+    elif objective.view == "unpaired":
+        # Every held-out response, those between the labels too: a reward depends on no label.
+        found = objectives.quantities("unpaired", values, everything, kl)
+        _, _, extras = objectives.call(objective, found)
+        if "rewards" in extras:
+            rewards = np.asarray(extras["rewards"])
+            return rewards[pairs[:, 0]], rewards[pairs[:, 1]]
+    else:
+        _, _, extras = objectives.call(objective, objectives.quantities("lists", values, everything, None))
+        if "rewards" in extras:
+            rewards = np.zeros(len(everything.lengths), np.float32)
+            mask = np.asarray(everything.group_mask)
+            rewards[np.asarray(everything.groups)[mask]] = np.asarray(extras["rewards"])[mask]
+            return rewards[pairs[:, 0]], rewards[pairs[:, 1]]
+    rewards = np.asarray(objectives.default_rewards(objective, values, everything.ref_logps, everything.lengths))
+    return rewards[pairs[:, 0]], rewards[pairs[:, 1]]

@@ -1,0 +1,102 @@
+"""Passes without a gradient over any sequences: the reference's, the evaluation's; one program, compiled once."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from care_jax import sharding
+from care_jax.data import pipeline
+from care_jax.data.packing import Batch, StepPlan
+from care_jax.training import placing
+from care_jax.training.datasets import Prepared, Sequence_
+from care_jax.training.reference import Cache, digest, fill_cache
+from care_jax.training.run_directory import is_writer
+from care_jax.training.step import make_logps
+
+
+class ForwardPass:
+    """Lays sequences out in microbatches of the run's own rows and runs them; policy and reference go the same way."""
+
+    def __init__(self, model: Any, data: Prepared, mesh: jax.sharding.Mesh, rows: slice):
+        self._data, self._mesh, self._rows = data, mesh, rows
+        # One microbatch a call: sized for single responses, so that any sequences fit.
+        self._layout = dataclasses.replace(pipeline.mismatched_layout(data.layout, data.corpus), microbatches=1)
+        self._program = jax.jit(make_logps(model), out_shardings=sharding.replicated(mesh))
+        self._plans: dict[tuple[Sequence_, ...], StepPlan] = {}
+
+    def _plan(self, sequences: Sequence[Sequence_]) -> StepPlan:
+        key = tuple(sequences)
+        if key not in self._plans:
+            self._plans[key] = pipeline.plan_responses(self._data.corpus, sequences, self._layout)
+        return self._plans[key]
+
+    def _dispatch(self, plan: StepPlan, number: int, variables: Any) -> jax.Array:
+        """logps [S] of microbatch `number`, not waited for."""
+        local = pipeline.fill(plan, self._data.corpus, self._rows, microbatches=(number, number + 1))
+        where = placing.batch_shardings(local, self._mesh)
+        return self._program(variables, placing.to_devices(local, where, self._layout.rows))[0]
+
+    @staticmethod
+    def _members(plan: StepPlan) -> list[np.ndarray]:
+        """The sequences of every microbatch, as positions."""
+        order = np.argsort(plan.microbatch, kind="stable")
+        return np.split(order, np.searchsorted(plan.microbatch[order], np.arange(1, plan.count)))
+
+    def run(self, sequences: Sequence[Sequence_], variables: Any, name: str = "evaluation") -> np.ndarray:
+        """logps [len(sequences)] float32."""
+        plan = self._plan(sequences)
+        found = np.zeros(len(sequences), np.float32)
+        for members, logps in self._ahead(plan, variables, name):
+            found[members] = np.asarray(logps)[plan.slot[members]]
+        return found
+
+    def _ahead(self, plan: StepPlan, variables: Any, name: str) -> Iterator[tuple[np.ndarray, jax.Array]]:
+        """Every microbatch's members and logps, a few dispatched ahead of the one that is fetched."""
+        waiting: list[tuple[np.ndarray, jax.Array]] = []
+        for number, members in enumerate(_progress(self._members(plan), name)):
+            waiting.append((members, self._dispatch(plan, number, variables)))
+            if len(waiting) > 2:
+                yield waiting.pop(0)
+        yield from waiting
+
+    def digests(self, sequences: Sequence[Sequence_]) -> list[bytes]:
+        return [digest(*self._data.corpus.sequence(*one)) for one in sequences]
+
+    def fill(self, cache: Cache, sequences: Sequence[Sequence_], variables: Any) -> int:
+        """Runs what the cache lacks, in the layout of the whole; returns how many microbatches were run."""
+        plan = self._plan(sequences)
+        members = self._members(plan)
+        bar = _progress(range(len(members)), "reference")
+
+        def run(number: int) -> tuple[jax.Array, np.ndarray]:
+            return self._dispatch(plan, number, variables), plan.slot[members[number]]
+
+        ran = fill_cache(
+            cache, self.digests(sequences), [m.tolist() for m in members], run, write=is_writer(), progress=bar.update
+        )
+        bar.close()
+        return ran
+
+    def first_microbatch(self, sequences: Sequence[Sequence_], variables: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(positions in `sequences`, their logps) of the pass's first microbatch, run again."""
+        plan = self._plan(sequences)
+        members = self._members(plan)[0]
+        return members, np.asarray(self._dispatch(plan, 0, variables))[plan.slot[members]]
+
+    def with_reference(self, batch: Batch, variables: Any) -> Batch:
+        """The batch (on the devices) with reference logps computed on its own layout, for `reference.mode: online`."""
+        other = None if batch.mismatched is None else self.with_reference(batch.mismatched, variables)
+        ref_logps = self._program(variables, dataclasses.replace(batch, mismatched=None))
+        return dataclasses.replace(batch, ref_logps=ref_logps, mismatched=other)
+
+
+def _progress(items: Any, name: str) -> Any:
+    interval = 0.2 if sys.stderr.isatty() else 10
+    return tqdm(
+        items, desc=name, unit="microbatch", leave=False, delay=2, mininterval=interval, disable=not is_writer()
+    )

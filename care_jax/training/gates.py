@@ -1,0 +1,54 @@
+"""What must hold before a run is let go on: cheap checks of the mistakes that spoil preference training in silence."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from care_jax.errors import UserError
+from care_jax.training.datasets import Prepared
+from care_jax.training.forward import ForwardPass
+
+
+class GateError(RuntimeError):
+    """The run would train on numbers that cannot be right; the message says which and by how much."""
+
+
+def tokens(data: Prepared, tokenizer: Any) -> None:
+    """Exactly one BOS in every prompt that was rendered, none in a completion; a completion ends its turn.
+
+    Token ids that the user brought are used as they are. Raises UserError naming the question.
+    """
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if bos is None:
+        return
+    for question in data.rendered_questions():
+        prompt = data.corpus.prompt(question)
+        count = int(np.count_nonzero(prompt == bos))
+        if count > 1 and prompt[0] == bos and prompt[1] == bos:
+            raise UserError(
+                f"{data.corpus.key(question)!r}: the prompt begins with {count} BOS tokens; exactly one is expected "
+                "(does the chat template add one to the tokenizer's?)"
+            )
+
+
+def reference(forward: ForwardPass, data: Prepared, variables: Mapping[str, Any]) -> None:
+    """One microbatch of the reference's own layout, run again with the policy's weights: equal to the bit."""
+    members, logps = forward.first_microbatch(data.sequences, variables)
+    stored = data.values([data.sequences[index] for index in members])
+    if not np.array_equal(stored, logps):
+        worst = float(np.max(np.abs(stored - logps)))
+        raise GateError(f"reference logps do not repeat to the bit (largest difference {worst:.3g})")
+
+
+def first_step(values: Mapping[str, float], dtype: str) -> None:
+    """At the first step the policy is its reference: margins are 0 within the rounding of another layout."""
+    margin, logps = abs(values["rewards/margins"]), max(abs(values["logps/chosen"]), abs(values["logps/rejected"]))
+    if not all(math.isfinite(value) for value in (margin, logps)):
+        return
+    allowed = 2e-6 * logps + 1e-4 if dtype == "float32" else 1e-3 * logps
+    if margin > 2 * allowed:
+        raise GateError(
+            f"step 1: reward margin {margin:.3g} between a policy and itself; at most {2 * allowed:.3g} is rounding"
+        )

@@ -1,0 +1,273 @@
+"""A run from its configuration to its export, in the order in which things happen."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from care_jax import config as configs
+from care_jax import losses, models, sharding
+from care_jax.config import Config, steps_of
+from care_jax.data.chat import load_tokenizer
+from care_jax.data.files import SAMPLE
+from care_jax.errors import UserError
+from care_jax.training import evaluate, gates, placing
+from care_jax.training.checkpoints import Checkpoints
+from care_jax.training.datasets import prepare
+from care_jax.training.forward import ForwardPass
+from care_jax.training.objective import Objective, make_objective
+from care_jax.training.optimizers import make_optimizer, make_schedule
+from care_jax.training.reference import Cache, fingerprint
+from care_jax.training.run_directory import open_run, say, write_manifest
+from care_jax.training.signals import Interrupted, StopSignal
+from care_jax.training.step import init_state, make_step
+from care_jax.training.table import final_table
+from care_jax.training.trackers import Recorder
+
+
+class Diverged(RuntimeError):
+    """Too many updates in a row had a non-finite loss or gradient."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What `care_jax.train` returns. path: the run directory; metrics: the lines of metrics.jsonl."""
+
+    path: pathlib.Path
+    metrics: list[dict[str, Any]]
+    model: Any
+    params: Any
+
+
+def train(config: Config | Mapping[str, Any] | str | os.PathLike, **overrides: Any) -> Run:
+    """Trains by a configuration (a Config, a mapping, or the path or name of a YAML file); goes on where a run stopped.
+
+    overrides: keys of the configuration as on the command line (`**{"loss.beta": 0.2}`), or blocks (`loss={...}`).
+    Raises UserError for what the configuration or the data get wrong, Interrupted after a signal (the state is saved),
+    Diverged where too many updates in a row were not finite.
+    """
+    config = Config.from_any(config, **overrides)
+    objective = make_objective([(losses.bind(one.name, **one.hyperparameters), one.weight) for one in config.losses])
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    folder, config = open_run(config)
+    say(configs.summary(config))
+    with jax.set_mesh(mesh), StopSignal() as stop:
+        return _run(config, folder, objective, mesh, stop)
+
+
+def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.sharding.Mesh, stop: StopSignal) -> Run:
+    # ---- The data: questions, tokens, units, and the plan of every step to be run.
+    rows = placing.own_rows(mesh, config.batch.microbatch_rows)
+    source = model_folder(config.model.path, config.model.revision)
+    tokenizer = load_tokenizer(str(source))
+    data = prepare(config, tokenizer, objective, folder)
+    total = data.steps
+    say(data.summary())
+    gates.tokens(data, tokenizer)
+
+    # ---- The model on the mesh; its starting weights are the reference, unless another model is named.
+    model, params = load_model(config, mesh, config.model.path, config.model.revision)
+    weights = fingerprint(params)
+    write_manifest(folder, config, data.files, weights)
+    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
+    start = checkpoints.latest() if config.resume != "never" else None
+    if start is None and config.resume == "must":
+        raise UserError(f"resume: must, but {folder} holds no checkpoint")
+
+    # ---- The reference: one pass over the distinct responses that the steps to be run and the evaluation need.
+    forward = ForwardPass(model, data, mesh, rows)
+    held_out = data.held_out
+    own_reference = config.reference.path is None
+    precomputed = objective.needs_ref and config.reference.mode == "precompute"
+    ref_params, ref_weights = params, weights
+    if objective.needs_ref and config.reference.path is not None:
+        _, ref_params = load_model(config, mesh, config.reference.path, None)
+        ref_weights = fingerprint(ref_params)
+    if precomputed:
+        key = {"weights": ref_weights, "dtype": config.model.dtype, "attention": config.model.attention}
+        cache = Cache(folder / "reference", key)
+        ran = forward.fill(cache, data.sequences, {"params": ref_params})
+        say(f"reference: {len(data.sequences)} sequences, {ran} microbatches run, the rest from {folder / 'reference'}")
+        digests = forward.digests(data.sequences)
+        data.ref_logps = dict(zip(data.sequences, cache.values(digests).tolist()))
+        if start is None and own_reference:
+            gates.reference(forward, data, {"params": params})
+        ref_params = None
+
+    # ---- The state, new or from the checkpoint.
+    schedule = make_schedule(config.optimizer, total)
+    optimizer = make_optimizer(config.optimizer, schedule, models.decay_mask(model.arch))
+
+    def new_state(params):
+        return init_state(params, optimizer)
+
+    abstract = jax.eval_shape(new_state, params)
+    shardings = placing.state_shardings(abstract, models.param_shardings(model.arch, mesh), optimizer, mesh)
+    if start is None:
+        keep = ref_params is not None and own_reference  # an online reference needs the start's weights to the end
+        state = jax.jit(new_state, out_shardings=shardings, donate_argnums=() if keep else 0)(params)
+    else:
+        like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+        state = checkpoints.restore(start, like)
+        say(f"resumed at step {start} of {total}")
+    del params
+
+    recorder = Recorder(config, folder, start, total)
+    last_evaluation: dict[str, Any] = {}
+
+    def evaluate_now(step: int) -> None:
+        nonlocal last_evaluation
+        if held_out is None:
+            return
+        began = time.perf_counter()
+        fresh = step == 0 and precomputed and own_reference
+        reference = None
+        if objective.needs_ref:
+            reference = (
+                data.values(held_out.sequences)
+                if precomputed
+                else forward.run(held_out.sequences, {"params": ref_params})
+            )
+        # The policy is still its own reference: the pass over it is the evaluation's.
+        logps = reference if fresh else forward.run(held_out.sequences, state.variables())
+        ties = step == 0 and objective.needs_ref and own_reference
+        last_evaluation = evaluate.measure(objective, held_out, logps, reference, ties=ties)
+        recorder.evaluation(step, last_evaluation | {"eval/wall_seconds": time.perf_counter() - began})
+
+    if start == total:
+        say(f"{folder} holds a finished run of {total} steps")
+    else:
+        # ---- One compiled step for the whole run; everything static comes from the data's plan.
+        batches = data.batches(start or 0, rows)
+        step_number, host_batch, told = next(batches)
+        batch_shardings = placing.batch_shardings(host_batch, mesh)
+        step = make_step(
+            model, objective, optimizer,
+            accumulate_dtype=jnp.dtype(config.optimizer.accumulate_dtype), examples=config.batch.examples,
+        )  # fmt: skip
+        everywhere = sharding.replicated(mesh)
+        jitted = jax.jit(
+            step,
+            in_shardings=(shardings, batch_shardings),
+            out_shardings=(shardings, everywhere),
+            donate_argnums=0,
+        )
+
+        def place(host_batch):
+            batch = placing.to_devices(host_batch, batch_shardings, config.batch.microbatch_rows)
+            if objective.needs_ref and not precomputed:
+                batch = forward.with_reference(batch, {"params": ref_params})
+            return batch
+
+        batch = place(host_batch)
+        began = time.perf_counter()
+        compiled = jitted.lower(state, batch).compile()
+        say(f"train step compiled in {time.perf_counter() - began:.1f} s")
+        if start is None:
+            evaluate_now(0)
+
+        # 2 a multiply-add, three passes' worth of them (6 N a token); what remat computes again is not counted.
+        flops = 6 * models.num_params(model.arch)
+        every_save, every_evaluation = (
+            None if interval is None else steps_of(interval, total)
+            for interval in (config.checkpoint.every, config.eval_every)
+        )
+        saved_at = time.monotonic()
+        in_flight: tuple[int, dict[str, Any], dict[str, Any], float | None] | None = None
+
+        def settle() -> None:
+            """Fetches and records the step in flight; the next one has been dispatched already."""
+            nonlocal in_flight
+            if in_flight is None:
+                return
+            number, metrics, host, seconds = in_flight
+            in_flight = None
+            values = {name: np.asarray(value).item() for name, value in jax.device_get(metrics).items()}
+            skipped = int(values.pop("skipped"))
+            values["learning_rate"] = float(schedule(number - 1))
+            recorder.step(number, values, host, flops, seconds)
+            if skipped:
+                say(f"step {number}: loss or gradient not finite, update skipped ({skipped} in a row)")
+            if skipped >= config.nonfinite.max_consecutive:
+                checkpoints.wait()
+                raise Diverged(
+                    f"step {number}: {skipped} updates in a row were not finite (nonfinite.max_consecutive); "
+                    f"the last good checkpoint is that of step {checkpoints.latest()}"
+                )
+            if number == 1 and objective.needs_ref and own_reference:
+                gates.first_step(values, config.model.dtype)
+
+        recorder.start_clock()
+        while True:
+            began = time.perf_counter()
+            state, metrics = compiled(state, batch)
+            # A backend that computes within the call (the CPU's may) has no later end to wait for.
+            seconds = time.perf_counter() - began if metrics["loss"].is_ready() else None
+            settle()
+            in_flight = (step_number, metrics, told, seconds)
+            number = step_number
+            evaluating = number == total or (every_evaluation is not None and number % every_evaluation == 0)
+            minutes = config.checkpoint.minutes
+            saving = (
+                number == total
+                or stop.requested
+                or (every_save is not None and number % every_save == 0)
+                or (minutes is not None and time.monotonic() - saved_at >= 60 * minutes)
+            )
+            if number < total:
+                waiting = time.perf_counter()
+                step_number, host_batch, told = next(batches)
+                recorder.waited(time.perf_counter() - waiting)
+                batch = place(host_batch)
+            if evaluating or saving:
+                settle()
+            if evaluating:
+                evaluate_now(number)
+            if saving:
+                recorder.sync()  # metrics up to this step are on disk before the checkpoint commits
+                checkpoints.save(number, state, {"config": configs.dump(config)}, last_evaluation)
+                saved_at = time.monotonic()
+            if number == total:
+                break
+            if stop.requested:
+                checkpoints.close()
+                recorder.close()
+                raise Interrupted(f"stopped at step {number} of {total}; saved: the same command goes on from there")
+
+    checkpoints.close()
+    export(folder / "export", model, state.params, tokenizer, source)
+    if held_out is not None:
+        say(final_table(recorder.lines))
+    recorder.close()
+    return Run(folder, recorder.lines, model, state.params)
+
+
+def model_folder(path: str, revision: str | None) -> pathlib.Path:
+    """The local folder of `model.path`: the packaged sample's, a folder, or a hub id's download."""
+    return SAMPLE / "model" if path == "sample" else models.resolve(path, revision)
+
+
+def load_model(config: Config, mesh: jax.sharding.Mesh, path: str, revision: str | None) -> tuple[Any, Any]:
+    """The model and its weights on the mesh: pretrained, or random from a config.json and the run's seed."""
+    options = {"dtype": config.model.dtype, "remat": config.model.remat, "attention": config.model.attention}
+    folder = model_folder(path, revision)
+    if config.model.init == "random":
+        model = models.from_config(folder, **options)
+        return model, models.init_params(model, config.seed, mesh, param_dtype=config.model.param_dtype)
+    return models.from_pretrained(folder, mesh=mesh, param_dtype=config.model.param_dtype, **options)
+
+
+def export(folder: pathlib.Path, model: Any, params: Any, tokenizer: Any, source: pathlib.Path) -> None:
+    """The run's Hugging Face folder, unless it is there already (it appears whole or not at all)."""
+    if folder.exists():
+        return
+    shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
+    models.save_pretrained(folder, model, params, tokenizer=tokenizer, source=source)
+    say(f"exported to {folder}")

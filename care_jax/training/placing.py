@@ -1,0 +1,71 @@
+"""From numpy batches to global arrays on the mesh; shardings of a training state from its weights' declarations."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from care_jax import sharding
+from care_jax.data.packing import Batch
+from care_jax.training.step import State
+
+ROW_ARRAYS = ("tokens", "positions", "segment_ids", "prompt_segment_ids")
+
+
+def own_rows(mesh: Mesh, rows: int) -> slice:
+    """The rows of every microbatch that this process must fill: those of its own devices."""
+    placed = sharding.sharding(mesh, ("rows",), (rows,), "batch.microbatch_rows")
+    slices = [index[0] for index in placed.addressable_devices_indices_map((rows,)).values() if index is not None]
+    low = min(part.start or 0 for part in slices)
+    high = max(rows if part.stop is None else part.stop for part in slices)
+    return slice(low, high)
+
+
+def batch_shardings(batch: Batch, mesh: Mesh) -> Batch:
+    """Rows over data and fsdp; the numbers of responses, pairs and lists everywhere."""
+    rows = NamedSharding(mesh, sharding.spec((None, "rows", None)))
+    everywhere = sharding.replicated(mesh)
+    whole = jax.tree.map(lambda _: everywhere, batch)
+    placed = dataclasses.replace(whole, **{name: rows for name in ROW_ARRAYS})
+    if batch.mismatched is None:
+        return placed
+    return dataclasses.replace(placed, mismatched=batch_shardings(batch.mismatched, mesh))
+
+
+def to_devices(batch: Batch, shardings: Batch, rows: int) -> Batch:
+    """Global arrays from this process's own rows; rows: of a microbatch over all processes."""
+
+    def place(local: np.ndarray, where: NamedSharding) -> jax.Array:
+        shape = np.shape(local)
+        if where.spec and len(where.spec) == 3:
+            shape = (shape[0], rows, shape[2])
+        return jax.make_array_from_process_local_data(where, np.asarray(local), shape)
+
+    return jax.tree.map(place, batch, shardings)
+
+
+def state_shardings(state: State, weights: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
+    """Shardings of a whole (abstract) state: moments as the weights they belong to, the rest everywhere.
+
+    weights: the shardings of `state.params`, from the declarations.
+    """
+    everywhere = sharding.replicated(mesh)
+    lora = None if state.lora is None else jax.tree.map(lambda _: everywhere, state.lora)
+    trained = weights if state.lora is None else lora
+
+    def moment(leaf, weight, placed):
+        # Factored moments (adafactor) have another shape than their weight.
+        return placed if leaf.shape == weight.shape else everywhere
+
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        moment,
+        state.opt_state,
+        state.trainable(),
+        trained,
+        transform_non_params=lambda _: everywhere,
+    )
+    return State(everywhere, everywhere, weights, lora, opt_state)

@@ -1,0 +1,224 @@
+"""Where numbers go: metrics.jsonl always, TensorBoard and Weights & Biases by configuration."""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import jax
+from tqdm import tqdm
+
+from care_jax.config import Config
+
+Metrics = Mapping[str, Any]
+
+
+class Tracker(Protocol):
+    def log(self, step: int, metrics: Metrics) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def plain(value: Any) -> Any:
+    """A JSON value: null for what is not a number (a mean over nothing)."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class MetricsFile:
+    """metrics.jsonl: one object a line, a step's or an evaluation's. A resume at step n keeps the lines up to n."""
+
+    def __init__(self, path: pathlib.Path | None, resume_step: int | None):
+        """path: None in a process that does not write."""
+        self.lines: list[dict[str, Any]] = []
+        self._file = None
+        if path is None:
+            return
+        kept = [] if resume_step is None else [line for line in _lines(path) if line["step"] <= resume_step]
+        aside = path.with_suffix(".jsonl.partial")
+        with aside.open("w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+        self._file = path.open("a")
+        self.lines = kept
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        line = {"step": step, **{name: plain(value) for name, value in metrics.items()}}
+        self.lines.append(line)
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+
+    def sync(self) -> None:
+        """On disk, not only written: a checkpoint may commit after this."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _lines(path: pathlib.Path) -> Iterable[dict[str, Any]]:
+    """The whole lines of a file whose last one a kill may have cut."""
+    if not path.exists():
+        return
+    for text in path.read_text().split("\n")[:-1]:
+        try:
+            yield json.loads(text)
+        except json.JSONDecodeError:
+            return
+
+
+class TensorBoard:
+    def __init__(self, folder: pathlib.Path, resume_step: int | None):
+        from tensorboardX import SummaryWriter
+
+        purge = None if resume_step is None else resume_step + 1
+        self._writer = SummaryWriter(str(folder), purge_step=purge)
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            value = plain(value)
+            if isinstance(value, int | float):
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """Weights & Biases; its key comes from WANDB_API_KEY alone."""
+
+    def __init__(self, name: str, folder: pathlib.Path, config: dict[str, Any]):
+        import wandb
+
+        self._run = wandb.init(project="care_jax", name=name, dir=str(folder), config=config, id=name, resume="allow")
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        self._run.log({name: plain(value) for name, value in metrics.items()}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Recorder:
+    """Metrics of steps and evaluations to every tracker, a bar of progress on stderr; one process of several writes."""
+
+    def __init__(self, config: Config, folder: pathlib.Path, resume_step: int | None, total: int):
+        writes = jax.process_index() == 0
+        self._file = MetricsFile(folder / "metrics.jsonl" if writes else None, resume_step)
+        self._trackers: list[Tracker] = [self._file]
+        if writes:
+            if "tensorboard" in config.trackers:
+                self._trackers.append(TensorBoard(folder / "tensorboard", resume_step))
+            if "wandb" in config.trackers:
+                self._trackers.append(WandB(config.name, folder, config.model_dump(mode="json")))
+        self._log_every = config.log_every
+        self._total = total
+        self._bar = tqdm(
+            total=total,
+            initial=resume_step or 0,
+            desc=config.name,
+            unit="step",
+            disable=not writes,
+            mininterval=0.2 if sys.stderr.isatty() else 10,  # a job's log needs no animation
+        )
+        self._clock = time.perf_counter()
+        self._input_wait = 0.0
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return self._file.lines
+
+    def start_clock(self) -> None:
+        """The time of the first step begins here."""
+        self._clock = time.perf_counter()
+
+    def waited(self, seconds: float) -> None:
+        """The loop stood still for input."""
+        self._input_wait += seconds
+
+    def step(
+        self, number: int, values: Metrics, host: Metrics, flops_per_token: float, seconds: float | None = None
+    ) -> None:
+        """One step's line: names as TRL logs them, then the batch, then what depends on the clock.
+
+        seconds: of the step, where it is known; else the time since the step before was recorded.
+        """
+        now = time.perf_counter()
+        elapsed, self._clock = now - self._clock, now
+        seconds = elapsed if seconds is None else seconds
+        names = [name for name in STEP_NAMES if name in values or name in ALWAYS]
+        line = {name: values.get(name) for name in names}
+        line |= {name: value for name, value in values.items() if name not in names} | dict(host)
+        line["tokens_per_second"] = host["tokens"] / seconds
+        line["step_seconds"] = seconds
+        line["input_wait_seconds"], self._input_wait = self._input_wait, 0.0
+        line["mfu"] = mfu(flops_per_token * host["tokens"] / seconds)
+        self._bar.set_postfix(
+            {
+                "loss": _short(line["loss"]),
+                "accuracy": _short(line["rewards/accuracies"]),
+                "tokens/s": f"{line['tokens_per_second']:.0f}",
+            },
+            refresh=False,
+        )
+        self._bar.update(1)
+        if number % self._log_every == 0 or number == self._total:
+            self._log(number, line)
+
+    def evaluation(self, step: int, values: Metrics) -> None:
+        self._log(step, values)
+        self._clock = time.perf_counter()  # an evaluation is no step's time
+
+    def _log(self, step: int, line: Metrics) -> None:
+        for tracker in self._trackers:
+            tracker.log(step, line)
+
+    def sync(self) -> None:
+        self._file.sync()
+
+    def close(self) -> None:
+        self._bar.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+ALWAYS = (
+    *("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
+    *("logps/chosen", "logps/rejected"),
+)
+STEP_NAMES = (*ALWAYS, "kl", "kl/unclamped", "kl/stderr", "grad_norm", "learning_rate")
+
+# bfloat16 peak of one chip, FLOP/s, from the vendors' data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 2307e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def mfu(flops_per_second: float) -> float | None:
+    """Share of the devices' peak, or None where the peak of this kind of device is not known."""
+    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    return None if peak is None else flops_per_second / (peak * jax.device_count())
+
+
+def _short(value: Any) -> str:
+    value = plain(value)
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,21 @@
+"""The mesh takes what fits, and says with numbers what does not."""
+
+import pytest
+
+from care_jax.errors import UserError
+from care_jax.sharding import make_mesh, sharding
+
+
+def test_one_axis_takes_what_is_left():
+    assert dict(make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+@pytest.mark.parametrize("sizes", [(3, -1, 1), (1, 4, 1), (-1, -1, 1), (0, 8, 1), (1, 16, 1)])
+def test_sizes_that_do_not_multiply_are_refused(sizes):
+    with pytest.raises(UserError, match="mesh"):
+        make_mesh(*sizes)
+
+
+def test_a_dimension_that_does_not_divide_is_named():
+    with pytest.raises(UserError, match=r"blocks/q has embed=6"):
+        sharding(make_mesh(1, 4, 2), ("embed", "heads"), (6, 4), "blocks/q")

@@ -1,0 +1,65 @@
+"""The reference cache: by content, continued where it stopped, refused where it does not belong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from care_jax.errors import UserError
+from care_jax.sharding import make_mesh, sharding
+from care_jax.training.reference import Cache, digest, fill_cache, fingerprint
+
+KEY = {"weights": "w", "dtype": "float32"}
+
+
+def digests(count):
+    return [digest(np.array([1, 2]), np.array([index])) for index in range(count)]
+
+
+def test_the_boundary_is_part_of_the_content():
+    assert digest(np.array([1, 2]), np.array([3])) != digest(np.array([1]), np.array([2, 3]))
+
+
+def test_a_killed_pass_goes_on_in_the_same_layout(tmp_path):
+    names = digests(6)
+    microbatches = [[0, 3], [1, 4], [2, 5]]
+
+    def run(number):
+        ran.append(number)
+        return jnp.asarray([10.0 * number, 10.0 * number + 1, -1.0]), np.array([0, 1])
+
+    ran = []
+    cache = Cache(tmp_path, KEY)
+    cache.add([names[1], names[4]], np.array([10.0, 11.0]), write=True)
+    again = Cache(tmp_path, KEY)
+    assert fill_cache(again, names, microbatches, run, write=True) == 2
+    assert ran == [0, 2]
+    expected = [0, 10, 20, 1, 11, 21]
+    np.testing.assert_array_equal(again.values(names), expected)
+    np.testing.assert_array_equal(Cache(tmp_path, KEY).values(names), expected)
+
+
+def test_another_model_or_a_damaged_file_is_refused(tmp_path):
+    cache = Cache(tmp_path, KEY)
+    cache.add(digests(2), np.array([1.0, 2.0]), write=True)
+    with pytest.raises(UserError, match="was made for"):
+        Cache(tmp_path, KEY | {"weights": "other"})
+    (part,) = tmp_path.glob("part-*")
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(bytes(data))
+    with pytest.raises(UserError, match="damaged"):
+        Cache(tmp_path, KEY)
+    part.write_bytes(bytes(data[:20]))
+    with pytest.raises(UserError, match="damaged"):
+        Cache(tmp_path, KEY)
+
+
+def test_the_fingerprint_sees_values_and_places_and_no_mesh():
+    tree = {"a": jax.random.normal(jax.random.key(0), (8, 4)), "b": jnp.zeros((4,), jnp.bfloat16)}
+    mark = fingerprint(tree)
+    mesh = make_mesh(1, 8, 1)
+    placed = {**tree, "a": jax.device_put(tree["a"], sharding(mesh, ("embed", None), (8, 4)))}
+    assert fingerprint(placed) == mark
+    assert fingerprint({**tree, "a": tree["a"].at[3, 1].add(1e-6)}) != mark
+    assert fingerprint({**tree, "a": tree["a"][::-1]}) != mark

@@ -1,0 +1,152 @@
+"""The step computes sum(w l) / sum(w) over the whole step, whatever the microbatches and the mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from care_jax import losses, models
+from care_jax.sharding import make_mesh
+from care_jax.training import placing
+from care_jax.training.step import init_state, make_logps, make_step, response_logps
+from tests.training.batches import groups, plain_batch, tiny_model
+
+ONE_OF_EACH_VIEW = ["dpo", "simpo", "kto", "plackett_luce", "aot"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def gradient_step(model, loss, params, batch, **options):
+    """Loss metrics, and the gradient read off one SGD update of rate 1."""
+    optimizer = optax.sgd(1.0)
+    state = init_state(params, optimizer)
+    after, metrics = jax.jit(make_step(model, loss, optimizer, **options))(state, batch)
+    return metrics, jax.tree.map(jnp.subtract, params, after.params)
+
+
+def with_mismatched(batch, name):
+    if name != "kto":
+        return batch
+    return batch.replace(mismatched=batch.replace(ref_logps=batch.ref_logps - 40 * batch.segment_weights))
+
+
+def close(a, b, tolerance=1e-5):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * float(jnp.max(jnp.abs(y))) + 1e-9)
+
+
+def test_logps_are_those_of_a_full_log_softmax(tiny):
+    model, params = tiny
+    batch = plain_batch([groups(2)])
+    found = jax.jit(make_logps(model))({"params": params}, batch)[0]
+    for slot, (prompt, completion) in enumerate((g.prompt, c) for g in groups(2) for c in g.completions):
+        whole = jnp.asarray([prompt + completion])
+        logp = jax.nn.log_softmax(model.apply({"params": params}, whole)[0])
+        expected = sum(logp[len(prompt) + i - 1, token] for i, token in enumerate(completion))
+        np.testing.assert_allclose(found[slot], expected, rtol=1e-5)
+    assert not np.any(found[6:])
+
+
+def test_dpo_is_the_mean_over_pairs(tiny):
+    model, params = tiny
+    batch = plain_batch([groups(3)])
+    metrics, gradient = gradient_step(model, losses.dpo, params, batch)
+
+    def plain(params):
+        one = jax.tree.map(lambda x: jnp.asarray(x[0]), batch.replace(n_microbatches=None))
+        logps = response_logps(model, {"params": params}, one)
+        ratios = logps - one.ref_logps
+        margins = ratios[one.pairs[:, 0]] - ratios[one.pairs[:, 1]]
+        return -jnp.mean(jax.nn.log_sigmoid(0.1 * margins)), margins
+
+    (value, margins), expected = jax.value_and_grad(plain, has_aux=True)(params)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-6)
+    np.testing.assert_allclose(metrics["rewards/margins"], 0.1 * jnp.mean(margins), rtol=1e-4)
+    np.testing.assert_allclose(metrics["rewards/accuracies"], jnp.mean(margins > 0), rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(expected), rtol=1e-5)
+    close(gradient, expected)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_VIEW)
+def test_accumulation_changes_nothing(tiny, name):
+    model, params = tiny
+    whole = groups(4)
+    layouts = [[whole], [whole[:2], whole[2:]], [whole[:1], whole[1:3], whole[3:], []][:3]]
+    found = []
+    for parts in layouts:
+        batch = with_mismatched(plain_batch(parts), name)
+        examples = {"aot": 12}.get(name)
+        found.append(gradient_step(model, losses.get(name), params, batch, examples=examples))
+    for metrics, gradient in found[1:]:
+        close(metrics, found[0][0])
+        close(gradient, found[0][1])
+
+
+def test_microbatches_that_hold_nothing_are_not_run(tiny):
+    model, params = tiny
+    parts = [groups(2), groups(2, seed=1)]
+    full = plain_batch(parts)
+    empty = jax.tree.map(lambda x: np.concatenate([x, np.full_like(x, 0)]) if np.ndim(x) else x, full)
+    spoiled = empty.replace(tokens=np.where(np.arange(4)[:, None, None] < 2, empty.tokens, -(10**6)))
+    metrics, gradient = gradient_step(model, losses.dpo, params, full)
+    same_metrics, same_gradient = gradient_step(model, losses.dpo, params, spoiled)
+    close(same_metrics, metrics)
+    close(same_gradient, gradient)
+
+
+def test_losses_of_one_list_share_the_pass_and_their_own_weights(tiny):
+    model, params = tiny
+    batch = plain_batch([groups(2), groups(2, seed=3)])
+    dpo, dpo_gradient = gradient_step(model, losses.dpo, params, batch)
+    sft, sft_gradient = gradient_step(model, losses.sft, params, batch)
+    both, both_gradient = gradient_step(model, [(losses.dpo, 1.0), (losses.sft, 0.5)], params, batch)
+    np.testing.assert_allclose(both["loss"], dpo["loss"] + 0.5 * sft["loss"], rtol=1e-5)
+    close(both_gradient, jax.tree.map(lambda a, b: a + 0.5 * b, dpo_gradient, sft_gradient))
+
+
+def test_a_loss_that_is_not_finite_changes_no_weight(tiny):
+    model, params = tiny
+    batch = plain_batch([groups(2)])
+    spoiled = batch.replace(ref_logps=batch.ref_logps * np.nan)
+    state = init_state(params, optax.adam(1e-2))
+    step = jax.jit(make_step(model, losses.dpo, optax.adam(1e-2)))
+    after, metrics = step(state, spoiled)
+    assert int(metrics["skipped"]) == 1
+    assert int(after.step) == 1
+    jax.tree.map(np.testing.assert_array_equal, after.params, params)
+    after, metrics = step(after, batch)
+    assert int(metrics["skipped"]) == 0
+
+
+def test_views_do_not_mix(tiny):
+    model, _ = tiny
+    with pytest.raises(ValueError, match="share one view"):
+        make_step(model, [losses.dpo, losses.kto], optax.sgd(1.0))
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_any_mesh_gives_the_same_loss_and_gradient(tmp_path, sizes, name):
+    model, params = tiny_model(tmp_path)
+    rows = 16
+    batch = with_mismatched(plain_batch([groups(2), groups(2, seed=5)], rows=rows), name)
+    optimizer = optax.sgd(1.0)
+    step = make_step(model, losses.get(name), optimizer)
+    metrics, gradient = gradient_step(model, losses.get(name), params, batch)
+
+    mesh = make_mesh(*sizes)
+    with jax.set_mesh(mesh):
+        weights = models.param_shardings(model.arch, mesh)
+        abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+        shardings = placing.state_shardings(abstract, weights, optimizer, mesh)
+        placed = jax.tree.map(jax.device_put, params, weights)
+        state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(placed)
+        where = placing.batch_shardings(batch, mesh)
+        jitted = jax.jit(step, in_shardings=(shardings, where), out_shardings=(shardings, None))
+        after, found = jitted(state, placing.to_devices(batch, where, rows))
+    close(jax.device_get(found), jax.device_get(metrics))
+    close(jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), params, after.params), jax.device_get(gradient))
