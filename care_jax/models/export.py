@@ -96,7 +96,7 @@ def _layer(stack: jax.Array, layer: jax.Array) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)
 
 
-def _to_host(x: jax.Array) -> np.ndarray:
+def to_host(x: jax.Array) -> np.ndarray:
     """The whole array on this host, whichever processes hold it (all must call)."""
     if getattr(x, "is_fully_addressable", True):
         return np.asarray(x)
@@ -116,7 +116,7 @@ def _saved_dtype(model: Decoder, params: Tree) -> Any:
     def exact(x: jax.Array) -> jax.Array:
         return jnp.all(jax.lax.reduce_precision(x, *_NARROW[came]) == x)
 
-    return jnp.dtype(came) if all(bool(_to_host(exact(leaf))) for leaf in leaves) else own
+    return jnp.dtype(came) if all(bool(to_host(exact(leaf))) for leaf in leaves) else own
 
 
 def tensors(declared: Tree) -> Iterator[tuple[str, Weight, str, int | None]]:
@@ -141,7 +141,7 @@ def leaf_at(params: Tree, path: str) -> jax.Array:
 def host_tensor(params: Tree, weight: Weight, path: str, layer: int | None) -> np.ndarray:
     """One tensor of the file, in the file's shape, on this host (all processes must call)."""
     leaf = leaf_at(params, path)
-    return _to_host(leaf if layer is None else _layer(leaf, layer)).reshape(weight.hf_shape)
+    return to_host(leaf if layer is None else _layer(leaf, layer)).reshape(weight.hf_shape)
 
 
 def _shards(arch: Arch, width: int, limit: int) -> list[list[tuple[str, Weight, str, int | None]]]:

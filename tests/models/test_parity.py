@@ -193,3 +193,23 @@ def test_peft_agrees_on_an_adapter(name, tmp_path):
     again, lora = lora_lib.load_adapter(tmp_path / "theirs", tiny.model)
     assert again.lora_scale == model.lora_scale
     jax.tree.map(np.testing.assert_array_equal, lora, trained)
+
+
+@pytest.mark.slow
+def test_greedy_answers_of_a_real_model_are_those_of_transformers(real_models, shared):
+    from care_jax.models import sampling
+
+    folder = real_models / "smollm2-135m-instruct"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    prompts = [[int(token) for token in prompt] for prompt, _ in care_items(shared, tokenizer, per_language=7)][:20]
+    model, params = models.from_pretrained(folder)
+    stop = sampling.eos_ids(folder)
+    answers = list(sampling.generate(model, params, prompts, max_tokens=40, stop_ids=stop, batch_size=10))
+    theirs = load_torch(folder)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        with torch.no_grad():
+            out = theirs.generate(
+                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=40, do_sample=False
+            )
+        expected = [token for token in out[0, len(prompt) :].tolist() if token not in stop]
+        assert list(answer.tokens) == expected
