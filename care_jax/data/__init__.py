@@ -14,6 +14,7 @@ _MODULES = (
     "questions",
     "readers",
     "report",
+    "sheets",
 )
 
 

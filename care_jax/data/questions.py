@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from care_jax.errors import UserError
+
 Message = Mapping[str, str]  # {"role", "content"}
 Content = str | tuple[Message, ...] | tuple[int, ...]  # text, a conversation, or token ids
 
@@ -167,6 +169,35 @@ def parse_category(value: object, extra: frozenset[str] = frozenset()) -> str | 
         return None
     name = category_id(value)
     return name if name in CATEGORIES or name in extra else None
+
+
+def register_culture(path: str) -> Culture:
+    """Makes a culture known from a YAML file of `id`, and `names`, `language`, `script` as far as they are known."""
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            given = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a culture's YAML file: {error}") from error
+    if not isinstance(given, dict) or not isinstance(given.get("id"), str) or not given["id"].strip():
+        raise UserError(f"{path}: expected id, names, language, script; found {given!r}"[:300])
+    for name in given:
+        if name not in ("id", "names", "language", "script"):
+            raise UserError(f"{path}: unknown key {name!r}; a culture has id, names, language, script")
+    names = given.get("names") or ()
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: names: expected a list of names, found {names!r}"[:300])
+    identity = re.sub(r"[^\w]+", "_", normalise(given["id"])).strip("_")
+    culture = Culture(identity, tuple(names), given.get("language"), given.get("script"))
+    for name in (culture.id, *culture.names):
+        other = _CULTURE_IDS.get(normalise(name), culture.id)
+        if other != culture.id:
+            raise UserError(f"{path}: the name {name!r} already stands for the culture {other!r}")
+    CULTURES[culture.id] = culture
+    _CULTURE_IDS.update({normalise(name): culture.id for name in (culture.id, *culture.names)})
+    culture_id.cache_clear()
+    return culture
 
 
 def culture_language(culture: str | None) -> str | None:

@@ -13,7 +13,7 @@ from care_jax.data import fields as f
 from care_jax.data import readers_pairs, readers_rated
 from care_jax.data import readers_sets as sets
 from care_jax.data.files import Row, open_rows
-from care_jax.data.questions import RELATIONS, Question, category_id, culture_id, normalise
+from care_jax.data.questions import RELATIONS, Question, category_id, culture_id, normalise, register_culture
 from care_jax.data.readers_rated import Known, user_turn
 from care_jax.data.report import Report, write_report
 from care_jax.errors import UserError, nearest
@@ -84,13 +84,16 @@ def read(
 
     path: a file (JSON, JSON lines, CSV, TSV, parquet; gzipped too), a folder of them, a hub id, or `sample`.
     split, name, revision: of a hub dataset or folder. columns: field -> column, for anyone's own file.
-    cultures, relations, categories, sources: what to keep (None or empty: everything); aliases are understood.
+    cultures, relations, categories, sources: what to keep (None or empty: everything); aliases are understood, and a
+    path to a culture's YAML file stands for that culture.
     query_language: `native`, or `english` to ask in the translation (`translations`: a file of question, culture,
     translated_question). strict: the first bad row raises. Mistakes raise `UserError`.
     """
     spec = READERS.get(reader)
     if spec is None:
         raise UserError(f"no reader {reader!r}{nearest(reader, list(READERS))}; readers are {', '.join(READERS)}")
+    # A culture's own YAML file in the list makes it known, under all its names.
+    cultures = [register_culture(c).id if c.endswith((".yaml", ".yml")) else c for c in cultures or ()]
     rows = open_rows(str(path), split, name, revision)
     known = Known(frozenset(map(culture_id, cultures or ())), frozenset(map(category_id, categories or ())))
     report = Report(strict=strict)

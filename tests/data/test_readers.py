@@ -405,6 +405,20 @@ def test_selecting_what_is_not_there(mixed, keys):
         read("care", mixed, **keys)
 
 
+def test_a_new_culture_is_five_lines_of_yaml(tmp_path):
+    rows = [care_row(associated_culture="Vulkan"), care_row(associated_culture="Native (Chinese)", response="B")]
+    path = write(tmp_path, rows)
+    assert counts(read("care", path)) == {"unknown_culture": 1}
+    culture = tmp_path / "vulcan.yaml"
+    culture.write_text("id: vulcan\nnames: [Vulkan, Vulkanisch]\nlanguage: x-vulcan\nscript: Vulc\n")
+    (question,) = read("care", path, cultures=[str(culture)]).questions
+    assert (question.culture, question.language) == ("vulcan", "x-vulcan")
+    for text in ("- a", "id: x\nnmes: [y]", "id: x\nnames: [Arabic]", "id: x\nnames: y", "{"):
+        culture.write_text(text)
+        with pytest.raises(UserError, match=r"vulcan\.yaml"):
+            read("care", path, cultures=[str(culture)])
+
+
 def test_query_language(tmp_path):
     rows = [
         care_row(question="一", **{"translated_question (optional)": "one"}),
