@@ -259,6 +259,7 @@ def _encode(style: _Style, items: Sequence[tuple[Content, Sequence[Content]]]) -
         texts += [text, text[cut:], *(answer[cut:] for answer in answers)]
     ids, words, places = iter(_tokenize(style.tokenizer, texts)), iter(texts), iter(cuts)
 
+    eos = style.tokenizer.eos_token_id
     encoded = []
     for prompt, (_, completions) in zip(prompts, items):
         if is_ids(prompt):
@@ -281,7 +282,6 @@ def _encode(style: _Style, items: Sequence[tuple[Content, Sequence[Content]]]) -
             else:
                 merges += 1
                 answer = _alone(style.tokenizer, _behind(tail_text, whole_text, templated))
-            eos = style.tokenizer.eos_token_id
             if not templated and eos is not None and answer[-1:] != [eos]:
                 answer = [*answer, eos]
             done.append(answer)

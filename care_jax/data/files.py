@@ -67,6 +67,8 @@ def open_rows(path: str, split: str | None = None, name: str | None = None, revi
     if place.is_dir():
         if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
             return Rows(lambda rows: _saved_dataset(place, split))
+        if next(place.rglob("features.json"), None):
+            return Rows(lambda rows: _tfds(place, split, name))
         files = _folder(place, split, name)
         return Rows(lambda rows: _files(files, rows))
     if place.exists():
@@ -280,6 +282,40 @@ def _dataset(file: str, data: Any, split: str | None) -> Iterator[Row]:
         raise UserError(f"{file}: one dataset without splits: split={split!r} does not apply")
     for number, value in enumerate(data):
         yield _row(file, number, number, None, value)
+
+
+def tfds_source(folder: str, name: str | None = None, split: str = "train") -> Any:
+    """Random access to the records of a TFDS dataset in ArrayRecord files. name: its config (`all`, or the only one)."""
+    import tensorflow_datasets as tfds
+
+    place = pathlib.Path(folder).expanduser()
+    versions = sorted(path.parent for path in place.rglob("features.json"))
+    configs = {path.parent.name: path for path in versions}  # the newest version of each
+    chosen = name or ("all" if "all" in configs else next(iter(configs), ""))
+    if chosen not in configs or (name is None and chosen != "all" and len(configs) > 1):
+        raise UserError(f"{folder}: no TFDS config {name!r}; there are {', '.join(configs) or 'none'}")
+    try:
+        return tfds.builder_from_directory(str(configs[chosen])).as_data_source(split=split)
+    except (ValueError, OSError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{configs[chosen]}: split {split!r} cannot be read: {reason}") from error
+
+
+def _tfds(folder: pathlib.Path, split: str | None, name: str | None) -> Iterator[Row]:
+    source = tfds_source(str(folder), name, split or "train")
+    for number in range(len(source)):
+        yield Row(str(folder), number, number, None, _plain(source[number]))
+
+
+def _plain(value: Any) -> Any:
+    """A record of bytes and NumPy scalars as text and numbers; a sequence of features as a list of objects."""
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 # --- saying what was found -------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ READERS: dict[str, ReaderSpec] = {
         ReaderSpec("prism", "PRISM conversations, rated at each turn", sets.read_prism, sets.PRISM),
         ReaderSpec("helpsteer", "HelpSteer: rated by helpfulness", readers_rated.read_rated, f.HELPSTEER),
         ReaderSpec("cvalues", "CValues-Comparison pairs", readers_pairs.read_preferences, f.CVALUES),
+        ReaderSpec("tfds", "the TFDS dataset care, in ArrayRecord files", sets.read_tfds, sets.TFDS),
         ReaderSpec("sft", "instructions with a good response each", sets.read_sft, sets.SFT),
     )
 }

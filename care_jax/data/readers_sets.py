@@ -23,6 +23,10 @@ OASST = {
     "deleted": ("deleted",),
     "reviewed": ("review_result",),
 }
+TFDS: dict[str, tuple[str, ...]] = {
+    name: (name,)
+    for name in "question key responses culture relation category language reference translated".split()  # noqa: SIM905
+}
 PRISM = {"history": ("conversation_history",), "user": ("user_id",)}
 SFT = {
     "prompt": ("inputs", "instruction", "prompt", "question"),
@@ -73,6 +77,29 @@ def _candidate(value: Any, name: str, text: str, score: str, model: str) -> tupl
     response = f.text(value[text], f"{name}.{text}", "empty_response")
     rating = f.rating(value[score], f"{name}.{score}")
     return response, rating, f.optional_text(value.get(model), f"{name}.{model}") or "unknown"
+
+
+def read_tfds(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
+    """The TFDS dataset `care`, one record a question: see care_tfds."""
+    questions = []
+    for row, found in good_rows(rows, fields, report):
+        try:
+            f.need(found, "question", "key", "responses")
+            question = f.text(found["question"], "question", "empty_question")
+            answers = found["responses"]
+            if not isinstance(answers, Mapping) or not {"text", "rating", "source", "row"} <= set(answers):
+                raise f.Bad("unreadable", "responses", describe(answers))
+        except f.Bad as bad:
+            f.drop(report, row, bad)
+            continue
+        report.rows += len(answers["text"]) - 1
+        about = {name: found.get(name) or None for name in TFDS if name not in ("question", "key", "responses")}
+        responses = tuple(
+            Response(assistant_turn(text), rating, source, number)
+            for text, rating, source, number in zip(*(answers[name] for name in ("text", "rating", "source", "row")))
+        )
+        questions.append(Question(user_turn(question), responses, found["key"], file=row.file, **about))
+    return questions
 
 
 def read_prism(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:

@@ -1,0 +1,108 @@
+"""The builder: what a record holds, and how it comes from CARE's own files."""
+
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from care_jax.data.questions import CULTURES, Question, plain_text
+from care_jax.data.readers import read
+from care_jax.errors import UserError
+
+_DESCRIPTION = """\
+Questions about culture with human-rated responses (CARE, arXiv 2504.05154), one record a question. Texts are those of
+the source, byte for byte; an absent text is empty. Ratings are 1 to 10, the mean where a response was rated twice.
+"""
+
+
+class Care(tfds.core.GeneratorBasedBuilder):
+    """CARE by question. Set `rows` to the file, folder or hub id to build from, or put files into the manual folder."""
+
+    name = "care"
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [  # noqa: RUF012  # a class attribute is TFDS's convention
+        tfds.core.BuilderConfig(name="all", description="every culture"),
+        *(
+            tfds.core.BuilderConfig(name=name, description=f"{name} questions")
+            for name in ("arab", "chinese", "japanese")
+        ),
+    ]
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Put CARE's JSON, CSV or parquet files here; or use care_tfds.prepare."
+    rows: str | None = None
+    code_path = None  # TFDS would look beside the code for checksums and tags, of which there are none
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text
+        features = {
+            "key": text(doc="identity: culture, tab, normalised question"),
+            "question": text(doc="the question in its own language"),
+            "culture": text(doc="arab, chinese, japanese, ..."),
+            "relation": text(doc="native or foreign to the annotators"),
+            "category": text(doc="entities, commonsense, norms, opinion, literacy"),
+            "language": text(doc="BCP 47"),
+            "reference": text(doc="the reference answer"),
+            "translated": text(doc="the question in English"),
+            "responses": tfds.features.Sequence(
+                {
+                    "text": text(doc="the response"),
+                    "rating": tfds.features.Scalar(np.float64, doc="1 to 10"),
+                    "source": text(doc="a model, or human"),
+                    "row": tfds.features.Scalar(np.int64, doc="row of the source, from 0"),
+                }
+            ),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=_DESCRIPTION,
+            features=tfds.features.FeaturesDict(features),
+            homepage="https://arxiv.org/abs/2504.05154",
+            disable_shuffling=True,  # the order of the source: the stream has its own permutation
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        questions = read("care", self.rows or str(dl_manager.manual_dir)).questions
+        if self.builder_config.name != "all":
+            questions = [q for q in questions if q.culture == self.builder_config.name]
+        return {"train": self._generate_examples(questions)}
+
+    def _generate_examples(self, questions: list[Question]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, q in enumerate(questions):
+            yield (
+                number,
+                {
+                    "key": q.key,
+                    "question": plain_text(q.prompt),
+                    "culture": q.culture or "",
+                    "relation": q.relation or "",
+                    "category": q.category or "",
+                    "language": q.language or "",
+                    "reference": q.reference or "",
+                    "translated": q.translated or "",
+                    "responses": [
+                        {"text": plain_text(r.content), "rating": r.rating, "source": r.source, "row": r.row}
+                        for r in q.responses
+                    ],
+                },
+            )
+
+
+def prepare(rows: str, data_dir: str | os.PathLike[str], configs: tuple[str, ...] | None = None) -> dict[str, int]:
+    """Builds the configs (all that have questions) from CARE's rows into the folder; returns config -> questions.
+
+    rows: a file, a folder, a hub id, or `sample`. What stands there already is kept.
+    """
+    known = ("all", *(name for name in CULTURES if name in {c.name for c in Care.BUILDER_CONFIGS}))
+    for name in configs or ():
+        if name not in known:
+            raise UserError(f"no config {name!r} of care; there are {', '.join(known)}")
+    present = {"all", *(q.culture for q in read("care", rows).questions)}
+    made = {}
+    for name in configs or tuple(name for name in known if name in present):
+        builder = Care(config=name, data_dir=str(pathlib.Path(data_dir).expanduser()), file_format="array_record")
+        builder.rows = rows
+        builder.download_and_prepare()
+        made[name] = int(builder.info.splits["train"].num_examples)
+    return made
