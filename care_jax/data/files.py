@@ -285,7 +285,7 @@ def _dataset(file: str, data: Any, split: str | None) -> Iterator[Row]:
 
 
 def tfds_source(folder: str, name: str | None = None, split: str = "train") -> Any:
-    """Random access to the records of a TFDS dataset in ArrayRecord files. name: its config (`all`, or the only one)."""
+    """Random access to the records of a TFDS dataset in ArrayRecord files. name: its config (`all` or the only one)."""
     import tensorflow_datasets as tfds
 
     place = pathlib.Path(folder).expanduser()

@@ -7,6 +7,7 @@ reference answer.
 """
 
 import difflib
+import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -70,9 +71,11 @@ def _near(
     near = []
     for text in _texts(question):
         own = _grams(text)
-        shared = Counter(place for gram in own for place in postings.get(gram, ()))
-        for place, n in shared.items():
-            similarity = n / (len(own) + len(grams[place]) - n)
+        # What is as near as the threshold shares one of the rarest grams at least: looking only at those is enough.
+        rarest = sorted(own, key=lambda gram: len(postings.get(gram, ())))
+        rarest = rarest[: len(own) - math.ceil(threshold * len(own)) + 1]
+        for place in {place for gram in rarest for place in postings.get(gram, ())}:
+            similarity = _jaccard(own, grams[place])
             other = against[owner[place]]
             if similarity >= threshold and _one_culture(question, other) and not _template(question, other):
                 near.append((similarity, owner[place]))
