@@ -1,11 +1,16 @@
 """Chunked log-probabilities against a full log-softmax, in value, gradient and memory."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from care_jax.logps import completion_logps, sequence_logps
+from care_jax.sharding import make_mesh
 
 
 def full(hidden, head, targets, soft_cap=None):
@@ -56,9 +61,7 @@ def test_a_frozen_head_gives_the_same_hidden_gradient_and_none_to_the_head():
         head,
         coefficients,
     )
-    same, trained = run(
-        lambda h, w: completion_logps(h, w, targets, soft_cap=3.0, chunk=8), hidden, head, coefficients
-    )
+    same, trained = run(lambda h, w: completion_logps(h, w, targets, soft_cap=3.0, chunk=8), hidden, head, coefficients)
     np.testing.assert_array_equal(values, same)
     np.testing.assert_allclose(frozen[0], trained[0], atol=1e-6)
     assert not np.any(frozen[1])
@@ -115,6 +118,38 @@ def test_no_array_of_all_tokens_by_the_vocabulary_exists(frozen_head):
     assert largest(loss) == chunk * vocabulary
     # The check sees such arrays where they are: the oracle has them.
     assert largest(lambda h, w: jnp.sum(full(h, w, targets))) == count * vocabulary
+
+
+@pytest.mark.parametrize(("sizes", "vocabulary"), [((2, 2, 2), 36), ((1, 4, 2), 36), ((8, 1, 1), 37)])
+def test_a_mesh_gives_the_same_and_holds_no_whole_head(sizes, vocabulary):
+    """36 divides by tensor x fsdp = 4 (the vocabulary is split), not by 8 (only over tensor)."""
+    hidden, head, targets, coefficients = example(45, vocabulary=vocabulary)
+
+    def total(h, w, frozen_head):
+        values = completion_logps(h, w, targets, soft_cap=3.0, chunk=2, frozen_head=frozen_head)
+        return jnp.sum(values * coefficients), values
+
+    def both(h, w):
+        trained = jax.value_and_grad(functools.partial(total, frozen_head=False), argnums=(0, 1), has_aux=True)(h, w)
+        return trained, jax.grad(functools.partial(total, frozen_head=True), has_aux=True)(h, w)
+
+    ((_, values), gradients), (slopes, _) = jax.jit(both)(hidden, head)
+    mesh = make_mesh(*sizes)
+    with jax.set_mesh(mesh):
+        stored = jax.device_put(
+            head, NamedSharding(mesh, PartitionSpec("tensor" if vocabulary == 36 else None, "fsdp"))
+        )
+        program = jax.jit(both, out_shardings=None).lower(hidden, stored).compile()
+        ((_, mesh_values), mesh_gradients), (mesh_slopes, _) = program(hidden, stored)
+    np.testing.assert_allclose(mesh_values, values, atol=2e-6, rtol=1e-6)
+    for mine, single in zip((*mesh_gradients, mesh_slopes), (*gradients, slopes)):
+        np.testing.assert_allclose(mine, single, atol=2e-6, rtol=1e-6)
+    if sizes == (2, 2, 2):
+        # Inside the loops over pieces no gradient of the head is summed over devices: only in the entry computation.
+        loops, entry = program.as_text().split("\nENTRY ")
+        assert f"f32[{vocabulary // 4},8]" in loops
+        assert not re.search(rf"f32\[{vocabulary // 4},8\]\S* all-reduce\(", loops)
+        assert re.search(rf"f32\[{vocabulary // 4},8\]\S* all-reduce\(", entry)
 
 
 def test_sequences_are_sums_of_their_tokens_without_the_padding():
