@@ -6,6 +6,9 @@ import os
 import sys
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from care_jax.errors import UserError, nearest
 from care_jax.losses import divergences, listwise, pairwise, reference_free, unpaired
 from care_jax.losses.signature import Loss, spec, unwrap
@@ -118,8 +121,8 @@ def _imported(name: str) -> Loss:
 def bind(name: str, **hyperparameters: Any) -> Loss:
     """The loss `name` with hyperparameters set: a functools.partial that `spec` sees through.
 
-    UserError for a key that the loss does not have, or a value of another type than its default. A number may come as
-    text (YAML 1.1 reads 1e-6 so).
+    UserError for a key that the loss does not have, a value of another type than its default, and one that a built-in
+    loss refuses. A number may come as text (YAML 1.1 reads 1e-6 so).
     """
     loss = get(name)
     known = spec(loss).hyperparameters
@@ -131,7 +134,16 @@ def bind(name: str, **hyperparameters: Any) -> Loss:
             takes = ", ".join(f"{k} = {default!r}" for k, (_, default) in known.items()) or "no hyperparameter"
             raise UserError(f"loss.{key}: loss {name!r} has no {key!r}{close}. It takes {takes}")
         values[key] = _typed(name, key, value, known[key][0])
-    return functools.partial(loss, **values)
+    bound = functools.partial(loss, **values)
+    if values and name in BUILT_IN:
+        # Traced with shapes alone (no device is touched), so that a value out of range fails here, not after the model.
+        jax.eval_shape(bound, **{quantity: _shape(quantity) for quantity in spec(loss).needs})
+    return bound
+
+
+def _shape(quantity: str) -> jax.ShapeDtypeStruct:
+    shape = () if quantity == "kl" else (2, 2) if quantity.startswith("group_") else (2,)
+    return jax.ShapeDtypeStruct(shape, bool if quantity in ("desirable", "group_mask") else jnp.float32)
 
 
 def _typed(name: str, key: str, value: Any, kind: type) -> Any:

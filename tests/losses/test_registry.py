@@ -1,12 +1,14 @@
 """Losses by name, and what a signature registers."""
 
 import functools
+import re
 import textwrap
 
 import pytest
 
 from care_jax import losses
 from care_jax.errors import UserError
+from care_jax.testing import example
 
 
 def test_built_ins_are_attributes_and_names():
@@ -136,9 +138,10 @@ def test_bind_refuses(name, values, message):
     ],
 )
 def test_values_out_of_range(name, values, message):
-    from care_jax.testing import example
-
-    loss = losses.bind(name, **values)
+    """At once, not after a model has been loaded; and in a call."""
+    with pytest.raises(UserError, match=message):
+        losses.bind(name, **values)
+    loss = functools.partial(losses.get(name), **values)
     with pytest.raises(UserError, match=message):
         loss(**example(losses.spec(loss)))
 
@@ -153,8 +156,6 @@ def test_values_out_of_range(name, values, message):
     ],
 )
 def test_ktos_published_rule(counts, ratio, advice):
-    import re
-
     got, text = losses.kto_weight_ratio(*counts)
     assert got == pytest.approx(ratio)
     assert re.search(advice, text)
