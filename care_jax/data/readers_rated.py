@@ -109,7 +109,10 @@ class Known:
 
 
 def read_care(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
-    """CARE's training rows: question, response, rating 1-10, source, category, culture; reference and translation."""
+    """CARE's training rows: question, response, rating 1-10, source, category, culture; reference and translation.
+
+    A file without any response or rating, but with references, is CARE's evaluation set: see `read_care_eval`.
+    """
     return _read(rows, fields, report, known, 1.0, 10.0)
 
 
@@ -118,39 +121,62 @@ def read_rated(rows: Iterable[Row], fields: f.Fields, report: Report, known: Kno
     return _read(rows, fields, report, known, float("-inf"), float("inf"))
 
 
+def read_care_eval(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
+    """CARE's evaluation items: a question with its reference, which stands as the only, unrated response."""
+    groups = Groups(report)
+    for row, found in good_rows(rows, fields, report):
+        try:
+            _add_item(groups, row, found, known)
+        except f.Bad as bad:
+            f.drop(report, row, bad)
+    return groups.questions()
+
+
+_SPOKEN_OF = ("response", "rating", "category", "culture")
+
+
 def _read(
     rows: Iterable[Row], fields: f.Fields, report: Report, known: Known, low: float, high: float
 ) -> list[Question]:
     groups = Groups(report)
-    # A column that no row has is one that the data does not speak of; one that only some rows lack is damage.
+    # A column that no row has is one that the data do not speak of; one that only some rows lack is damage. So a row
+    # that lacks what none before it had waits for the rows behind it.
     waiting: list[tuple[Row, dict[str, Any]]] = []
     seen: set[str] = set()
 
-    def use(row: Row, found: Mapping[str, Any]) -> None:
-        question = f.text(found["question"], "question", "empty_question")
-        response = f.text(found["response"], "response", "empty_response")
-        rating = f.rating(found["rating"], "rating", low, high)
-        about = _about(found, known)
-        source = f.optional_text(found.get("source"), "source") or "unknown"
-        groups.add(row, user_turn(question), assistant_turn(response), rating, source, **about)
+    def add(row: Row, found: Mapping[str, Any]) -> None:
+        try:
+            if "reference" in seen and not seen & {"response", "rating"}:
+                _add_item(groups, row, found, known)
+                return
+            f.need(found, "question", "response", "rating", *(key for key in ("category", "culture") if key in seen))
+            question = f.text(found["question"], "question", "empty_question")
+            response = f.text(found["response"], "response", "empty_response")
+            rating = f.rating(found["rating"], "rating", low, high)
+            about = _about(found, known)
+            source = f.optional_text(found.get("source"), "source") or "unknown"
+            groups.add(row, user_turn(question), assistant_turn(response), rating, source, **about)
+        except f.Bad as bad:
+            f.drop(report, row, bad)
 
     for row, found in good_rows(rows, fields, report):
-        try:
-            f.need(found, "question", "response", "rating")
-            seen.update(key for key in ("category", "culture") if key in found)
-            if "category" in found and "culture" in found:
-                use(row, found)
-            else:
-                waiting.append((row, found))
-        except f.Bad as bad:
-            f.drop(report, row, bad)
+        seen.update(found)
+        if all(key in seen for key in _SPOKEN_OF):
+            add(row, found)
+        else:
+            waiting.append((row, found))
     for row, found in waiting:
-        try:
-            f.need(found, *(key for key in ("category", "culture") if key in seen))
-            use(row, found)
-        except f.Bad as bad:
-            f.drop(report, row, bad)
+        add(row, found)
     return groups.questions()
+
+
+def _add_item(groups: Groups, row: Row, found: Mapping[str, Any], known: Known) -> None:
+    f.need(found, "question", "reference")
+    question = f.text(found["question"], "question", "empty_question")
+    reference = f.text(found["reference"], "reference", "empty_response")
+    groups.add(
+        row, user_turn(question), assistant_turn(reference), None, "reference", name="answer", **_about(found, known)
+    )
 
 
 def _about(found: Mapping[str, Any], known: Known) -> dict[str, Any]:
@@ -178,18 +204,3 @@ def good_rows(rows: Iterable[Row], fields: f.Fields, report: Report) -> Iterable
             report.drop(row, "unreadable", "", row.problem)
         else:
             yield row, fields.of(row.value)
-
-
-def read_care_eval(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
-    """CARE's evaluation items: a question with its reference, which stands as the only, unrated response."""
-    groups = Groups(report)
-    for row, found in good_rows(rows, fields, report):
-        try:
-            f.need(found, "question", "reference", "category", "culture")
-            question = f.text(found["question"], "question", "empty_question")
-            reference = f.text(found["reference"], "reference", "empty_response")
-            about = _about(found, known)
-            groups.add(row, user_turn(question), assistant_turn(reference), None, "reference", name="answer", **about)
-        except f.Bad as bad:
-            f.drop(report, row, bad)
-    return groups.questions()

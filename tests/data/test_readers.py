@@ -124,6 +124,15 @@ def test_a_column_that_no_row_has_is_not_missed(tmp_path):
     assert reading.questions[0].culture is None
 
 
+def test_the_reader_care_reads_evaluation_items_too(tmp_path):
+    items = [care_row(response=..., human_rating=..., source=...), care_row(response=..., human_rating=..., answer="")]
+    reading = read("care", write(tmp_path, items))
+    (question,) = reading.questions
+    assert (question.reference, question.responses[0].rating, question.responses[0].field) == ("因为。", None, "answer")
+    assert counts(reading) == {"empty_response": 1}
+    assert counts(read("care", write(tmp_path, [*items, care_row()]))) == {"missing_field": 2}
+
+
 def test_strict_names_the_first_bad_row(tmp_path):
     path = write(tmp_path, [care_row(), care_row(response="B", human_rating="x")])
     with pytest.raises(UserError, match=r"care.jsonl, row 1 \(line 2\), rating: invalid rating: text: x"):
