@@ -24,7 +24,7 @@ SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _LIST_KEYS = ("data", "rows", "train", "test", "validation")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row:
     """One row of the input. row: from 0, within its file; line: from 1, where the file has lines.
 
@@ -104,13 +104,14 @@ def _folder(folder: pathlib.Path, split: str | None, name: str | None) -> list[p
 def _files(files: list[pathlib.Path], rows: Rows) -> Iterator[Row]:
     number = 0
     for path in files:
+        file = str(path)
         for row, (line, value) in enumerate(_file(path, rows)):
-            yield _row(str(path), row, number, line, value)
+            yield _row(file, row, number, line, value)
             number += 1
 
 
 def _row(file: str, row: int, number: int, line: int | None, value: Any) -> Row:
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return Row(file, row, number, line, value)
     if isinstance(value, _Unreadable):
         return Row(file, row, number, line, None, value.problem)

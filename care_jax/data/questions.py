@@ -66,6 +66,8 @@ def plain_text(content: Content) -> str:
     """The words of a content: a lone message is its text, a conversation is 'role: text' lines, ids are numbers."""
     if isinstance(content, str):
         return content
+    if len(content) == 1 and isinstance(content[0], dict):  # nearly all of CARE, a million times
+        return content[0]["content"]
     if is_ids(content):
         return " ".join(map(str, content))
     messages = [m for m in content if isinstance(m, Mapping)]

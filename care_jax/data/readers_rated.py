@@ -69,7 +69,9 @@ class Groups:
             self.answers[key] = {}
         else:
             known = self.about[key]
-            known.update((k, v) for k, v in about.items() if v is not None and known.get(k) is None)
+            for detail, value in about.items():
+                if value is not None and known.get(detail) is None:
+                    known[detail] = value
         words = plain_text(response)
         same = self.answers[key].get(words)
         if same is None:
@@ -132,7 +134,7 @@ def read_care_eval(rows: Iterable[Row], fields: f.Fields, report: Report, known:
     return groups.questions()
 
 
-_SPOKEN_OF = ("response", "rating", "category", "culture")
+_SPOKEN_OF = frozenset(("response", "rating", "category", "culture"))
 
 
 def _read(
@@ -146,10 +148,11 @@ def _read(
 
     def add(row: Row, found: Mapping[str, Any]) -> None:
         try:
-            if "reference" in seen and not seen & {"response", "rating"}:
+            if "response" not in seen and "rating" not in seen and "reference" in seen:
                 _add_item(groups, row, found, known)
                 return
-            f.need(found, "question", "response", "rating", *(key for key in ("category", "culture") if key in seen))
+            f.need(found, "question", "response", "rating")
+            f.need(found, *(key for key in ("category", "culture") if key in seen))
             question = f.text(found["question"], "question", "empty_question")
             response = f.text(found["response"], "response", "empty_response")
             rating = f.rating(found["rating"], "rating", low, high)
@@ -161,7 +164,7 @@ def _read(
 
     for row, found in good_rows(rows, fields, report):
         seen.update(found)
-        if all(key in seen for key in _SPOKEN_OF):
+        if seen >= _SPOKEN_OF:
             add(row, found)
         else:
             waiting.append((row, found))
@@ -186,14 +189,12 @@ def _about(found: Mapping[str, Any], known: Known) -> dict[str, Any]:
     relation, culture = parse_culture(found.get("culture"), known.cultures)
     if culture is None and "culture" in found:
         raise f.Bad("unknown_culture", "culture", f.describe(found["culture"]))
-    return {
-        "culture": culture,
-        "relation": relation,
-        "category": category,
-        "language": f.optional_text(found.get("language"), "language") or culture_language(culture),
-        "reference": f.optional_text(found.get("reference"), "reference"),
-        "translated": f.optional_text(found.get("translated"), "translated"),
-    }
+    about: dict[str, Any] = {"culture": culture, "relation": relation, "category": category}
+    for name in ("language", "reference", "translated"):
+        value = found.get(name)
+        about[name] = None if value is None else f.optional_text(value, name)
+    about["language"] = about["language"] or culture_language(culture)
+    return about
 
 
 def good_rows(rows: Iterable[Row], fields: f.Fields, report: Report) -> Iterable[tuple[Row, dict[str, Any]]]:

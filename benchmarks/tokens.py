@@ -1,0 +1,52 @@
+"""Tokens a second of one core, from raw JSON lines to ids: reading, grouping, template and tokenizer together.
+
+    python benchmarks/tokens.py care_rated.jsonl TOKENIZER_FOLDER [--copies 10]
+
+Counts what reaches a batch: each prompt once, each completion once. The rows are repeated under other questions, so
+that neither a cache of the tokenizer nor the start-up decides.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import tempfile
+import time
+
+os.environ["RAYON_NUM_THREADS"] = "1"  # the tokenizer's own threads: one core is what is measured
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from care_jax.data import chat
+from care_jax.data.readers import read
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="rows in CARE's schema, JSON lines")
+    parser.add_argument("tokenizer", help="a folder or hub id")
+    parser.add_argument("--copies", type=int, default=10)
+    arguments = parser.parse_args()
+    rows = [json.loads(line) for line in pathlib.Path(arguments.data).read_text(encoding="utf-8").splitlines()]
+    tokenizer = chat.load_tokenizer(arguments.tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "rows.jsonl"
+        with open(path, "w", encoding="utf-8") as file:
+            for copy in range(arguments.copies):
+                for row in rows:
+                    again = row | {"question": f"{row['question']} {copy}", "response": f"{row['response']} {copy}"}
+                    file.write(json.dumps(again, ensure_ascii=False) + "\n")
+        start = time.process_time()
+        questions = read("care", str(path)).questions
+        read_seconds = time.process_time() - start
+        encoded = chat.encode_many(tokenizer, [(q.prompt, [r.content for r in q.responses]) for q in questions])
+        seconds = time.process_time() - start
+    tokens = sum(len(one.prompt_ids) + sum(map(len, one.completions)) for one in encoded)
+    responses = sum(len(one.completions) for one in encoded)
+    count = len(rows) * arguments.copies
+    print(f"{count:,} rows, {len(questions):,} questions, {responses:,} responses, {tokens:,} tokens")
+    print(f"read {read_seconds:.2f} s, template and tokenizer {seconds - read_seconds:.2f} s (CPU time)")
+    print(f"{tokens / seconds:,.0f} tokens a second a core")
+
+
+if __name__ == "__main__":
+    main()
