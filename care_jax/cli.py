@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from care_jax.errors import UserError, nearest
 
+_PICTURES = (".png", ".pdf", ".svg")
 FAILED, MISTAKE, INTERRUPTED, ENDED_BY_USER = 1, 2, 75, 130
 
 _TRAIN = """\
@@ -38,6 +39,10 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("data", metavar="D", help="a file, a folder, a hub id, or `sample`")
     inspect.add_argument("--reader", default="care", metavar="R", help="how to read it (default: care)")
     inspect.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+    losses = _command(commands, "losses", _losses, "every loss, or one: view, needs, hyperparameters, formula, source")
+    losses.add_argument("name", metavar="NAME", nargs="?", help="a loss, or your own as module:function")
+    losses.add_argument("--plot", metavar="FILE", help="draw the loss and its slope against its margin (PNG, PDF, SVG)")
     return top
 
 
@@ -166,4 +171,24 @@ def _inspect(arguments: argparse.Namespace) -> int:
         print(f"  {row}: {entry['reason']}: {str(entry['found'])[:80]}")
     if len(reading.report.rejected) > 10:
         print(f"  ... and {len(reading.report.rejected) - 10} more")
+    return 0
+
+
+def _losses(arguments: argparse.Namespace) -> int:
+    import pathlib
+
+    from care_jax.losses import catalog
+
+    if arguments.plot is None:
+        sys.stdout.write(catalog.listing(arguments.name))
+        return 0
+    if arguments.name is None:
+        raise UserError("--plot: found no loss, expected care-jax losses NAME --plot FILE")
+    suffix = pathlib.Path(arguments.plot).suffix.lower()
+    if suffix not in _PICTURES:
+        raise UserError(f"--plot: found {arguments.plot!r}, expected a file ending in {', '.join(_PICTURES)}")
+    try:
+        print(catalog.draw(arguments.name, arguments.plot))
+    except OSError as error:
+        raise UserError(f"--plot: cannot write {arguments.plot!r}: {error.strerror}") from None
     return 0

@@ -145,7 +145,7 @@ def with_template_date(config: Config, date: str | None) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"template_date": date})})
 
 
-def steps_of(interval: float, total: int) -> int:
+def steps_of(interval: int | float, total: int) -> int:
     """Steps of an interval in a run of `total`: below 1 a fraction, rounded up (so above 0 at least one); 0 is none."""
     if interval >= 1 or interval == 0:
         return int(interval)
