@@ -1,9 +1,14 @@
 """Best fit of clusters (a question's responses that must stay together) into microbatches of rows. Lengths only."""
 
+import itertools
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+_TRIES = 12  # subsets tried for the rest of one microbatch, the fullest first
+_MANY = 1024  # clusters; of more, best fit alone leaves little over, and is what one can wait for
+_SLACK = 0.01  # of a row, that may stay empty when a subset fills it
 
 
 class Room(NamedTuple):
@@ -50,7 +55,18 @@ class Cluster:
 class Bin:
     """One microbatch being filled. placed: (question, response id, length, row) by slot."""
 
-    __slots__ = ("clusters", "completions", "free", "groups", "pairs", "placed", "prompt_lengths", "prompts", "slots", "total")
+    __slots__ = (
+        "clusters",
+        "completions",
+        "free",
+        "groups",
+        "pairs",
+        "placed",
+        "prompt_lengths",
+        "prompts",
+        "slots",
+        "total",
+    )
 
     def __init__(self, room: Room):
         self.free = [room.row_length] * room.rows
@@ -62,8 +78,20 @@ class Bin:
         self.clusters: list[tuple[Cluster, list[int]]] = []
         self.completions = self.pairs = self.groups = 0
 
-    def fit(self, cluster: Cluster, room: Room) -> list[tuple[int, int]] | None:
-        """(position in the cluster, row) of every response to add, or None where there is no room."""
+    def copy(self) -> "Bin":
+        other = Bin.__new__(Bin)
+        other.free, other.total, other.placed = list(self.free), self.total, list(self.placed)
+        other.prompts = [set(prompts) for prompts in self.prompts]
+        other.prompt_lengths, other.slots = dict(self.prompt_lengths), dict(self.slots)
+        other.clusters = list(self.clusters)
+        other.completions, other.pairs, other.groups = self.completions, self.pairs, self.groups
+        return other
+
+    def fit(self, cluster: Cluster, room: Room, only: int | None = None) -> list[tuple[int, int]] | None:
+        """(position in the cluster, row) of every response to add, or None where there is no room.
+
+        only: the one row that may take it.
+        """
         question = cluster.question
         if room.merge and self.slots:
             new = [i for i, name in enumerate(cluster.names) if (question, name) not in self.slots]
@@ -83,6 +111,8 @@ class Bin:
             if len(new) > len(empty) or any(cluster.prompt + cluster.lengths[i] > room.row_length for i in new):
                 return None
             return list(zip(new, empty))
+        if only is not None:
+            return [(i, only) for i in new] if cluster.size(room) <= self.free[only] else None
         if not room.share_prompts:
             return self._spread(cluster, new, shared=False, fullest=True)
         best, left = -1, -1
@@ -167,21 +197,108 @@ def pack(clusters: Sequence[Cluster], room: Room) -> list[Bin]:
             divided.add(cluster.question)
     sizes = [cluster.size(room) for cluster in whole]
     least = -(-sum(sizes) // (room.rows * room.row_length))
-    by_size = sorted(range(len(whole)), key=lambda i: -sizes[i])
-    best = _best_fit([whole[i] for i in by_size], room, divided)
-    # A few other orders, only where one microbatch less is possible at all: the longest response first, the longest
-    # prompt first (it is what a division repeats), the second half of the sizes between the first.
-    if len(best) > max(least, 1):
-        half = -(-len(by_size) // 2)
-        woven = [i for pair in zip(by_size[:half], [*by_size[half:], None]) for i in pair if i is not None]
-        longest = sorted(by_size, key=lambda i: -max(whole[i].lengths))
-        for order in (longest, woven):
-            other = _best_fit([whole[i] for i in order], room, divided)
-            if len(other) < len(best):
-                best = other
-            if len(best) <= least:
-                break
+    by_size = [whole[i] for i in sorted(range(len(whole)), key=lambda i: -sizes[i])]
+    best = _best_fit(by_size, room, divided)
+    if len(best) > max(least, 1) and not divided and not room.one_a_row and len(by_size) <= _MANY:
+        other = _complete(by_size, room)
+        best = other if len(other) < len(best) else best
     return best
+
+
+def _complete(by_size: Sequence[Cluster], room: Room) -> list[Bin]:
+    """Microbatch by microbatch: the largest cluster left, then into each row those of the others whose sizes fill it
+    to the last tokens, then into what is left over several rows the best that can be found.
+    """
+    left = list(by_size)
+    sizes = [cluster.size(room) for cluster in left]
+    bins: list[Bin] = []
+
+    while left:
+        bin_ = Bin(room)
+        rows = bin_.fit(left[0], room)
+        if rows is None:
+            raise TooLarge(left[0])
+        bin_.add(left[0], rows, room)
+        _take([0], left, sizes)
+        # A row begun that no subset fills takes a part of a cluster, the other part of which needs room elsewhere.
+        begun = [row for row, free in enumerate(bin_.free) if free < room.row_length]
+        others = [row for row, free in enumerate(bin_.free) if free == room.row_length]
+        for row in begun:
+            bin_ = _fill_row(bin_, row, left, sizes, room)
+        if any(bin_.free[row] > _SLACK * room.row_length for row in begun):
+            bin_ = _fill_rows(bin_, left, sizes, room)
+        for row in others:
+            bin_ = _fill_row(bin_, row, left, sizes, room)
+        bin_ = _fill_rows(bin_, left, sizes, room)
+        for i in range(len(left)):
+            rows = bin_.fit(left[i], room) if sizes[i] <= bin_.total else None
+            if rows is not None:
+                bin_.add(left[i], rows, room)
+                sizes[i] = 0
+        _take([i for i, size in enumerate(sizes) if size == 0], left, sizes)
+        bins.append(bin_)
+    return bins
+
+
+def _take(indices: Sequence[int], left: list[Cluster], sizes: list[int]) -> None:
+    for i in sorted(indices, reverse=True):
+        left.pop(i)
+        sizes.pop(i)
+
+
+def _fill_row(bin_: Bin, row: int, left: list[Cluster], sizes: list[int], room: Room) -> Bin:
+    """Fills one row with whole clusters, if some of those left fill it to the last tokens; takes them from `left`."""
+    subset = next(_subsets(sizes, bin_.free[row], 1), ())
+    if bin_.free[row] - sum(sizes[i] for i in subset) > _SLACK * room.row_length:
+        return bin_
+    filled = _filled(bin_, [left[i] for i in subset], room, row)
+    if filled is None:
+        return bin_
+    _take(subset, left, sizes)
+    return filled
+
+
+def _fill_rows(bin_: Bin, left: list[Cluster], sizes: list[int], room: Room) -> Bin:
+    """Fills the microbatch as well as a few subsets allow, divided over rows; takes them from `left`."""
+    step = max(1, room.row_length // 128)
+    for subset in itertools.islice(_subsets(sizes, bin_.total, step), _TRIES):
+        filled = _filled(bin_, [left[i] for i in subset], room)
+        if filled is not None:
+            _take(subset, left, sizes)
+            return filled
+    return bin_
+
+
+def _subsets(sizes: Sequence[int], space: int, step: int) -> Iterator[tuple[int, ...]]:
+    """Indices of sizes with the largest sum that space holds, then of the largest that is `step` less, ...; of those
+    with equal sums the first (the larger) sizes are preferred.
+    """
+    # Bit n of reached[i]: some of the first i have the sum n.
+    reached = [1]
+    whole = (1 << (space + 1)) - 1
+    for size in sizes:
+        reached.append((reached[-1] | reached[-1] << size) & whole)
+    sums = reached[-1]
+    while sums > 1:
+        rest = sums.bit_length() - 1
+        sums &= (1 << max(0, rest - step + 1)) - 1
+        taken = []
+        for i in range(len(sizes), 0, -1):
+            if not reached[i - 1] >> rest & 1:
+                taken.append(i - 1)
+                rest -= sizes[i - 1]
+        yield tuple(reversed(taken))
+
+
+def _filled(bin_: Bin, clusters: Sequence[Cluster], room: Room, row: int | None = None) -> Bin | None:
+    """A copy of the bin with all of these in it (in this row, if one is given), or None."""
+    copy = bin_.copy()
+    for cluster in clusters:
+        rows = copy.fit(cluster, room, row)
+        if rows is None:
+            return None
+        copy.add(cluster, rows, room)
+    return copy
 
 
 def _best_fit(clusters: Sequence[Cluster], room: Room, divided: set[int]) -> list[Bin]:

@@ -125,7 +125,9 @@ def build(questions: Sequence[Question], encodings: Sequence[Any], max_length: i
     for index, (question, encoding) in enumerate(zip(questions, encodings, strict=True)):
         prompt = np.asarray(encoding.prompt_ids, np.int32)
         if not len(prompt):
-            raise UserError(f"{question.file}: the prompt of {question.key!r} has no tokens, so nothing predicts a first")
+            raise UserError(
+                f"{question.file}: the prompt of {question.key!r} has no tokens, so nothing predicts a first"
+            )
         room = max_length - len(prompt)
         merges += encoding.boundary_merges
         responses = []

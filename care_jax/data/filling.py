@@ -40,7 +40,7 @@ def fill(
     completion = _completion_arrays(plan, here, begin, held)
 
     def per_response(values: np.ndarray, padding: int, dtype: type) -> np.ndarray:
-        array = np.full((held, layout.responses), padding, dtype)
+        array: np.ndarray = np.full((held, layout.responses), padding, dtype)
         array[place] = values
         return array
 

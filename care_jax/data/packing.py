@@ -3,8 +3,7 @@
 A plan depends on lengths only, so every host makes the same one and fills (`filling.fill`) only the rows it owns.
 """
 
-import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +126,7 @@ def _cluster(corpus: Corpus, question: int, names: Sequence[int], **fields: Any)
     return Cluster(question, int(corpus.prompt_lengths[question]), list(names), lengths, **fields)
 
 
-def _atoms(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> list[tuple[Cluster, Unit, tuple]]:
+def atoms_of(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> list[tuple[Cluster, Unit, tuple]]:
     """What may not be divided, with its unit and the pairs (positions in its responses) it serves."""
     found: list[tuple[Cluster, Unit, tuple]] = []
     for unit in units:
@@ -195,7 +194,7 @@ def plan_step(units: Sequence[Unit], corpus: Corpus, layout: Layout, mismatched:
     question stay together where they fit. mismatched: the layout of KTO's mismatched completions, if they are needed.
     Raises UserError naming a question that needs more rows than a microbatch has, with the number it needs.
     """
-    atoms = _atoms(units, corpus, layout)
+    atoms = atoms_of(units, corpus, layout)
     # A response that two labelled units name is two units, and stands twice.
     merge = layout.share_responses and not any(unit.desirable is not None for unit in units)
     clusters = _gathered([cluster for cluster, _, _ in atoms], merge)
@@ -269,7 +268,10 @@ def mismatched_sequences(units: Sequence[Unit], corpus: Corpus) -> list[tuple[in
     """
     keys = [corpus.key(unit.question) for unit in units]
     if len(set(keys)) < 2:
-        raise UserError(f"a step needs two different questions for the KL estimate, found {len(set(keys))} in {keys[:1]}")
+        raise UserError(
+            "batch.examples: the KL estimate needs two different questions in every step, "
+            f"but one of {len(units)} units holds {len(set(keys))}"
+        )
     found: list[tuple[int, int]] = []
     for number, unit in enumerate(units):
         back = next(n for n in range(1, len(units)) if keys[number - n] != keys[number])
@@ -286,10 +288,10 @@ def _pack(clusters: Sequence[Cluster], layout: Layout, merge: bool, corpus: Corp
     try:
         return pack(clusters, layout.room(merge))
     except TooLarge as error:
-        raise UserError(_refusal(error.cluster, layout, merge, corpus)) from None
+        raise UserError(refusal(error.cluster, layout, merge, corpus)) from None
 
 
-def _refusal(cluster: Cluster, layout: Layout, merge: bool, corpus: Corpus) -> str:
+def refusal(cluster: Cluster, layout: Layout, merge: bool, corpus: Corpus) -> str:
     longest = cluster.prompt + max(cluster.lengths)
     name = repr(corpus.key(cluster.question).split("\t")[-1][:80])
     if longest > layout.row_length:
@@ -356,60 +358,3 @@ def _lay_out(bins: Sequence[Bin], layout: Layout) -> tuple[list[list[int]], dict
     arrays["sequences"] = table[:, :2]
     arrays["segments"] = np.asarray(segments, np.int64).reshape(-1, 9)
     return order, arrays
-
-
-# --- sizes of a run --------------------------------------------------------------------------------------------------
-
-
-def make_layout(
-    units: Iterable[Unit],
-    corpus: Corpus,
-    *,
-    rows: int,
-    row_length: int,
-    packing: bool = True,
-    share_responses: bool = True,
-    share_prompts: bool = True,
-    longest_completion: int = 0,
-) -> Layout:
-    """Sizes for a run over these units: room for the largest of them, and for what an average microbatch holds with
-    plenty to spare where a size costs nothing (responses, pairs, lists), 15 % where it costs a pass through the
-    vocabulary (completion tokens). longest_completion: of other sequences that will be laid out too (evaluation).
-    Raises UserError for a unit that does not fit, with what it needs.
-    """
-    free = 2**60
-    layout = Layout(rows, row_length, free, free, free, free, 1, 0, packing, share_responses, share_prompts)
-    room = layout.room(True)
-    totals = np.zeros(5, np.int64)  # tokens, completion tokens, responses, pairs, lists
-    largest = np.zeros(5, np.int64)
-    width = 1
-    smallest = row_length
-    for unit in units:
-        for cluster, _, _ in _atoms([unit], corpus, layout):
-            size, completions = cluster.size(room), sum(cluster.lengths)
-            if (size > row_length or not packing) and Bin(room).fit(cluster, room) is None:
-                raise UserError(_refusal(cluster, layout, True, corpus))
-            own = (size, completions, len(cluster.names), cluster.pairs, cluster.groups)
-            totals += own
-            largest = np.maximum(largest, own)
-            smallest = min(smallest, min(cluster.lengths))
-            if cluster.groups:
-                width = max(width, len(cluster.names))
-    if not totals[0]:
-        raise UserError("no unit is left to train on: every question was filtered away or has no pair")
-    slots = rows * row_length
-    share = totals / totals[0]
-    most = rows if not packing else min(slots // smallest, int(4 * share[2] * slots) + 16)
-    completions = min(slots, max(int(largest[1]), longest_completion, int(1.15 * share[1] * slots)))
-    return dataclasses.replace(
-        layout,
-        responses=_up(max(most, int(largest[2])), 1 if not packing else 8),
-        completions=min(slots, _up(completions, 128)),
-        pairs=_up(max(1, int(largest[3]), int(4 * share[3] * slots)), 8) if totals[3] else 1,
-        groups=_up(max(1, int(largest[4]), int(4 * share[4] * slots)), 8) if totals[4] else 1,
-        width=width,
-    )
-
-
-def _up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

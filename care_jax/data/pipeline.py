@@ -14,13 +14,13 @@ from care_jax.data.packing import (
     Batch,
     Layout,
     StepPlan,
-    make_layout,
     mismatched_sequences,
     plan_responses,
     plan_step,
 )
 from care_jax.data.preferences import Unit, make_units, stable_hash
 from care_jax.data.questions import Question
+from care_jax.data.sizes import make_layout, mismatched_layout
 from care_jax.errors import UserError
 
 __all__ = [
@@ -33,7 +33,7 @@ _GRAIN_SEEDS = 2**32
 
 
 class _Passes(grain.MapDataset):
-    """The concatenation of several sources, each with `weight` passes an epoch; an index behind it goes on with the next."""
+    """Several sources one after the other, each with its part of an epoch; an index behind that goes on with the next."""
 
     def __init__(self, parents: Sequence[grain.MapDataset], counts: Sequence[int]):
         super().__init__(list(parents))
@@ -104,7 +104,9 @@ def units(
     return mixture([(made, 1.0)], seed=seed, shuffle=shuffle)
 
 
-def number_of_steps(stream: "grain.MapDataset[Unit]", examples: int, epochs: int | float | None, max_steps: int | None) -> int:
+def number_of_steps(
+    stream: "grain.MapDataset[Unit]", examples: int, epochs: int | float | None, max_steps: int | None
+) -> int:
     """Updates of a run: those of its epochs (the last is filled up from the next), at most max_steps."""
     if epochs is None and max_steps is None:
         raise UserError("data.epochs: null needs data.max_steps")
@@ -117,20 +119,6 @@ def step_units(stream: "grain.MapDataset[Unit]", step: int, examples: int) -> li
     if len(stream) == 0:
         raise UserError("no unit is left to train on: every question was filtered away or has no pair")
     return [stream[position] for position in range(step * examples, (step + 1) * examples)]
-
-
-def mismatched_layout(layout: Layout, corpus: Corpus) -> Layout:
-    """The layout of KTO's mismatched completions: the same rows, sized for single responses of any two questions."""
-    slots = layout.rows * layout.row_length
-    return dataclasses.replace(
-        layout,
-        responses=layout.rows if not layout.packing else max(layout.responses, 8),
-        completions=max(layout.completions, min(slots, corpus.max_length)),
-        pairs=1,
-        groups=1,
-        width=1,
-        microbatches=0,
-    )
 
 
 def plan_run(

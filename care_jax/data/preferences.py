@@ -5,6 +5,7 @@ Everything here is a function of the seed and of the questions' contents, never 
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -68,8 +69,8 @@ def pair_indices(
 
     policy: `all` valid pairs; `best_worst` one, of the highest and the lowest rating; `adjacent` one for every two
     neighbouring distinct ratings; `random` one (max_per_question, if given) of all valid ones, drawn by (seed, key).
-    min_gap: least difference of the ratings; at 1, the least there is, every two that are no tie pair, also where one is
-    the mean of conflicting ratings. max_per_question: at most so many, drawn by (seed, key).
+    min_gap: least difference of the ratings; at 1, the least there is, every two that are no tie pair, even where one
+    is the mean of conflicting ratings. max_per_question: at most so many, drawn by (seed, key).
     ranks: what orders responses of equal rating ((source, hash)); without it their index does.
     """
     if policy not in POLICIES:
@@ -90,7 +91,7 @@ def pair_indices(
         for i in order:
             levels.setdefault(ratings[i], i)  # the first of its rating stands for it
         ladder = list(levels.values())
-        rungs = zip(ladder, ladder[1:]) if policy == "adjacent" else zip(ladder[:1], ladder[-1:])
+        rungs = itertools.pairwise(ladder) if policy == "adjacent" else zip(ladder[:1], ladder[-1:])
         pairs = [(i, j) for i, j in rungs if valid(i, j)]
     most = 1 if policy == "random" and max_per_question is None else max_per_question
     if most is not None and len(pairs) > most:

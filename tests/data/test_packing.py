@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from care_jax.data.filling import fill, unpack
-from care_jax.data.packing import Layout, make_layout, mismatched_sequences, plan_responses, plan_step
-from care_jax.data.pipeline import mismatched_layout
+from care_jax.data.packing import Layout, mismatched_sequences, plan_responses, plan_step
 from care_jax.data.preferences import Unit
+from care_jax.data.sizes import make_layout, mismatched_layout
 from care_jax.errors import UserError
 
 from . import corpora

@@ -1,0 +1,61 @@
+"""Tokenized questions: what is cut, what is dropped, what of it is counted."""
+
+import numpy as np
+import pytest
+
+from care_jax.data import pipeline
+from care_jax.data.corpus import Encodings, build
+from care_jax.data.questions import Question, Response
+from care_jax.errors import UserError
+
+from . import corpora
+
+
+def test_prompts_are_never_cut_and_completions_on_the_right():
+    corpus = corpora.corpus_of([(4, [3, 20]), (10, [1, 1]), (9, [5])], max_length=10)
+    assert (len(corpus), corpus.truncated) == (2, 2)
+    assert [(one.question, one.response) for one in corpus.dropped] == [(1, 0), (1, 1)]
+    assert "prompt of 10 tokens" in corpus.dropped[0].found
+    assert [len(q.responses) for q in corpus.questions] == [2, 1]
+    prompt, completion = corpus.sequence(0, 1)
+    assert (prompt.tolist(), completion.tolist()) == ([1, 2, 3, 4], [8, 9, 10, 11, 12, 13])
+    assert corpus.key(1) == "arab\tq2"
+
+
+def test_units_index_the_responses_that_were_kept():
+    responses = tuple(Response(str(n), float(n), "m", n) for n in range(3))
+    question = Question("q", responses, "k", file="f.jsonl")
+    corpus = build([question], [Encodings([1], [[], [2], [3]])], 8)
+    assert [r.content for r in corpus.questions[0].responses] == ["1", "2"]
+    assert corpus.ratings.tolist() == [1, 2]
+    (unit,) = [pipeline.units(corpus, shuffle=False, policy="best_worst")[0]]
+    assert [corpus.completion(corpus.response_id(0, unit.responses[i])).tolist() for i in unit.pairs[0]] == [[3], [2]]
+    with pytest.raises(UserError, match=r"f\.jsonl.*no tokens"):
+        build([question], [Encodings([], [[1], [2], [3]])], 8)
+
+
+def test_concatenation():
+    parts = [corpora.corpus_of([(2, [3, 4])]), corpora.corpus_of([(5, [1]), (1, [2, 2])])]
+    whole, first = pipeline.concatenate(parts)
+    assert first == [0, 1]
+    for part, shift in zip(parts, first):
+        for q in range(len(part)):
+            assert whole.key(shift + q) == part.key(q)
+            for r in range(len(part.questions[q].responses)):
+                own = part.sequence(q, part.response_id(q, r))
+                other = whole.sequence(shift + q, whole.response_id(shift + q, r))
+                assert all(map(np.array_equal, own, other))
+
+
+def test_tokenize_asks_for_every_prompt_with_its_completions():
+    asked = []
+
+    def encode_many(items):
+        asked.extend(items)
+        return [Encodings([len(p)], [[len(c), 0] for c in completions], 1) for p, completions in items]
+
+    question = Question("what", (Response("a", 2.0, "m", 0), Response("bb", None, "m", 1)), "k")
+    corpus = pipeline.tokenize([question], None, max_length=8, encode_many=encode_many)
+    assert asked == [("what", ["a", "bb"])]
+    assert (corpus.prompt(0).tolist(), corpus.completion(1).tolist()) == ([4], [2, 0])
+    assert (corpus.boundary_merges, corpus.ratings.tolist()) == (1, [2, 0])

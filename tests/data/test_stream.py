@@ -1,0 +1,121 @@
+"""The stream: step n is a function of (seed, n), an epoch holds every unit as often as its source's weight says."""
+
+from collections import Counter
+
+import grain
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from care_jax.data import pipeline
+from care_jax.data.preferences import Unit
+from care_jax.errors import UserError
+
+from . import corpora
+
+
+def named(count, first=0):
+    return [Unit(first + n, (0,), (), True) for n in range(count)]
+
+
+def questions_of(stream, start, stop):
+    return [stream[i].question for i in range(start, stop)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**33), st.integers(1, 20), st.integers(1, 6))
+def test_epochs_are_grains_permutations(seed, count, examples):
+    stream = pipeline.mixture([(named(count), 1)], seed=seed)
+    expected = grain.MapDataset.range(count).shuffle(seed=seed % 2**32)
+    assert questions_of(stream, 0, 3 * count) == [expected[i] for i in range(3 * count)]
+    steps = [pipeline.step_units(stream, n, examples) for n in range(-(-2 * count // examples))]
+    assert [u.question for step in steps for u in step][: 2 * count] == questions_of(stream, 0, 2 * count)
+    assert all(len(step) == examples for step in steps)
+
+
+def test_file_order_wraps_round():
+    stream = pipeline.mixture([(named(3), 1)], shuffle=False)
+    assert [[u.question for u in pipeline.step_units(stream, n, 2)] for n in range(3)] == [[0, 1], [2, 0], [1, 2]]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_weights_are_passes_an_epoch(shuffle):
+    sources = [(named(4), 2), (named(6, 10), 0.5), (named(3, 20), 1)]
+    stream = pipeline.mixture(sources, seed=5, shuffle=shuffle)
+    assert len(stream) == 8 + 3 + 3
+    halves = []
+    for epoch in range(4):
+        seen = Counter(questions_of(stream, 14 * epoch, 14 * (epoch + 1)))
+        assert {q: seen[q] for q in range(4)} == dict.fromkeys(range(4), 2)
+        assert {q: seen[q] for q in range(20, 23)} == dict.fromkeys(range(20, 23), 1)
+        halves.append({q for q in seen if 10 <= q < 16})
+    assert [len(half) for half in halves] == [3, 3, 3, 3]
+    assert halves[0] | halves[1] == halves[2] | halves[3] == set(range(10, 16))
+    with pytest.raises(UserError, match="weight"):
+        pipeline.mixture([(named(2), 0)])
+    with pytest.raises(UserError, match="no unit is left"):
+        pipeline.mixture([([], 1)])
+
+
+def test_number_of_steps():
+    stream = pipeline.mixture([(named(10), 1)])
+    counts = [
+        pipeline.number_of_steps(stream, 4, *run) for run in ((1, None), (2, None), (None, 7), (1, 2), (0.4, None))
+    ]
+    assert counts == [3, 5, 7, 2, 1]
+    with pytest.raises(UserError, match="max_steps"):
+        pipeline.number_of_steps(stream, 4, None, None)
+
+
+def small_run(view="pair", examples=3):
+    corpus = corpora.corpus_of([(3, [4, 9, 2]), (5, [7, 7]), (2, [1, 6, 3, 8]), (4, [5, 5])])
+    stream = pipeline.units(corpus, seed=1, **corpora.VIEWS[view])
+    own = [stream[i] for i in range(len(stream))]
+    layout = pipeline.make_layout(own, corpus, rows=2, row_length=24)
+    total = pipeline.number_of_steps(stream, examples, 2, None)
+    return stream, corpus, layout, examples, total
+
+
+def test_steps_by_random_access_and_in_turn_are_the_same():
+    stream, corpus, layout, examples, total = small_run()
+    layout, _ = pipeline.plan_run(stream, corpus, layout, examples, total)
+    whole = list(pipeline.steps(stream, corpus, layout, examples, 0, total, threads=3))
+    assert [n for n, _ in whole] == list(range(total))
+    resumed = list(pipeline.steps(stream, corpus, layout, examples, 2, total, threads=1))
+    for (n, batch), (m, other) in zip(whole[2:], resumed, strict=True):
+        assert n == m
+        assert all(map(np.array_equal, jax.tree.leaves(batch), jax.tree.leaves(other)))
+    shapes = {tuple(x.shape for x in jax.tree.leaves(batch)) for _, batch in whole}
+    assert len(shapes) == 1  # so the step is compiled once
+    assert max(int(batch.n_microbatches) for _, batch in whole) == layout.microbatches
+    for n, batch in whole:
+        units = pipeline.step_units(stream, n, examples)
+        assert corpora.read_back(batch) == corpora.spelled(corpus, units)
+
+
+def test_what_a_run_needs_of_the_reference():
+    stream, corpus, layout, examples, total = small_run("unpaired", examples=6)
+    other = pipeline.mismatched_layout(layout, corpus)
+    layout, other = pipeline.plan_run(stream, corpus, layout, examples, total, other)
+    needed = pipeline.needed_sequences(stream, corpus, examples, total, mismatched=True)
+    table = {sequence: float(n + 1) for n, sequence in enumerate(needed)}
+
+    def ref_logps(questions, responses):
+        return np.asarray([table[int(q), int(r)] for q, r in zip(questions, responses)], np.float32)
+
+    used = set()
+    for _, batch in pipeline.steps(stream, corpus, layout, examples, 0, total, mismatched=other, ref_logps=ref_logps):
+        for part in (batch, batch.mismatched):
+            used.update(part.ref_logps[part.segment_weights > 0].tolist())
+            assert part.segment_weights.sum() == examples
+    assert used == set(table.values())
+
+
+def test_a_dataset_of_ones_own_stands_in():
+    stream, corpus, layout, examples, _ = small_run()
+    own = grain.MapDataset.source([stream[0], stream[1]]).repeat()
+    layout, _ = pipeline.plan_run(own, corpus, layout, examples, 2)
+    batches = dict(pipeline.steps(own, corpus, layout, examples, 0, 2))
+    assert corpora.read_back(batches[0]) == corpora.spelled(corpus, [stream[0], stream[1], stream[0]])
