@@ -89,13 +89,13 @@ def rotate(x: Float[Array, "B T H D"], table: tuple[jax.Array, jax.Array]) -> Fl
 
 
 def rms_norm(x: Float[Array, "*dims d"], weight: Float[Array, " d"], arch: Arch) -> Float[Array, "*dims d"]:
-    """RMS norm in float32. Gemma multiplies by (1 + w) before rounding, the others round first and multiply by w."""
+    """RMS norm in float32, rounded to the weight's dtype: before the weight multiplies, in Gemma after (1 + w) did."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + arch.norm_eps)
     scale = weight[(None,) * (x.ndim - 1)]
     if arch.gemma_norms:
-        return (wide * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
-    return scale * wide.astype(x.dtype)
+        return (wide * (1.0 + scale.astype(jnp.float32))).astype(weight.dtype)
+    return scale * wide.astype(weight.dtype)
 
 
 def _contract(x: jax.Array, weight: jax.Array, dims: int) -> jax.Array:
@@ -228,7 +228,9 @@ def forward(
     x = params["embed"]["weight"].astype(dtype)[tokens]
     if arch.embed_scale is not None:
         x = x * jnp.asarray(arch.embed_scale, dtype)  # rounded to dtype first, as the checkpoints were trained
-    x = constrain(x, ("rows", None, None))
+    # The residual stream is float32 whatever the compute dtype: rounding it at every layer would more than double the
+    # error of bfloat16 log-probabilities.
+    x = constrain(x.astype(jnp.float32), ("rows", None, None))
 
     tables = rope_tables(arch, positions, dtype)
 
