@@ -1,7 +1,7 @@
 """From a plan to the arrays of a batch, and back. Vectorised: no loop over tokens or responses."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,12 +38,7 @@ def fill(
     place = plan.microbatch[here] - begin, plan.slot[here]
     sequences, lengths = plan.sequences[here], plan.lengths[here]
     completion = _completion_arrays(plan, here, begin, held)
-
-    def per_response(values: np.ndarray, padding: int, dtype: type) -> np.ndarray:
-        array: np.ndarray = np.full((held, layout.responses), padding, dtype)
-        array[place] = values
-        return array
-
+    table = held, layout.responses
     zeros = np.zeros(len(lengths), np.float32)
     known = zeros if ref_logps is None else ref_logps(sequences[:, 0], sequences[:, 1])
     pairs = np.zeros((held, layout.pairs, 2), np.int32)
@@ -71,11 +66,11 @@ def fill(
         segment_ids=segments,
         prompt_segment_ids=prompt_segments,
         **completion,
-        lengths=per_response(lengths, 1, np.int32),
-        ratings=per_response(corpus.ratings[sequences[:, 1]], 0, np.float32),
-        ref_logps=per_response(known, 0, np.float32),
-        desirable=per_response(plan.desirable[here], 0, bool),
-        segment_weights=per_response(plan.weights[here], 0, np.float32),
+        lengths=_placed(table, place, lengths, 1, np.int32),
+        ratings=_placed(table, place, corpus.ratings[sequences[:, 1]], 0, np.float32),
+        ref_logps=_placed(table, place, known, 0, np.float32),
+        desirable=_placed(table, place, plan.desirable[here], 0, bool),
+        segment_weights=_placed(table, place, plan.weights[here], 0, np.float32),
         pairs=pairs,
         pair_weights=pair_weights,
         groups=groups,
@@ -97,12 +92,7 @@ def _token_arrays(
     start = ((microbatch - begin) * (high - low) + row - low) * plan.layout.row_length + column
     place = ragged(start, length)
     shape = (held, high - low, plan.layout.row_length)
-
-    def spread(values: np.ndarray) -> np.ndarray:
-        array = np.zeros(shape, np.int32)
-        array.reshape(-1)[place] = values
-        return array
-
+    flat_shape = (held * (high - low) * plan.layout.row_length,)
     tokens = np.zeros(shape, np.int32)
     prompts = question >= 0
     flat = tokens.reshape(-1)
@@ -111,9 +101,9 @@ def _token_arrays(
     flat[ragged(start[answers], length[answers])] = corpus.gather_completions(response[answers], length[answers])
     return (
         tokens,
-        spread(ragged(position, length)),
-        spread(np.repeat(segment, length)),
-        spread(np.repeat(prompt_segment, length)),
+        _placed(flat_shape, place, ragged(position, length)).reshape(shape),
+        _placed(flat_shape, place, np.repeat(segment, length)).reshape(shape),
+        _placed(flat_shape, place, np.repeat(prompt_segment, length)).reshape(shape),
     )
 
 
@@ -128,17 +118,22 @@ def _completion_arrays(plan: StepPlan, here: np.ndarray, begin: int, held: int) 
     predictors = positions - 1
     # The first token of a response is predicted by the end of its prompt, which need not stand right before it.
     predictors[np.cumsum(lengths) - lengths] = plan.predictor[order]
-
-    def spread(values: np.ndarray, padding: int) -> np.ndarray:
-        array = np.full((held, plan.layout.completions), padding, np.int32)
-        array[index] = values
-        return array
-
+    shape = held, plan.layout.completions
+    segments = np.repeat(plan.slot[order], lengths)
     return {
-        "completion_positions": spread(positions, 0),
-        "predictor_positions": spread(predictors, 0),
-        "completion_segments": spread(np.repeat(plan.slot[order], lengths), plan.layout.responses),
+        "completion_positions": _placed(shape, index, positions),
+        "predictor_positions": _placed(shape, index, predictors),
+        "completion_segments": _placed(shape, index, segments, plan.layout.responses),
     }
+
+
+def _placed(
+    shape: tuple[int, ...], index: Any, values: np.ndarray, padding: int = 0, dtype: type = np.int32
+) -> np.ndarray:
+    """An array of padding with values at an index."""
+    array: np.ndarray = np.full(shape, padding, dtype)
+    array[index] = values
+    return array
 
 
 def _counted(sorted_ids: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ _GRAIN_SEEDS = 2**32
 
 
 class _Passes(grain.MapDataset):
-    """Several sources one after the other, each with its part of an epoch; an index behind that goes on with the next."""
+    """Several sources one after the other, each with its part of an epoch; behind it comes the next epoch."""
 
     def __init__(self, parents: Sequence[grain.MapDataset], counts: Sequence[int]):
         super().__init__(list(parents))

@@ -79,20 +79,17 @@ def pair_indices(
         )
     own: Sequence = range(len(ratings)) if ranks is None else ranks
     order = sorted(range(len(ratings)), key=lambda i: (-ratings[i], own[i]))
-
-    def valid(chosen: int, rejected: int) -> bool:
-        gap = ratings[chosen] - ratings[rejected]
-        return gap > 0 and (gap >= min_gap or min_gap <= 1)
-
     if policy in ("all", "random"):
-        pairs = [(i, j) for place, i in enumerate(order) for j in order[place + 1 :] if valid(i, j)]
+        pairs = [(i, j) for place, i in enumerate(order) for j in order[place + 1 :]]
     else:
         levels: dict[Number, int] = {}
         for i in order:
             levels.setdefault(ratings[i], i)  # the first of its rating stands for it
         ladder = list(levels.values())
         rungs = itertools.pairwise(ladder) if policy == "adjacent" else zip(ladder[:1], ladder[-1:])
-        pairs = [(i, j) for i, j in rungs if valid(i, j)]
+        pairs = list(rungs)
+    least = min_gap if min_gap > 1 else 0
+    pairs = [(i, j) for i, j in pairs if ratings[i] > ratings[j] and ratings[i] - ratings[j] >= least]
     most = 1 if policy == "random" and max_per_question is None else max_per_question
     if most is not None and len(pairs) > most:
         drawn = sorted(range(len(pairs)), key=lambda n: stable_hash(seed, "pair", key, n))[:most]
@@ -210,12 +207,11 @@ def best_response(question: Question) -> int | None:
     rated = [i for i, r in enumerate(question.responses) if r.rating is not None or r.desirable]
     if not rated:
         return None
+    return min(rated, key=lambda i: (-_rating(question.responses[i]), _rank(question.responses[i])))
 
-    def order(i: int) -> tuple:
-        response = question.responses[i]
-        return (-(math.inf if response.rating is None else response.rating), *_rank(response))
 
-    return min(rated, key=order)
+def _rating(response: Response) -> Number:
+    return math.inf if response.rating is None else response.rating
 
 
 # --- which questions -------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import itertools
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from care_jax.data import preferences
@@ -33,6 +33,7 @@ def words(question, pairs):
     return {(question.responses[i].content, question.responses[j].content) for i, j in pairs}
 
 
+@settings(max_examples=50, deadline=None)
 @given(RATINGS, st.sampled_from(preferences.POLICIES), st.integers(1, 4), st.sampled_from([None, 1, 3]))
 def test_ties_never_pair_and_limits_hold(ratings, policy, min_gap, most):
     pairs = pair_indices(ratings, policy, min_gap, most, seed=3, key="k")
@@ -51,6 +52,7 @@ def test_ties_never_pair_and_limits_hold(ratings, policy, min_gap, most):
     assert len(pairs) == (min(expected, most) if most else expected)
 
 
+@settings(max_examples=30, deadline=None)
 @given(RATINGS, st.sampled_from(preferences.POLICIES), st.sampled_from([None, 2]), st.randoms(use_true_random=False))
 def test_policies_do_not_see_the_order_of_the_file(ratings, policy, most, rng):
     one = question(ratings)
@@ -76,6 +78,7 @@ def test_data_that_name_the_pair_are_taken_at_their_word():
     assert [u.desirable for u in make_units([one], "unpaired", desirable_min=7, undesirable_max=4)] == [False, True]
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.lists(RATINGS, min_size=1, max_size=5))
 def test_groups_hold_the_pairs_of_the_pair_units(all_ratings):
     questions = [question(ratings, f"q{i}") for i, ratings in enumerate(all_ratings)]
@@ -104,6 +107,7 @@ def test_unpaired_and_lists():
         make_units([one], "list")
 
 
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 5), st.integers(10, 60))
 def test_fractions_are_nested_and_stratified_and_no_key_is_in_two_splits(seed, count):
     questions = many(count)

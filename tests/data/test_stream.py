@@ -24,7 +24,7 @@ def questions_of(stream, start, stop):
     return [stream[i].question for i in range(start, stop)]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**33), st.integers(1, 20), st.integers(1, 6))
 def test_epochs_are_grains_permutations(seed, count, examples):
     stream = pipeline.mixture([(named(count), 1)], seed=seed)
