@@ -266,12 +266,6 @@ def _share(fraction: Number, total: int, name: str) -> int:
     return math.floor(fraction * total + 0.5)
 
 
-def limit_questions(questions: Sequence[Question], limit: int, seed: int = 0) -> list[Question]:
-    """At most so many questions (by key), nested and stratified as a fraction is."""
-    kept = set(stratified_order(questions, seed, "limit")[:limit])
-    return [q for q in questions if q.key in kept]
-
-
 def limit_units(
     questions: Sequence[Question],
     units: Sequence[Unit],

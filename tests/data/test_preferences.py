@@ -159,7 +159,6 @@ def test_limits(unit):
             assert sum(u.weight * len(u.pairs) for u in own) == pytest.approx(1)
     found = preferences.limit_units(questions, units, questions_limit=4)
     assert len({u.question for u in found}) == 4
-    assert len(preferences.limit_questions(questions, 4)) == 4
     with pytest.raises(UserError, match=r"limit\.pairs"):
         preferences.limit_units(questions, make_units(questions, "lists"), pairs=3)
 
