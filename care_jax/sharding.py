@@ -53,7 +53,8 @@ def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], name:
     """The sharding of an array of `shape` on `mesh`; UserError with the numbers where a size does not divide."""
     partition = spec(axes)
     for axis, size, names in zip(axes, shape, partition):
-        parts = 1 if names is None else math.prod(mesh.shape[n] for n in ((names,) if isinstance(names, str) else names))
+        named = () if names is None else (names,) if isinstance(names, str) else names
+        parts = math.prod(mesh.shape[one] for one in named)
         if size % parts:
             raise UserError(
                 f"mesh: {name} has {axis}={size}, which does not divide by the {parts} parts of mesh axis {names!r}"

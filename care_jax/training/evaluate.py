@@ -113,7 +113,7 @@ def measure(
     reference = np.zeros_like(logps) if ref_logps is None else ref_logps
 
     def array(table: Batch) -> Batch:
-        placed = {
+        placed: dict[str, Any] = {
             name: jnp.asarray(getattr(table, name))
             for name in (
                 *("lengths", "ratings", "desirable", "segment_weights", "pairs", "pair_weights"),

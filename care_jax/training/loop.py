@@ -128,7 +128,7 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
             return
         began = time.perf_counter()
         fresh = step == 0 and precomputed and own_reference
-        reference = None
+        reference: np.ndarray | None = None
         if objective.needs_ref:
             reference = (
                 data.values(held_out.sequences)
@@ -136,7 +136,7 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
                 else forward.run(held_out.sequences, {"params": ref_params})
             )
         # The policy is still its own reference: the pass over it is the evaluation's.
-        logps = reference if fresh else forward.run(held_out.sequences, state.variables())
+        logps = reference if fresh and reference is not None else forward.run(held_out.sequences, state.variables())
         ties = step == 0 and objective.needs_ref and own_reference
         last_evaluation = evaluate.measure(objective, held_out, logps, reference, ties=ties)
         recorder.evaluation(step, last_evaluation | {"eval/wall_seconds": time.perf_counter() - began})

@@ -38,7 +38,7 @@ def batch_shardings(batch: Batch, mesh: Mesh) -> Batch:
 def to_devices(batch: Batch, shardings: Batch, rows: int) -> Batch:
     """Global arrays from this process's own rows; rows: of a microbatch over all processes."""
 
-    def place(local: np.ndarray, where: NamedSharding) -> jax.Array:
+    def place(local: Any, where: NamedSharding) -> jax.Array:
         shape = np.shape(local)
         if where.spec and len(where.spec) == 3:
             shape = (shape[0], rows, shape[2])

@@ -121,7 +121,7 @@ def fill_cache(
     """Runs every microbatch that the cache lacks something of; returns how many were run.
 
     microbatches: the sequences (indices into digests) of each; the layout is that of the whole pass even where a killed
-    one goes on, so that the numbers are the same to the bit. run(m) -> (logps [S] on the device, slots of its sequences).
+    one goes on, so that the numbers are the same to the bit. run(m) -> (logps [S] on the device, its slots).
     """
     held: list[tuple[Sequence[int], jax.Array, np.ndarray]] = []
     done = 0

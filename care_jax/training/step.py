@@ -23,8 +23,8 @@ Variables = dict[str, Any]
 class State:
     """Everything that a checkpoint must hold. `lora` is None in full training; else it alone is trained."""
 
-    step: jax.Array  # int32 [], updates taken
-    skipped: jax.Array  # int32 [], non-finite updates skipped in a row
+    step: Any  # int32 [], updates taken
+    skipped: Any  # int32 [], non-finite updates skipped in a row
     params: Any
     lora: Any
     opt_state: Any
@@ -49,7 +49,7 @@ def response_logps(model: nn.Module, variables: Variables, microbatch: Batch) ->
 
     The rows run once; only the places that predict a completion token reach the head.
     """
-    hidden = model.apply(
+    hidden: Any = model.apply(
         variables,
         microbatch.tokens,
         microbatch.positions,

@@ -17,7 +17,7 @@ from care_jax.models.export import leaf_at, tensors
 torch = pytest.importorskip("torch", reason="the parity extra")
 transformers = pytest.importorskip("transformers")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import make_golden_models as golden  # noqa: E402
+import make_golden_models as golden
 
 pytestmark = pytest.mark.parity
 

@@ -51,7 +51,7 @@ def groups(count: int, responses: int = 3, seed: int = 0) -> list[Group]:
 
 
 def plain_batch(parts: list[list[Group]], *, length: int = 16, rows: int = 12) -> Batch:
-    """One microbatch for each part; every response in its own row with its prompt, all rating-ordered pairs."""
+    """One microbatch for each part (empty ones last); every response in its own row, all rating-ordered pairs."""
     count, slots, tokens_each = len(parts), rows, rows * length
     pairs_each = max(sum(len(g.ratings) * (len(g.ratings) - 1) // 2 for g in part) for part in parts)
     groups_each, width = max(map(len, parts)), max(len(g.ratings) for part in parts for g in part)
@@ -106,5 +106,5 @@ def plain_batch(parts: list[list[Group]], *, length: int = 16, rows: int = 12) -
         groups=lists,
         group_mask=mask,
         group_weights=list_weights,
-        n_microbatches=np.int32(count),
+        n_microbatches=np.asarray(sum(map(bool, parts)), np.int32),
     )
