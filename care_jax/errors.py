@@ -1,4 +1,4 @@
-"""The one error for what a user gave wrong."""
+"""The errors that the command line prints alone: what a user gave wrong, and leakage."""
 
 
 class UserError(ValueError):
@@ -6,6 +6,10 @@ class UserError(ValueError):
 
     The message names the file, row or key, what was found, and what is expected.
     """
+
+
+class Leakage(ValueError):
+    """Training questions stand in the evaluation set. The command line prints it alone and exits with 3."""
 
 
 def nearest(name: str, valid: "list[str] | tuple[str, ...]") -> str:

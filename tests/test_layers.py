@@ -20,6 +20,7 @@ LAYERS = [
     {"training"},
     {"plan", "testing", "study"},
     {"cli"},
+    {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # The configuration asks the losses' signatures what may be set.

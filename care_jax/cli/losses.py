@@ -1,0 +1,33 @@
+"""`care-jax losses`."""
+
+import argparse
+import pathlib
+import sys
+
+from care_jax.cli.command import PICTURES, command
+from care_jax.errors import UserError
+
+
+def add(commands) -> None:
+    """Adds the command to the parser."""
+    losses = command(commands, "losses", _losses, "every loss, or one: view, needs, hyperparameters, formula, source")
+    losses.add_argument("name", metavar="NAME", nargs="?", help="a loss, or your own as module:function")
+    losses.add_argument("--plot", metavar="FILE", help="draw the loss and its slope against its margin (PNG, PDF, SVG)")
+
+
+def _losses(arguments: argparse.Namespace) -> int:
+    from care_jax.losses import catalog
+
+    if arguments.plot is None:
+        sys.stdout.write(catalog.listing(arguments.name))
+        return 0
+    if arguments.name is None:
+        raise UserError("--plot: found no loss, expected care-jax losses NAME --plot FILE")
+    suffix = pathlib.Path(arguments.plot).suffix.lower()
+    if suffix not in PICTURES:
+        raise UserError(f"--plot: found {arguments.plot!r}, expected a file ending in {', '.join(PICTURES)}")
+    try:
+        print(catalog.draw(arguments.name, arguments.plot))
+    except OSError as error:
+        raise UserError(f"--plot: cannot write {arguments.plot!r}: {error.strerror}") from None
+    return 0
