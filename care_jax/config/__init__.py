@@ -22,7 +22,6 @@ from care_jax.config.blocks import (
     BatchConfig,
     CheckpointConfig,
     DataConfig,
-    EvaluationConfig,
     LossConfig,
     MeshConfig,
     ModelConfig,
@@ -58,7 +57,7 @@ class Config(Block):
     profile: ProfileConfig | None = None
     log_every: Count = 1
     eval_every: Interval | None = 0.1
-    evaluation: EvaluationConfig | None = None
+    evaluation: None = None  # tasks during training come with the evaluation tasks themselves
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
 
     @property

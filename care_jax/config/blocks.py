@@ -281,8 +281,3 @@ class NonfiniteConfig(Block):
 class ProfileConfig(Block):
     start: Count
     steps: Count
-
-
-class EvaluationConfig(Block):
-    tasks: tuple[Text, ...]
-    every: Interval = 0.5

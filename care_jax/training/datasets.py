@@ -10,14 +10,14 @@ import numpy as np
 
 from care_jax.config import Config
 from care_jax.config.blocks import SourceConfig, Split
-from care_jax.data import pipeline, preferences
+from care_jax.data import hygiene, pipeline, preferences
 from care_jax.data.corpus import Corpus
 from care_jax.data.packing import Batch, Layout, plan_step
 from care_jax.data.preferences import Unit
 from care_jax.data.questions import Question, is_ids
 from care_jax.data.readers import Reading, read
 from care_jax.data.report import write_report
-from care_jax.errors import UserError
+from care_jax.errors import Leakage, UserError
 from care_jax.training.evaluate import HeldOut, hold_out
 from care_jax.training.objective import Objective
 from care_jax.training.run_directory import is_writer
@@ -87,7 +87,8 @@ class Prepared:
 def prepare(config: Config, tokenizer: Any, objective: Objective, folder: pathlib.Path) -> Prepared:
     """Reads, selects, splits, tokenizes and plans; writes data_report.json and rejected_rows.jsonl.
 
-    Raises UserError where nothing is left to train on, or something fits no row.
+    Raises UserError where nothing is left to train on, or something fits no row; Leakage where a configured evaluation
+    set holds questions of the training data.
     """
     data, batch = config.data, config.batch
     readings = [_read(source, data.strict) for source in data.train]
@@ -104,6 +105,7 @@ def prepare(config: Config, tokenizer: Any, objective: Objective, folder: pathli
     else:
         held_readings = [_read(source, data.strict) for source in data.eval]
         held = [question for reading in held_readings for question in reading.questions]
+        _check_leakage([question for part in parts for question in part], held)
     parts = [preferences.take_fraction(part, data.fraction, config.seed) for part in parts]
 
     def tokens(questions: Sequence[Question]) -> Corpus:
@@ -165,6 +167,13 @@ def prepare(config: Config, tokenizer: Any, objective: Objective, folder: pathli
     return Prepared(
         corpus, stream, batch.examples, steps, layout, mismatched, held_out, len(corpora[-1]), needed, files
     )
+
+
+def _check_leakage(train: Sequence[Question], held: Sequence[Question]) -> None:
+    overlaps = hygiene.check(train, held)
+    if overlaps:
+        found = hygiene.check_text(overlaps, examples=3).rstrip()
+        raise Leakage(f"data.eval: {found}\nLeave them out of one of the two (care-jax data check lists all of them)")
 
 
 def _read(source: SourceConfig, strict: bool) -> Reading:

@@ -18,6 +18,7 @@ from care_jax.config import Config, steps_of
 from care_jax.data.chat import load_tokenizer
 from care_jax.data.files import SAMPLE
 from care_jax.errors import UserError
+from care_jax.models import lora
 from care_jax.training import evaluate, gates, placing
 from care_jax.training.checkpoints import Checkpoints
 from care_jax.training.datasets import prepare
@@ -101,21 +102,26 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
             gates.reference(forward, data, {"params": params})
         ref_params = None
 
-    # ---- The state, new or from the checkpoint.
+    # ---- The state, new or from the checkpoint: all weights are trained, or adapters on a base that stays.
     schedule = make_schedule(config.optimizer, total)
-    optimizer = make_optimizer(config.optimizer, schedule, models.decay_mask(model.arch))
+    adapters, adapter_shardings = new_adapters(config, model, mesh)
+    decay = models.decay_mask(model.arch) if adapters is None else None
+    optimizer = make_optimizer(config.optimizer, schedule, decay)
 
-    def new_state(params):
-        return init_state(params, optimizer)
+    def new_state(params, adapters):
+        return init_state(params, optimizer, adapters)
 
-    abstract = jax.eval_shape(new_state, params)
-    shardings = placing.state_shardings(abstract, models.param_shardings(model.arch, mesh), optimizer, mesh)
+    abstract = jax.eval_shape(new_state, params, adapters)
+    shardings = placing.state_shardings(
+        abstract, models.param_shardings(model.arch, mesh), optimizer, mesh, adapter_shardings
+    )
     if start is None:
         keep = ref_params is not None and own_reference  # an online reference needs the start's weights to the end
-        state = jax.jit(new_state, out_shardings=shardings, donate_argnums=() if keep else 0)(params)
+        make = jax.jit(new_state, out_shardings=shardings, donate_argnums=() if keep else (0, 1))
+        state = make(params, adapters)
     else:
         like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-        state = checkpoints.restore(start, like)
+        state = checkpoints.restore(start, like if adapters is None else dataclasses.replace(like, params=params))
         say(f"resumed at step {start} of {total}")
     del params
 
@@ -174,7 +180,7 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
             evaluate_now(0)
 
         # 2 a multiply-add, three passes' worth of them (6 N a token); what remat computes again is not counted.
-        flops = 6 * models.num_params(model.arch)
+        flops = 6.0 * models.num_params(model.arch)
         every_save, every_evaluation = (
             None if interval is None else steps_of(interval, total)
             for interval in (config.checkpoint.every, config.eval_every)
@@ -205,7 +211,10 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
                 gates.first_step(values, config.model.dtype)
 
         recorder.start_clock()
+        profile = config.profile
         while True:
+            if profile is not None and step_number == profile.start:
+                jax.profiler.start_trace(str(folder / "profile"))
             began = time.perf_counter()
             state, metrics = compiled(state, batch)
             # A backend that computes within the call (the CPU's may) has no later end to wait for.
@@ -213,6 +222,9 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
             settle()
             in_flight = (step_number, metrics, told, seconds)
             number = step_number
+            if profile is not None and number == min(profile.start + profile.steps - 1, total):
+                settle()
+                jax.profiler.stop_trace()
             evaluating = number == total or (every_evaluation is not None and number % every_evaluation == 0)
             minutes = config.checkpoint.minutes
             saving = (
@@ -242,11 +254,12 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
                 raise Interrupted(f"stopped at step {number} of {total}; saved: the same command goes on from there")
 
     checkpoints.close()
-    export(folder / "export", model, state.params, tokenizer, source)
+    final = state.params if state.lora is None else lora.merge(model, state.params, state.lora)
+    export(folder / "export", model, final, tokenizer, source)
     if held_out is not None:
         say(final_table(recorder.lines))
     recorder.close()
-    return Run(folder, recorder.lines, model, state.params)
+    return Run(folder, recorder.lines, model, final)
 
 
 def model_folder(path: str, revision: str | None) -> pathlib.Path:
@@ -255,13 +268,29 @@ def model_folder(path: str, revision: str | None) -> pathlib.Path:
 
 
 def load_model(config: Config, mesh: jax.sharding.Mesh, path: str, revision: str | None) -> tuple[Any, Any]:
-    """The model and its weights on the mesh: pretrained, or random from a config.json and the run's seed."""
+    """The model and its weights on the mesh: pretrained, or random from a config.json and the run's seed.
+
+    With `model.lora` the weights are a base in its `base_dtype`, and the model takes adapters.
+    """
     options = {"dtype": config.model.dtype, "remat": config.model.remat, "attention": config.model.attention}
     folder = model_folder(path, revision)
+    adapted = config.model.lora
+    dtype = config.model.param_dtype if adapted is None else adapted.base_dtype
     if config.model.init == "random":
         model = models.from_config(folder, **options)
-        return model, models.init_params(model, config.seed, mesh, param_dtype=config.model.param_dtype)
-    return models.from_pretrained(folder, mesh=mesh, param_dtype=config.model.param_dtype, **options)
+        params = models.init_params(model, config.seed, mesh, param_dtype=dtype)
+    else:
+        model, params = models.from_pretrained(folder, mesh=mesh, param_dtype=dtype, **options)
+    return (model if adapted is None else lora.attach(model, adapted.r, adapted.alpha)), params
+
+
+def new_adapters(config: Config, model: Any, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
+    """Fresh adapters and their shardings, (None, None) in full training. B is zero: the start is the base."""
+    adapted = config.model.lora
+    if adapted is None:
+        return None, None
+    made = lora.init(model, adapted.r, adapted.target_modules, seed=config.seed, mesh=mesh)
+    return made, lora.shardings(model.arch, adapted.r, adapted.target_modules, mesh)
 
 
 def export(folder: pathlib.Path, model: Any, params: Any, tokenizer: Any, source: pathlib.Path) -> None:

@@ -47,14 +47,15 @@ def to_devices(batch: Batch, shardings: Batch, rows: int) -> Batch:
     return jax.tree.map(place, batch, shardings)
 
 
-def state_shardings(state: State, weights: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
+def state_shardings(
+    state: State, weights: Any, optimizer: optax.GradientTransformation, mesh: Mesh, adapters: Any = None
+) -> State:
     """Shardings of a whole (abstract) state: moments as the weights they belong to, the rest everywhere.
 
-    weights: the shardings of `state.params`, from the declarations.
+    weights, adapters: the shardings of `state.params` and `state.lora`, from the declarations.
     """
     everywhere = sharding.replicated(mesh)
-    lora = None if state.lora is None else jax.tree.map(lambda _: everywhere, state.lora)
-    trained = weights if state.lora is None else lora
+    trained = weights if state.lora is None else adapters
 
     def moment(leaf, weight, placed):
         # Factored moments (adafactor) have another shape than their weight.
@@ -68,4 +69,4 @@ def state_shardings(state: State, weights: Any, optimizer: optax.GradientTransfo
         trained,
         transform_non_params=lambda _: everywhere,
     )
-    return State(everywhere, everywhere, weights, lora, opt_state)
+    return State(everywhere, everywhere, weights, adapters, opt_state)
