@@ -83,7 +83,7 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
         raise UserError(f"resume: must, but {folder} holds no checkpoint")
 
     # ---- The reference: one pass over the distinct responses that the steps to be run and the evaluation need.
-    forward = ForwardPass(model, data, mesh, rows)
+    forward = ForwardPass(model, data, mesh, rows, stop)
     held_out = data.held_out
     own_reference = config.reference.path is None
     precomputed = objective.needs_ref and config.reference.mode == "precompute"
