@@ -3,7 +3,8 @@
 from care_jax.models.arch import Arch, Weight, abstract_params, decay_mask, declarations, num_params, param_shardings
 from care_jax.models.decoder import Decoder, head_weight
 from care_jax.models.export import save_pretrained
-from care_jax.models.hf import FAMILIES, from_config, from_pretrained, init_params, read_config, resolve
+from care_jax.models.folders import resolve
+from care_jax.models.hf import FAMILIES, from_config, from_pretrained, init_params, read_config
 
 __all__ = [
     "FAMILIES",

@@ -17,6 +17,7 @@ from care_jax.models import attention as attention_lib
 from care_jax.models import gemma, llama, loading, qwen, safetensors_io
 from care_jax.models.arch import Arch, Tree, Weight
 from care_jax.models.decoder import REMAT, Decoder
+from care_jax.models.folders import resolve
 
 FAMILIES: dict[str, Callable[[Any], Arch]] = {
     "llama": llama.read_llama,
@@ -28,31 +29,9 @@ FAMILIES: dict[str, Callable[[Any], Arch]] = {
     "gemma3": gemma.read_gemma3,
 }
 
-# What a folder is asked for from the hub: never code, never pickles.
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "*.spm", "*.tiktoken"]
 # Tensors that a checkpoint may carry and a text model does not need.
 _IGNORED_PARTS = ("rotary_emb.inv_freq",)
 _VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
-
-
-def resolve(path: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
-    """The local folder of a path, or of a hub id at `revision` (downloaded once, by one process)."""
-    folder = pathlib.Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    name = str(path)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"model.path: {name}: no such folder, and not a hub id (owner/name)")
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    def download() -> str:
-        return huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES)
-
-    try:
-        return pathlib.Path(download())
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"model.path: {name}: no such folder, and the hub does not give it: {error}") from error
 
 
 def read_config(path: str | pathlib.Path) -> Arch:
@@ -138,7 +117,7 @@ def from_pretrained(
     attention: str = "auto",
     revision: str | None = None,
 ) -> tuple[Decoder, Tree]:
-    """A model and its parameters from a Hugging Face folder or hub id (at `revision`); safetensors only.
+    """A model and its parameters from a folder, a hub id (at `revision`) or a URL; safetensors only.
 
     dtype: of the computation; param_dtype: of the weights, by default the same. Each weight goes straight to its place
     on the mesh. Raises UserError for a folder, family or tensor that does not fit, listing every tensor at once.

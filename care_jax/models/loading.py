@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -20,8 +19,9 @@ Index = tuple[slice, ...]
 def place(path: str, weight: Weight, piece: Callable[[Index], np.ndarray], mesh: Mesh | None) -> jax.Array:
     """One weight, each device's piece of it made on the host and sent there."""
     whole = tuple(slice(0, size) for size in weight.shape)
+    # Each weight is waited for, or the host pieces of several transfers would be alive at once.
     if mesh is None:
-        return jnp.asarray(piece(whole))
+        return jax.block_until_ready(jax.device_put(piece(whole)))
     pieces: dict[Any, np.ndarray] = {}  # devices that hold the same piece share one reading
 
     def shared_piece(index: Index | None) -> np.ndarray:
@@ -32,7 +32,7 @@ def place(path: str, weight: Weight, piece: Callable[[Index], np.ndarray], mesh:
         return pieces[key]
 
     placed = sharding.sharding(mesh, weight.axes, weight.shape, path)
-    return jax.make_array_from_callback(weight.shape, placed, shared_piece)
+    return jax.block_until_ready(jax.make_array_from_callback(weight.shape, placed, shared_piece))
 
 
 def load(path: str, weight: Weight, found: dict[str, Tensor], dtype: Any, mesh: Mesh | None) -> jax.Array:

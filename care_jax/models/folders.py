@@ -1,0 +1,86 @@
+"""Where a model lies: a local folder, a Hugging Face hub id, or a URL of any store that fsspec knows (gs://, s3://)."""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable
+
+import fsspec
+import jax
+from jax.experimental import multihost_utils
+
+from care_jax.errors import UserError
+
+# What a folder is asked for: never code, never pickles.
+_SMALL_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "*.spm", "*.tiktoken")
+# In the local copy of a remote folder: the URL at which the weights are read, piece by piece, never copied.
+WEIGHTS_URL = ".weights_url"
+
+
+def _first_alone(work: Callable[[], str]) -> pathlib.Path:
+    """One process works first and the others wait, so that a shared disk is filled once; then each on its own disk."""
+    if jax.process_count() == 1:
+        return pathlib.Path(work())
+    result = work() if jax.process_index() == 0 else None
+    multihost_utils.sync_global_devices("model files")
+    return pathlib.Path(work() if result is None else result)
+
+
+def _from_url(url: str) -> pathlib.Path:
+    """A local folder with the small files of a remote one, and the URL of its weights."""
+    cache = pathlib.Path(os.environ.get("CARE_JAX_CACHE") or pathlib.Path.home() / ".cache" / "care_jax")
+    folder = cache / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+    def copy() -> str:
+        try:
+            store, root = fsspec.core.url_to_fs(url)
+            if not store.isdir(root):
+                raise UserError(f"model.path: {url}: no such folder")
+            folder.mkdir(parents=True, exist_ok=True)
+            names = {WEIGHTS_URL}
+            for pattern in _SMALL_FILES:
+                for file in store.glob(f"{root.rstrip('/')}/{pattern}"):
+                    name = file.rsplit("/", 1)[-1]
+                    # Another process may be reading the folder: a file is replaced whole.
+                    store.get_file(file, str(folder / f".{os.getpid()}.{name}"))
+                    os.replace(folder / f".{os.getpid()}.{name}", folder / name)
+                    names.add(name)
+            for old in folder.iterdir():
+                if old.name not in names and not old.name.startswith("."):
+                    old.unlink()  # what the store no longer has must not stay
+        except (ImportError, ValueError, OSError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"model.path: {url}: cannot be read: {error}") from error
+        (folder / WEIGHTS_URL).write_text(url.rstrip("/"))
+        return str(folder)
+
+    return _first_alone(copy)
+
+
+def _from_hub(name: str, revision: str | None) -> pathlib.Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [*_SMALL_FILES, "*.safetensors"]
+    try:
+        return _first_alone(lambda: huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"model.path: {name}: no such folder, and the hub does not give it: {error}") from error
+
+
+def resolve(path: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
+    """The local folder of a path, a hub id (at `revision`) or a URL; of several processes one downloads first.
+
+    Of a URL the small files are copied, the weights stay where they are and are read there. UserError where there is
+    no such thing.
+    """
+    if "://" in str(path):
+        return _from_url(str(path))
+    folder = pathlib.Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(path)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"model.path: {name}: no such folder, and not a hub id (owner/name)")
+    return _from_hub(name, revision)
