@@ -16,14 +16,15 @@ from care_jax.training import placing
 from care_jax.training.datasets import Prepared, Sequence_
 from care_jax.training.reference import Cache, digest, fill_cache
 from care_jax.training.run_directory import is_writer
+from care_jax.training.signals import StopSignal
 from care_jax.training.step import make_logps
 
 
 class ForwardPass:
     """Lays sequences out in microbatches of the run's own rows and runs them; policy and reference go the same way."""
 
-    def __init__(self, model: Any, data: Prepared, mesh: jax.sharding.Mesh, rows: slice):
-        self._data, self._mesh, self._rows = data, mesh, rows
+    def __init__(self, model: Any, data: Prepared, mesh: jax.sharding.Mesh, rows: slice, stop: StopSignal):
+        self._data, self._mesh, self._rows, self._stop = data, mesh, rows, stop
         # One microbatch a call: sized for single responses, so that any sequences fit.
         self._layout = dataclasses.replace(pipeline.mismatched_layout(data.layout, data.corpus), microbatches=1)
         self._program = jax.jit(make_logps(model), out_shardings=sharding.replicated(mesh))
@@ -36,7 +37,8 @@ class ForwardPass:
         return self._plans[key]
 
     def _dispatch(self, plan: StepPlan, number: int, variables: Any) -> jax.Array:
-        """logps [S] of microbatch `number`, not waited for."""
+        """logps [S] of microbatch `number`, not waited for. Raises Interrupted where a signal asked to stop."""
+        self._stop.check("in a pass without a gradient")
         local = pipeline.fill(plan, self._data.corpus, self._rows, microbatches=(number, number + 1))
         where = placing.batch_shardings(local, self._mesh)
         return self._program(variables, placing.to_devices(local, where, self._layout.rows))[0]

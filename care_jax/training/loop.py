@@ -147,6 +147,15 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
         last_evaluation = evaluate.measure(objective, held_out, logps, reference, ties=ties)
         recorder.evaluation(step, last_evaluation | {"eval/wall_seconds": time.perf_counter() - began})
 
+    every_evaluation = None if config.eval_every is None else steps_of(config.eval_every, total)
+
+    def evaluation_due(step: int) -> bool:
+        return step == total or (every_evaluation is not None and step % every_evaluation == 0)
+
+    evaluated = any(line["step"] == start and "eval/loss" in line for line in recorder.lines)
+    if start is not None and evaluation_due(start) and not evaluated:
+        evaluate_now(start)  # a signal ended the run in the middle of it
+
     if start == total:
         say(f"{folder} holds a finished run of {total} steps")
     else:
@@ -181,10 +190,7 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
 
         # 2 a multiply-add, three passes' worth of them (6 N a token); what remat computes again is not counted.
         flops = 6.0 * models.num_params(model.arch)
-        every_save, every_evaluation = (
-            None if interval is None else steps_of(interval, total)
-            for interval in (config.checkpoint.every, config.eval_every)
-        )
+        every_save = None if config.checkpoint.every is None else steps_of(config.checkpoint.every, total)
         saved_at = time.monotonic()
         in_flight: tuple[int, dict[str, Any], dict[str, Any], float | None] | None = None
 
@@ -225,7 +231,7 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
             if profile is not None and number == min(profile.start + profile.steps - 1, total):
                 settle()
                 jax.profiler.stop_trace()
-            evaluating = number == total or (every_evaluation is not None and number % every_evaluation == 0)
+            evaluating = evaluation_due(number)
             minutes = config.checkpoint.minutes
             saving = (
                 number == total
@@ -241,12 +247,15 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
             if evaluating or saving:
                 settle()
             if evaluating:
-                evaluate_now(number)
+                try:
+                    evaluate_now(number)
+                except Interrupted:
+                    saving = True  # the evaluation is made up for by the next start
             if saving:
                 recorder.sync()  # metrics up to this step are on disk before the checkpoint commits
                 checkpoints.save(number, state, {"config": configs.dump(config)}, last_evaluation)
                 saved_at = time.monotonic()
-            if number == total:
+            if number == total and not stop.requested:
                 break
             if stop.requested:
                 checkpoints.close()

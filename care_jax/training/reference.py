@@ -133,12 +133,14 @@ def fill_cache(
             cache.add([digests[index] for indices, _, _ in held for index in indices], logps, write=write)
             held.clear()
 
-    for number, indices in enumerate(microbatches):
-        if any(digests[index] not in cache for index in indices):
-            held.append((indices, *run(number)))
-            done += 1
-        progress(1)
-        if len(held) == 32:
-            flush()
-    flush()
+    try:
+        for number, indices in enumerate(microbatches):
+            if any(digests[index] not in cache for index in indices):
+                held.append((indices, *run(number)))
+                done += 1
+            progress(1)
+            if len(held) == 32:
+                flush()
+    finally:  # what was run is kept, also where a signal ends the pass
+        flush()
     return done

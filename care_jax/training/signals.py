@@ -16,6 +16,11 @@ class StopSignal:
         self.requested = False
         self._before: dict[int, object] = {}
 
+    def check(self, where: str) -> None:
+        """Raises Interrupted where a signal has asked to stop and no step is under way to be saved."""
+        if self.requested:
+            raise Interrupted(f"stopped {where}: the same command goes on from what is saved")
+
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
