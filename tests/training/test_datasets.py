@@ -1,0 +1,50 @@
+"""What a run reads before anything is compiled: leakage ends it."""
+
+import json
+
+import pytest
+
+from care_jax import cli, losses
+from care_jax.config import Config
+from care_jax.data.chat import load_tokenizer
+from care_jax.errors import Leakage
+from care_jax.training.datasets import prepare
+from care_jax.training.objective import make_objective
+
+
+def config_of(folder, train, held, **overrides):
+    data = {"train": [train], "eval": [held]}
+    model = {"path": "sample", "init": "random", "dtype": "float32"}
+    return Config.from_any({"model": model, "data": data, "output_dir": str(folder / "run")}, **overrides)
+
+
+def prepared(folder, train, held, **overrides):
+    objective = make_objective([(losses.bind("dpo"), 1.0)])
+    return prepare(config_of(folder, train, held, **overrides), load_tokenizer("sample"), objective, folder)
+
+
+def test_training_questions_in_the_evaluation_set_end_the_run(tmp_path, capsys):
+    recipe = tmp_path / "leak.yaml"
+    sample = {"reader": "care", "path": "sample"}
+    held = sample | {"cultures": ["arab"]}
+    recipe.write_text(json.dumps({"model": {"path": "sample"}, "data": {"train": [sample], "eval": [held]}}))
+    assert cli.main(["train", str(recipe), f"output_dir={tmp_path / 'run'}"]) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "training questions stand in the evaluation data" in err
+    assert "  same: " in err
+    assert "Traceback" not in err
+
+
+def test_another_evaluation_set_does_not(tmp_path):
+    sample = {"reader": "care", "path": "sample"}
+    made = prepared(tmp_path, sample | {"cultures": ["chinese"]}, sample | {"cultures": ["arab"]})
+    assert made.held_out_questions > 0
+    assert made.steps > 0
+
+
+def test_care_with_its_own_evaluation_set_is_refused(tmp_path, shared):
+    rated = {"reader": "care", "path": str(shared / "data" / "care_rated.jsonl")}
+    held = {"reader": "care_eval", "path": str(shared / "data" / "care_eval")}
+    with pytest.raises(Leakage, match="450 training questions stand in the evaluation data: 450 the same"):
+        prepared(tmp_path, rated, held)
