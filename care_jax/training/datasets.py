@@ -1,6 +1,8 @@
 """From the configuration's data block to a corpus, a stream of units, and the layout of every step to be run."""
 
 import dataclasses
+import json
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from care_jax import losses
 from care_jax.config import Config
 from care_jax.config.blocks import SourceConfig, Split
 from care_jax.data import hygiene, pipeline, preferences
@@ -16,7 +19,7 @@ from care_jax.data.packing import Batch, Layout, plan_step
 from care_jax.data.preferences import Unit
 from care_jax.data.questions import Question, is_ids
 from care_jax.data.readers import Reading, read
-from care_jax.data.report import write_report
+from care_jax.data.report import write_report, write_whole
 from care_jax.errors import Leakage, UserError
 from care_jax.training.evaluate import HeldOut, hold_out
 from care_jax.training.objective import Objective
@@ -40,15 +43,22 @@ class Prepared:
     held_out_questions: int
     sequences: list[Sequence_]  # that the steps to be run and the evaluation need, each once
     files: dict[str, str]  # sha256 of each file that was read
+    labels: dict[str, Any] | None = None  # of the unpaired view: how many of each, and what that means for the loss
     ref_logps: dict[Sequence_, float] | None = None
 
     def summary(self) -> str:
         layout = self.layout
+        shown = ""
+        if self.labels is not None:
+            shown = f"\nlabels: {self.labels['desirable']} desirable, {self.labels['undesirable']} undesirable an epoch"
+            if "kto_weight_ratio" in self.labels:
+                ratio, advice = self.labels["kto_weight_ratio"], self.labels["advice"]
+                shown += "\n" + (advice or f"KTO: the weights' ratio of {ratio:.3g} is as published, in [1, 1.33]")
         return (
             f"data: {len(self.stream)} units an epoch, {self.held_out_questions} questions held out; "
             f"{self.steps} steps of {self.examples} units in at most {layout.microbatches} microbatches of "
             f"{layout.rows} x {layout.row_length} tokens; {self.corpus.truncated} completions cut, "
-            f"{self.corpus.boundary_merges} boundaries merged"
+            f"{self.corpus.boundary_merges} boundaries merged{shown}"
         )
 
     def batches(self, first: int, rows: slice) -> Iterator[tuple[int, Batch, dict[str, Any]]]:
@@ -136,6 +146,7 @@ def prepare(config: Config, tokenizer: Any, objective: Objective, folder: pathli
         if not own:
             raise UserError(_nothing(readings[number : number + 1], data.train[number : number + 1]))
         sources.append((own, source.weight))
+    labels = _labels(config, sources, folder) if objective.view == "unpaired" else None
     stream = pipeline.mixture(sources, seed=config.seed, shuffle=data.shuffle)
     steps = pipeline.number_of_steps(stream, batch.examples, data.epochs, data.max_steps)
 
@@ -165,7 +176,7 @@ def prepare(config: Config, tokenizer: Any, objective: Objective, folder: pathli
         needed = sorted({*needed, *held_out.sequences})
     files = {file: digest for reading in (*readings, *held_readings) for file, digest in reading.files}
     return Prepared(
-        corpus, stream, batch.examples, steps, layout, mismatched, held_out, len(corpora[-1]), needed, files
+        corpus, stream, batch.examples, steps, layout, mismatched, held_out, len(corpora[-1]), needed, files, labels
     )
 
 
@@ -229,6 +240,25 @@ def _report(
             reading.report.drop_truncated(index, lost.response, lost.found)
     if is_writer():
         write_report(folder, [reading.report for reading in (*readings, *held_readings)])
+
+
+def _labels(config: Config, sources: Sequence[tuple[list[Unit], float]], folder: pathlib.Path) -> dict[str, Any]:
+    """Labels of an epoch, and KTO's published rule for the weights; into data_report.json too."""
+    counts = {
+        name: round(sum(weight * sum(unit.desirable is wanted for unit in own) for own, weight in sources))
+        for name, wanted in (("desirable", True), ("undesirable", False))
+    }
+    labels: dict[str, Any] = dict(counts)
+    for one in config.losses:
+        if one.name == "kto":
+            weights = {name: one.hyperparameters[f"{name}_weight"] for name in counts}
+            ratio, advice = losses.kto_weight_ratio(*counts.values(), *weights.values())
+            labels |= {"kto_weight_ratio": ratio if math.isfinite(ratio) else None, "advice": advice}
+    if is_writer():
+        path = folder / "data_report.json"
+        report = json.loads(path.read_text(encoding="utf-8")) | {"labels": labels}
+        write_whole(path, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+    return labels
 
 
 def _nothing(readings: Sequence[Reading], sources: Sequence[SourceConfig]) -> str:

@@ -6,13 +6,26 @@ from typing import Any
 
 import numpy as np
 
+from care_jax import losses
+from care_jax.config import Config
 from care_jax.errors import UserError
 from care_jax.training.datasets import Prepared
 from care_jax.training.forward import ForwardPass
+from care_jax.training.objective import Objective
 
 
 class GateError(RuntimeError):
     """The run would train on numbers that cannot be right; the message says which and by how much."""
+
+
+def whole_step(config: Config, objective: Objective) -> None:
+    """A loss that couples the pairs of a step needs to know how many there are. Raises UserError for groups."""
+    if objective.whole_step and objective.view == "pairs" and config.batch.unit == "group":
+        names = ", ".join(one.name for one in config.losses if losses.spec(losses.get(one.name)).whole_step)
+        raise UserError(
+            f"batch.unit: found group, expected pair: loss {names} sees all pairs of a step at once, and a step of "
+            "groups holds no fixed number of them"
+        )
 
 
 def tokens(data: Prepared, tokenizer: Any) -> None:

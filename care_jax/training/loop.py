@@ -56,6 +56,7 @@ def train(config: Config | Mapping[str, Any] | str | os.PathLike, **overrides: A
     """
     config = Config.from_any(config, **overrides)
     objective = make_objective([(losses.bind(one.name, **one.hyperparameters), one.weight) for one in config.losses])
+    gates.whole_step(config, objective)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     folder, config = open_run(config)
     say(configs.summary(config))
