@@ -1,7 +1,5 @@
 """The command line: statuses, streams, and one clear message for a mistake."""
 
-import json
-
 import pytest
 import yaml
 
@@ -137,25 +135,6 @@ def test_help_lists_every_command(capsys):
     assert "data" in shown
     assert cli.main(["train", "--help"]) == 0
     assert "loss.beta=0.2" in capsys.readouterr().out
-
-
-def test_inspect_as_json(capsys):
-    assert cli.main(["data", "inspect", "sample", "--json"]) == 0
-    account = json.loads(capsys.readouterr().out)
-    assert list(account) == ["rows", "questions", "responses", "dropped", "ratings", "by", "pairs"]
-    assert account["rows"] == account["responses"] + sum(account["dropped"].values())
-
-
-def test_inspect_for_people(tmp_path, capsys):
-    row = {"question": "q", "response": "r", "human_rating": 11, "associated_culture": "Native (Arab)"}
-    row |= {"answer": "", "source": "LLM", "cul_type": "Opinion"}
-    path = tmp_path / "care.jsonl"
-    path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"human_rating": 3}) + "\n")
-    assert cli.main(["data", "inspect", str(path)]) == 0
-    shown = capsys.readouterr().out
-    assert "2 rows, 1 questions, 1 responses" in shown
-    assert "invalid_rating 1" in shown
-    assert f"{path}, row " in shown
 
 
 def test_losses_listed_and_drawn(tmp_path, capsys):

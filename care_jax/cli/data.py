@@ -2,19 +2,102 @@
 
 import argparse
 import json
+import pathlib
 import sys
+from typing import Any
 
-from care_jax.cli.command import MISTAKE, command
+from care_jax.cli.command import LEAKAGE, MISTAKE, PICTURES, command
+from care_jax.errors import UserError
+
+_DATA = "a file, a folder, a hub id, or `sample`"
 
 
 def add(commands) -> None:
     """Adds the commands to the parser."""
-    data = command(commands, "data", _data, "look at a dataset")
-    of_data = data.add_subparsers(metavar="COMMAND", dest="data_command")
-    inspect = command(of_data, "inspect", _inspect, "what is in a dataset, what was dropped and why")
-    inspect.add_argument("data", metavar="D", help="a file, a folder, a hub id, or `sample`")
-    inspect.add_argument("--reader", default="care", metavar="R", help="how to read it (default: care)")
+    data = command(commands, "data", _data, "look into datasets; sheets for raters, splits, token caches")
+    own = data.add_subparsers(metavar="COMMAND", dest="data_command")
+
+    command(own, "list", _list, "the readers, and every dataset with its status, licence and fields")
+
+    inspect = command(own, "inspect", _inspect, "what is in a dataset, what was dropped and why")
+    _source(inspect)
     inspect.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    inspect.add_argument("--plot", metavar="FILE", help="draw ratings and responses a question (PNG, PDF, SVG)")
+
+    check = command(own, "check", _check, "whether questions stand in an evaluation set; exit status 3 if they do")
+    check.add_argument("data", metavar="TRAIN", help=_DATA)
+    check.add_argument("--against", metavar="EVAL", required=True, help="the evaluation set")
+    check.add_argument("--reader", default="care", metavar="R", help="how to read TRAIN (default: care)")
+    check.add_argument("--against-reader", default="care", metavar="R", help="how to read EVAL (default: care)")
+    check.add_argument("--json", action="store_true", help="one JSON object on stdout, every overlap in it")
+
+    split = command(own, "split", _split, "hold questions of every culture and category out: train.jsonl, eval.jsonl")
+    split.add_argument("data", metavar="D", help="rows with question, associated_culture, cul_type")
+    split.add_argument("--per-category", type=_count, required=True, metavar="N", help="questions held out of each")
+    split.add_argument("--seed", type=int, default=0, metavar="N")
+    _out(split)
+
+    sheet = command(own, "sheet", _sheet, "answers of several systems as blind sheets for raters, and their key")
+    sheet.add_argument("data", metavar="QUESTIONS", help="rows with question")
+    sheet.add_argument(
+        "--responses", nargs="+", required=True, metavar="F", help="rows with question, response, system"
+    )
+    sheet.add_argument("--raters", type=_count, default=1, metavar="N", help="sheets to write (default: 1)")
+    sheet.add_argument("--per-question", type=_count, metavar="N", help="at most so many answers to a question")
+    sheet.add_argument("--seed", type=int, default=0, metavar="N")
+    _out(sheet)
+
+    back = command(own, "import-annotations", _import, "filled sheets as rated rows, with the raters' agreement")
+    back.add_argument("sheets", metavar="SHEET", nargs="+", help="filled sheets, one a rater")
+    back.add_argument("--key", required=True, metavar="F", help="the key.jsonl that was written with them")
+    back.add_argument("--out", required=True, metavar="F", help="rows in CARE's schema, JSON lines")
+    back.add_argument("--json", action="store_true", help="the agreement as one JSON object on stdout")
+
+
+def _source(one: argparse.ArgumentParser) -> None:
+    one.add_argument("data", metavar="D", help=_DATA)
+    one.add_argument("--reader", default="care", metavar="R", help="how to read it (default: care)")
+    one.add_argument("--split", metavar="S", help="of a hub dataset or a folder")
+    one.add_argument("--name", metavar="N", help="the configuration of a hub dataset")
+    one.add_argument("--revision", metavar="REV", help="of a hub dataset")
+    one.add_argument(
+        "--columns", nargs="+", default=[], metavar="FIELD=COLUMN", help="what one's own columns are called"
+    )
+
+
+def _out(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--out", default=".", metavar="DIR", help="the folder to write into (default: this one)")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+_count.__name__ = "number above 0"  # what argparse calls it when it is none
+
+
+def _reading(arguments: argparse.Namespace, **more: Any) -> Any:
+    """The reading of the source that the arguments name."""
+    from care_jax.data.readers import read
+
+    columns: dict[str, str | None] = {}
+    for pair in arguments.columns:
+        field, equals, column = pair.partition("=")
+        if not equals:
+            raise UserError(f"--columns: expected FIELD=COLUMN, found {pair!r}")
+        columns[field] = None if column in ("", "null") else column
+    return read(
+        arguments.reader,
+        arguments.data,
+        split=arguments.split,
+        name=arguments.name,
+        revision=arguments.revision,
+        columns=columns or None,
+        **more,
+    )
 
 
 def _data(arguments: argparse.Namespace) -> int:
@@ -22,23 +105,110 @@ def _data(arguments: argparse.Namespace) -> int:
     return MISTAKE
 
 
-def _inspect(arguments: argparse.Namespace) -> int:
-    from care_jax.data.readers import read
+def _list(arguments: argparse.Namespace) -> int:
+    from care_jax.data.catalogue import list_text
 
-    reading = read(arguments.reader, arguments.data)
-    account = reading.report.to_json()
+    sys.stdout.write(list_text())
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from care_jax.data import inspection
+
+    if arguments.plot and pathlib.Path(arguments.plot).suffix.lower() not in PICTURES:
+        raise UserError(f"--plot: found {arguments.plot!r}, expected a file ending in {', '.join(PICTURES)}")
+    report = _reading(arguments).report
+    if arguments.plot:
+        try:
+            inspection.inspect_picture([report], arguments.plot)
+        except OSError as error:
+            raise UserError(f"--plot: cannot write {arguments.plot!r}: {error.strerror}") from None
     if arguments.json:
-        print(json.dumps(account, ensure_ascii=False))
+        print(json.dumps(inspection.inspect([report]), ensure_ascii=False))
         return 0
-    print(f"{account['rows']} rows, {account['questions']} questions, {account['responses']} responses")
-    counts = {"dropped": {reason: count for reason, count in account["dropped"].items() if count}}
-    counts |= {"ratings": account["ratings"]} | account["by"] | {"pairs (gap 1)": account["pairs"]}
-    for title, numbers in counts.items():
-        shown = ", ".join(f"{name} {count}" for name, count in numbers.items())
-        print(f"{title:<14} {shown or 'none'}")
-    for entry in reading.report.rejected[:10]:
+    sys.stdout.write(inspection.inspect_text([report]))
+    for entry in report.rejected[:10]:
         row = f"{entry['file']}, row {entry['row']}, {entry['field']}"
         print(f"  {row}: {entry['reason']}: {str(entry['found'])[:80]}")
-    if len(reading.report.rejected) > 10:
-        print(f"  ... and {len(reading.report.rejected) - 10} more")
+    if len(report.rejected) > 10:
+        print(f"  ... and {len(report.rejected) - 10} more")
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from care_jax.data import hygiene
+    from care_jax.data.readers import read
+
+    train = read(arguments.reader, arguments.data).questions
+    against = read(arguments.against_reader, arguments.against).questions
+    overlaps = hygiene.check(train, against)
+    if arguments.json:
+        print(json.dumps(hygiene.check_json(overlaps), ensure_ascii=False))
+    else:
+        sys.stdout.write(hygiene.check_text(overlaps))
+    return LEAKAGE if overlaps else 0
+
+
+def _split(arguments: argparse.Namespace) -> int:
+    from care_jax.data import sheets
+
+    folder = pathlib.Path(arguments.out)
+    parts = dict(zip(("train", "eval"), sheets.split(arguments.data, arguments.per_category, arguments.seed)))
+    for name, rows in parts.items():
+        path = folder / f"{name}.jsonl"
+        if path.resolve() == pathlib.Path(arguments.data).resolve():
+            raise UserError(f"{path} is the file to split: choose another folder by --out")
+        _write(path, rows)
+        print(f"{path}: {len(rows)} rows")
+    return 0
+
+
+def _sheet(arguments: argparse.Namespace) -> int:
+    from care_jax.data import sheets
+
+    folder = pathlib.Path(arguments.out)
+    for there in sorted(folder.glob("sheet-*.csv")):
+        raise UserError(f"{there} is a sheet already, perhaps a filled one: choose another folder by --out")
+    count = sheets.write_sheets(
+        arguments.data, arguments.responses, str(folder), arguments.raters, arguments.seed, arguments.per_question
+    )
+    for rater in range(1, arguments.raters + 1):
+        print(f"{folder / f'sheet-{rater}.csv'}: {count} answers to rate")
+    print(f"{folder / 'key.jsonl'}: whose they are; not for the raters")
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from care_jax.data import sheets
+
+    rows, agreement = sheets.import_sheets(arguments.sheets, arguments.key)
+    if not rows:
+        raise UserError(f"{', '.join(arguments.sheets)}: no item is rated")
+    _write(pathlib.Path(arguments.out), rows)
+    if arguments.json:
+        items = {
+            item: {"raters": raters, "mean": mean, "range": spread}
+            for item, (raters, mean, spread) in agreement.items.items()
+        }
+        print(json.dumps({"alpha": agreement.alpha, "unrated": agreement.unrated, "items": items}))
+        return 0
+    print(f"{arguments.out}: {len(rows)} rated rows; {agreement.unrated} items unrated")
+    shared = {item: about for item, about in agreement.items.items() if about[0] > 1}
+    alpha = "not defined (it needs two raters and two ratings)" if agreement.alpha is None else f"{agreement.alpha:.3f}"
+    print(f"Krippendorff's alpha (ordinal): {alpha}, over {len(shared)} items of two raters or more")
+    texts = {row["item"]: row["response"] for row in rows}
+    for item, (raters, mean, spread) in sorted(shared.items(), key=lambda one: -one[1][2])[:10]:
+        if spread:
+            print(f"  {item}: {raters} raters, mean {mean:.1f}, range {spread:g}: {' '.join(texts[item].split())[:60]}")
+    return 0
+
+
+def _write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    """JSON lines, whole or not at all."""
+    from care_jax.data.report import write_whole
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    except OSError as error:
+        raise UserError(f"--out: cannot write {path}: {error.strerror}") from None

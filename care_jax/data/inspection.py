@@ -29,8 +29,10 @@ _SCRIPTS = (
 
 
 def inspect(reports: Sequence[Report]) -> dict[str, Any]:
-    """`rows questions responses dropped ratings by pairs` of several readings together: `data inspect --json`."""
-    return merge(reports)
+    """`data inspect --json` of several readings together: `rows questions responses dropped ratings by pairs`, as
+    data_report.json holds them, then `statistics_of` the questions.
+    """
+    return merge(reports) | statistics_of([question for report in reports for question in report.questions])
 
 
 def statistics_of(questions: Sequence[Question]) -> dict[str, Any]:
