@@ -5,6 +5,7 @@ compile time does not grow with depth.
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -99,11 +100,17 @@ def rms_norm(x: Float[Array, "*dims d"], weight: Float[Array, " d"], arch: Arch)
 
 
 def _contract(x: jax.Array, weight: jax.Array, dims: int) -> jax.Array:
-    """x [B, T, *in] with weight [*out, *in] over the last `dims` dimensions of both."""
-    axes = (tuple(range(x.ndim - dims, x.ndim)), tuple(range(weight.ndim - dims, weight.ndim)))
+    """x [B, T, *in] with weight [*out, *in] over the last `dims` dimensions of both -> [B, T, *out].
+
+    As one matrix product: with heads and their size apart the compiler would transpose the weight first.
+    """
+    out = weight.shape[: weight.ndim - dims]
+    rows = x.shape[: x.ndim - dims]
+    flat_x = x.reshape(*rows, math.prod(x.shape[x.ndim - dims :]))
+    flat_weight = weight.reshape(math.prod(out), flat_x.shape[-1])
     # float32 means float32: accelerators otherwise multiply it in fewer bits.
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jax.lax.dot_general(x, weight, (axes, ((), ())), precision=precision)
+    return jnp.einsum("...i,oi->...o", flat_x, flat_weight, precision=precision).reshape(*rows, *out)
 
 
 def linear(x: jax.Array, weight: Tree, lora: Tree | None, lora_scale: float, dims: int = 1) -> jax.Array:
