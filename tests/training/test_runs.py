@@ -1,0 +1,96 @@
+"""Short runs on the packaged sample, one for each kind of loss: finite, and what is known of the first step."""
+
+import json
+import math
+
+import pytest
+
+import care_jax
+from care_jax.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def run(folder, **changes):
+    """Two small steps on the sample's Chinese questions by the quickstart's recipe; the steps' lines of its metrics."""
+    made = care_jax.train(
+        "quickstart",
+        **{
+            "output_dir": str(folder / "run"),
+            "data.train": [{"reader": "care", "path": "sample", "cultures": ["chinese"]}],
+            "data.eval": [],
+            "data.max_steps": 2,
+            "data.max_length": 128,
+            "batch.unit": "pair",
+            "batch.row_length": 128,
+            "batch.microbatch_rows": 2,
+            "checkpoint.every": None,
+            "trackers": [],
+            **changes,
+        },
+    )
+    assert [line["step"] for line in made.metrics] == [1, 2]
+    for line in made.metrics:
+        for name in ("loss", "grad_norm"):
+            assert math.isfinite(line[name])
+        assert line["grad_norm"] > 0
+    return made.metrics
+
+
+def test_kto(tmp_path):
+    first, second = run(tmp_path, loss={"name": "kto", "desirable_weight": 1.5})
+    share = json.loads((tmp_path / "run" / "data_report.json").read_text())["labels"]
+    assert share["desirable"] > 0
+    assert share["undesirable"] > 0
+    # The policy is its reference: every response loses half its weight, 0.5 or 0.75.
+    desirable = (first["loss"] - 0.5) / 0.25 * 8
+    assert desirable == pytest.approx(round(desirable), abs=1e-3)
+    assert first["kl/unclamped"] == pytest.approx(0, abs=1e-3)
+    assert second["kl"] == max(second["kl/unclamped"], 0)
+
+
+@pytest.mark.slow  # test_trl.py trains with it too
+def test_simpo(tmp_path):
+    first, _ = run(tmp_path, loss={"name": "simpo"})
+    assert first["rewards/chosen"] == pytest.approx(2 * -math.log(2048), rel=0.05), "weights of a random start"
+    # Near a tie everywhere: log(1 + exp(gamma)), gamma = 2 x 0.25.
+    assert first["loss"] == pytest.approx(math.log1p(math.exp(0.5)), abs=0.1)
+
+
+def test_a_list_loss(tmp_path):
+    first, _ = run(tmp_path, loss={"name": "plackett_luce"}, **{"batch.examples": 3, "batch.row_length": 256})
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-3)
+    assert first["rewards/accuracies"] is not None
+
+
+def test_a_whole_step_loss(tmp_path):
+    first, _ = run(tmp_path, loss={"name": "aot"})
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_a_whole_step_loss_refuses_groups_before_anything_is_read(tmp_path):
+    with pytest.raises(UserError, match=r"batch\.unit: found group, expected pair: loss aot "):
+        run(tmp_path, loss={"name": "aot"}, **{"batch.unit": "group", "data.train": [{"path": "nowhere.jsonl"}]})
+    assert not (tmp_path / "run").exists()
+
+
+def test_nll_on_the_best_responses(tmp_path):
+    first, _ = run(tmp_path, loss={"name": "nll"}, **{"data.labels": "best"})
+    assert first["loss"] == pytest.approx(math.log(2048), rel=0.05), "weights of a random start"
+    assert first["logps/rejected"] is None
+    labels = json.loads((tmp_path / "run" / "data_report.json").read_text())["labels"]
+    assert labels["undesirable"] == 0
+
+
+def test_an_online_reference_and_a_mixture(tmp_path):
+    """dpo + sft with the reference computed before, and again with it computed at every step: the same numbers."""
+    mixture = [{"name": "dpo"}, {"name": "sft", "weight": 0.5}]
+    before = run(tmp_path / "before", loss=mixture)
+    online = run(tmp_path / "online", loss=mixture, **{"reference.mode": "online"})
+    assert before[0]["loss"] == pytest.approx(math.log(2) + 0.5 * math.log(2048), rel=0.05)
+    for one, other in zip(online, before):
+        for name in ("loss", "grad_norm", "logps/chosen", "logps/rejected"):
+            assert one[name] == pytest.approx(other[name], rel=1e-5), name
+        for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
+            # beta times a difference of two sums of hundreds of nats, laid out in rows of their own in the one run.
+            assert one[name] == pytest.approx(other[name], abs=1e-4), name
