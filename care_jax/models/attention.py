@@ -57,17 +57,19 @@ def _dense(
 ) -> Float[Array, "B T H D"]:
     """Scores and softmax in float32; key head h serves the query heads h*G .. h*G+G-1."""
     b, t, h, d = q.shape
-    kv = k.shape[2]
+    groups, length = h // k.shape[2], k.shape[1]
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
-    grouped = q.reshape(b, t, kv, h // kv, d)
-    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, precision=precision, preferred_element_type=jnp.float32)
+    # One product a key head, its query heads as further rows: no score is ever transposed.
+    rows = q.reshape(b, t, -1, groups, d).transpose(0, 2, 3, 1, 4).reshape(b, -1, groups * t, d)
+    scores = jnp.einsum("bkrd,bskd->bkrs", rows, k, precision=precision, preferred_element_type=jnp.float32)
     scores = scores * scale
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
+    scores = scores.reshape(b, -1, groups, t, length)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkgts,bskd->btkgd", weights, v, precision=precision)
-    return out.reshape(b, t, h, d)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(b, -1, groups * t, length)
+    out = jnp.einsum("bkrs,bskd->bkrd", weights, v, precision=precision)
+    return out.reshape(b, -1, groups, t, d).transpose(0, 3, 1, 2, 4).reshape(b, t, h, d)
 
 
 def attend(
