@@ -138,6 +138,8 @@ def fill_cache(
             if any(digests[index] not in cache for index in indices):
                 held.append((indices, *run(number)))
                 done += 1
+                if len(held) > 2:  # two ahead: the device never waits, and progress tells the truth
+                    jax.block_until_ready(held[-3][1])
             progress(1)
             if len(held) == 32:
                 flush()
