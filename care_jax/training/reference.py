@@ -7,7 +7,7 @@ renamed, so that a pass that was killed goes on where it stopped. Its key names 
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -60,7 +60,7 @@ class Cache:
         self._found: dict[Digest, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
         for path in self._parts():
-            self._found.update(self._read(path))
+            self._remember(self._read(path))
 
     def _parts(self) -> list[pathlib.Path]:
         return sorted(self.folder.glob("part-*.safetensors"))
@@ -85,12 +85,19 @@ class Cache:
             )
         return zip((row.tobytes() for row in digests), (float(value) for value in logps))
 
+    def _remember(self, found: Iterable[tuple[Digest, float]]) -> None:
+        """The same tokens may stand twice in a pass (two questions alike, two completions cut to the same beginning),
+        in rows that round otherwise: the first stays, in a pass that was killed too.
+        """
+        for one, value in found:
+            self._found.setdefault(one, value)
+
     def __contains__(self, wanted: Digest) -> bool:
         return wanted in self._found
 
     def add(self, digests: Sequence[Digest], logps: np.ndarray, *, write: bool) -> None:
         """Remembers one part; only the writing process of several puts it on disk."""
-        self._found.update(zip(digests, (float(value) for value in logps)))
+        self._remember(zip(digests, (float(value) for value in logps)))
         if not write:
             return
         table = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16)

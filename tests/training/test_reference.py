@@ -39,6 +39,15 @@ def test_a_killed_pass_goes_on_in_the_same_layout(tmp_path):
     np.testing.assert_array_equal(Cache(tmp_path, KEY).values(names), expected)
 
 
+def test_of_the_same_tokens_twice_the_first_number_stays(tmp_path):
+    (one,) = digests(1)
+    cache = Cache(tmp_path, KEY)
+    cache.add([one], np.array([-1.0]), write=True)
+    cache.add([one], np.array([-1.00003]), write=True)
+    assert cache.values([one]) == -1.0
+    assert Cache(tmp_path, KEY).values([one]) == -1.0
+
+
 def test_another_model_or_a_damaged_file_is_refused(tmp_path):
     cache = Cache(tmp_path, KEY)
     cache.add(digests(2), np.array([1.0, 2.0]), write=True)
