@@ -45,7 +45,7 @@ class Groups:
 
     report: Report
     about: dict[str, dict[str, Any]] = field(default_factory=dict)
-    answers: dict[str, dict[str, _Answer]] = field(default_factory=dict)
+    answers: dict[str, dict[Any, _Answer]] = field(default_factory=dict)
     keys: dict[tuple[str, str | None], str] = field(default_factory=dict)  # rows of one question come with one text
 
     def add(
@@ -72,7 +72,7 @@ class Groups:
             for detail, value in about.items():
                 if value is not None and known.get(detail) is None:
                     known[detail] = value
-        words = plain_text(response)
+        words = (row.number, len(self.answers[key])) if self.report.every_response else plain_text(response)
         same = self.answers[key].get(words)
         if same is None:
             self.answers[key][words] = _Answer(response, [rating], source, row.number, name)
@@ -151,12 +151,13 @@ def _read(
             if "response" not in seen and "rating" not in seen and "reference" in seen:
                 _add_item(groups, row, found, known)
                 return
-            f.need(found, "question", "response", "rating")
-            f.need(found, *(key for key in ("category", "culture") if key in seen))
+            f.need(found, "question", "response")
+            if not report.every_response:
+                f.need(found, "rating", *(key for key in ("category", "culture") if key in seen))
             question = f.text(found["question"], "question", "empty_question")
             response = f.text(found["response"], "response", "empty_response")
-            rating = f.rating(found["rating"], "rating", low, high)
-            about = _about(found, known)
+            rating = _rating(found, low, high, report)
+            about = _about(found, known, report)
             source = f.optional_text(found.get("source"), "source") or "unknown"
             groups.add(row, user_turn(question), assistant_turn(response), rating, source, **about)
         except f.Bad as bad:
@@ -177,17 +178,25 @@ def _add_item(groups: Groups, row: Row, found: Mapping[str, Any], known: Known) 
     f.need(found, "question", "reference")
     question = f.text(found["question"], "question", "empty_question")
     reference = f.text(found["reference"], "reference", "empty_response")
-    groups.add(
-        row, user_turn(question), assistant_turn(reference), None, "reference", name="answer", **_about(found, known)
-    )
+    about = _about(found, known, groups.report)
+    groups.add(row, user_turn(question), assistant_turn(reference), None, "reference", name="answer", **about)
 
 
-def _about(found: Mapping[str, Any], known: Known) -> dict[str, Any]:
+def _rating(found: Mapping[str, Any], low: float, high: float, report: Report) -> float | None:
+    try:
+        return f.rating(found.get("rating"), "rating", low, high)
+    except f.Bad:
+        if report.every_response:
+            return None
+        raise
+
+
+def _about(found: Mapping[str, Any], known: Known, report: Report) -> dict[str, Any]:
     category = parse_category(found.get("category"), known.categories)
-    if category is None and "category" in found:
+    if category is None and "category" in found and not report.every_response:
         raise f.Bad("unknown_category", "category", f.describe(found["category"]))
     relation, culture = parse_culture(found.get("culture"), known.cultures)
-    if culture is None and "culture" in found:
+    if culture is None and "culture" in found and not report.every_response:
         raise f.Bad("unknown_culture", "culture", f.describe(found["culture"]))
     about: dict[str, Any] = {"culture": culture, "relation": relation, "category": category}
     for name in ("language", "reference", "translated"):

@@ -35,9 +35,12 @@ class Report:
 
     dropped: rows by reason. rejected: one entry a dropped row: file, row, field, reason, found. What was read well but
     not asked for (another culture, another source) is dropped as `not_selected`, counted and not listed.
+    every_response: readers keep each response that has a question, duplicates too, and leave out what else is wrong
+    with its row (rating, category, culture): for scoring, where a row asks for its number and teaches nothing.
     """
 
     strict: bool = False
+    every_response: bool = False
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     rejected: list[dict[str, Any]] = field(default_factory=list)

@@ -12,9 +12,12 @@ from care_jax.training.step import State
 
 
 class Checkpoints:
-    """Saves asynchronously to `folder`; keeps the newest `keep` and, with `best`, the one highest by that metric."""
+    """Saves asynchronously to `folder`; keeps the newest `keep` and, with `best`, the one highest by that metric.
 
-    def __init__(self, folder: pathlib.Path, keep: int, best: str | None = None):
+    read_only: of a run that may be going on elsewhere, whose half-written saves are not ours to clean up.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int = 1, best: str | None = None, *, read_only: bool = False):
         kept: list[Any] = [preservation_policy.LatestN(keep)]
         if best is not None:
             kept.append(preservation_policy.BestN(get_metric_fn=lambda found: found["best"], n=1))
@@ -22,8 +25,9 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
-                create=True,
-                cleanup_tmp_directories=True,
+                create=not read_only,
+                save_root_metadata=not read_only,
+                cleanup_tmp_directories=not read_only,
                 preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
             ),
             item_names=("state", "meta"),
@@ -51,6 +55,16 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
         state = dataclasses.replace(like, **restored["state"])
         return state
+
+    def restore_trained(self, step: int, like: Any, *, adapters: bool) -> Any:
+        """The weights alone (or the adapters) saved after `step` updates, without what an optimizer needs beside them.
+
+        like: a tree of ShapeDtypeStruct with shardings.
+        """
+        name = "lora" if adapters else "params"
+        arguments = ocp.checkpoint_utils.construct_restore_args({name: like})
+        wanted = ocp.args.PyTreeRestore({name: like}, restore_args=arguments, partial_restore=True)
+        return self._manager.restore(step, args=ocp.args.Composite(state=wanted))["state"][name]
 
     def wait(self) -> None:
         self._manager.wait_until_finished()

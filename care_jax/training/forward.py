@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from care_jax import sharding
 from care_jax.data import pipeline
-from care_jax.data.packing import Batch, StepPlan
+from care_jax.data.corpus import Corpus
+from care_jax.data.packing import Batch, Layout, StepPlan
 from care_jax.training import placing
-from care_jax.training.datasets import Prepared, Sequence_
+from care_jax.training.datasets import Sequence_
 from care_jax.training.reference import Cache, digest, fill_cache
 from care_jax.training.run_directory import is_writer
 from care_jax.training.signals import StopSignal
@@ -21,25 +22,30 @@ from care_jax.training.step import make_logps
 
 
 class ForwardPass:
-    """Lays sequences out in microbatches of the run's own rows and runs them; policy and reference go the same way."""
+    """Lays sequences out in microbatches of the layout's rows and runs them; policy and reference go the same way.
 
-    def __init__(self, model: Any, data: Prepared, mesh: jax.sharding.Mesh, rows: slice, stop: StopSignal):
-        self._data, self._mesh, self._rows, self._stop = data, mesh, rows, stop
-        # One microbatch a call: sized for single responses, so that any sequences fit.
-        self._layout = dataclasses.replace(pipeline.mismatched_layout(data.layout, data.corpus), microbatches=1)
+    layout: sized for single responses, so that any sequences fit; one microbatch runs a call. rows: of a microbatch,
+    those that this process fills.
+    """
+
+    def __init__(
+        self, model: Any, corpus: Corpus, layout: Layout, mesh: jax.sharding.Mesh, rows: slice, stop: StopSignal
+    ):
+        self._corpus, self._mesh, self._rows, self._stop = corpus, mesh, rows, stop
+        self._layout = dataclasses.replace(layout, microbatches=1)
         self._program = jax.jit(make_logps(model), out_shardings=sharding.replicated(mesh))
         self._plans: dict[tuple[Sequence_, ...], StepPlan] = {}
 
     def _plan(self, sequences: Sequence[Sequence_]) -> StepPlan:
         key = tuple(sequences)
         if key not in self._plans:
-            self._plans[key] = pipeline.plan_responses(self._data.corpus, sequences, self._layout)
+            self._plans[key] = pipeline.plan_responses(self._corpus, sequences, self._layout)
         return self._plans[key]
 
     def _dispatch(self, plan: StepPlan, number: int, variables: Any) -> jax.Array:
         """logps [S] of microbatch `number`, not waited for. Raises Interrupted where a signal asked to stop."""
         self._stop.check("in a pass without a gradient")
-        local = pipeline.fill(plan, self._data.corpus, self._rows, microbatches=(number, number + 1))
+        local = pipeline.fill(plan, self._corpus, self._rows, microbatches=(number, number + 1))
         where = placing.batch_shardings(local, self._mesh)
         return self._program(variables, placing.to_devices(local, where, self._layout.rows))[0]
 
@@ -67,7 +73,7 @@ class ForwardPass:
         yield from waiting
 
     def digests(self, sequences: Sequence[Sequence_]) -> list[bytes]:
-        return [digest(*self._data.corpus.sequence(*one)) for one in sequences]
+        return [digest(*self._corpus.sequence(*one)) for one in sequences]
 
     def fill(self, cache: Cache, sequences: Sequence[Sequence_], variables: Any) -> int:
         """Runs what the cache lacks, in the layout of the whole; returns how many microbatches were run."""

@@ -15,6 +15,7 @@ import numpy as np
 from care_jax import config as configs
 from care_jax import losses, models, sharding
 from care_jax.config import Config, steps_of
+from care_jax.data import pipeline
 from care_jax.data.chat import load_tokenizer
 from care_jax.data.files import SAMPLE
 from care_jax.errors import UserError
@@ -84,7 +85,8 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
         raise UserError(f"resume: must, but {folder} holds no checkpoint")
 
     # ---- The reference: one pass over the distinct responses that the steps to be run and the evaluation need.
-    forward = ForwardPass(model, data, mesh, rows, stop)
+    responses_layout = pipeline.mismatched_layout(data.layout, data.corpus)
+    forward = ForwardPass(model, data.corpus, responses_layout, mesh, rows, stop)
     held_out = data.held_out
     own_reference = config.reference.path is None
     precomputed = objective.needs_ref and config.reference.mode == "precompute"

@@ -1,0 +1,141 @@
+"""`care-jax score`, `generate` and `export`: what is done with a model once it is there."""
+
+import argparse
+import json
+import pathlib
+import sys
+
+from care_jax.cli.command import INTERRUPTED, command
+from care_jax.errors import UserError
+
+_MODEL = "a folder, a hub id, a run directory, or `sample`"
+_TEMPLATE = "model (the tokenizer's own, the default), none, or a jinja file"
+
+
+def add(commands) -> None:
+    """Adds the commands to the parser."""
+    score = command(commands, "score", _score, "log-probabilities of every response of a dataset, row by row")
+    score.add_argument("--model", metavar="M", required=True, help=_MODEL)
+    score.add_argument("--data", metavar="D", required=True, help="a file, a folder, a hub id, or `sample`")
+    score.add_argument("--out", metavar="F", required=True, help="JSON lines of row, field, logp, tokens")
+    score.add_argument("--reader", default="care", metavar="R", help="how to read D (default: care)")
+    _compute(score)
+
+    generate = command(commands, "generate", _generate, "answers of a model to questions; goes on where it stopped")
+    generate.add_argument("--model", metavar="M", required=True, help=_MODEL)
+    generate.add_argument(
+        "--data", metavar="D", required=True, help="rows with question, or prompt (messages, or text as it stands)"
+    )
+    generate.add_argument(
+        "--out", metavar="F", required=True, help="JSON lines: the row, response, finish_reason, system"
+    )
+    generate.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy (default: 0.7)")
+    generate.add_argument("--top-p", type=float, default=1.0, metavar="P", help="of the nucleus (default: 1)")
+    generate.add_argument("--max-tokens", type=int, default=256, metavar="N", help="of an answer (default: 256)")
+    generate.add_argument("--n", type=int, default=1, metavar="N", help="answers to each row (default: 1)")
+    generate.add_argument("--seed", type=int, default=0, metavar="N")
+    generate.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    _compute(generate)
+
+    export = command(commands, "export", _export, "a run's newest checkpoint as a Hugging Face folder")
+    export.add_argument("run_directory", metavar="RUN", help="a run directory")
+    export.add_argument("folder", metavar="FOLDER", help="the folder to write")
+    export.add_argument("--adapter", action="store_true", help="the adapters alone, as a PEFT folder")
+
+
+def _compute(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    one.add_argument("--chat-template", default="model", metavar="T", help=_TEMPLATE)
+    one.add_argument("--template-date", metavar="DATE", help="YYYY-MM-DD, for a template that asks for today's date")
+
+
+def _same_file(option: str, out: str, data: str) -> None:
+    if pathlib.Path(out).expanduser().resolve() == pathlib.Path(data).expanduser().resolve():
+        raise UserError(f"{option}: {out} is the data: choose another file")
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from care_jax.data.readers import read
+
+    out = pathlib.Path(arguments.out)
+    _same_file("--out", arguments.out, arguments.data)
+    reading = read(arguments.reader, arguments.data, every_response=True)
+
+    from care_jax import sharding
+    from care_jax.data.report import write_whole
+    from care_jax.evaluation.opened import open_model
+    from care_jax.training.run_directory import is_writer, say
+    from care_jax.training.score import account, score
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        mesh = sharding.make_mesh()
+        opened = open_model(arguments.model, mesh, arguments.dtype)
+        lines, corpus = score(
+            opened.model,
+            opened.params,
+            opened.tokenizer,
+            reading.questions,
+            chat_template=arguments.chat_template,
+            date=arguments.template_date,
+            mesh=mesh,
+        )
+        say(account(arguments.data, corpus, reading.report.rows, reading.report.dropped))
+        if not lines:
+            raise UserError(f"{arguments.data}: holds no response to score")
+        if is_writer():
+            write_whole(out, "".join(json.dumps(line) + "\n" for line in lines))
+    except OSError as error:
+        raise UserError(f"--out: cannot write {out}: {error.strerror}") from None
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    for option, value, least in (("--n", arguments.n, 1), ("--max-tokens", arguments.max_tokens, 1),
+                                 ("--limit", 1 if arguments.limit is None else arguments.limit, 1),
+                                 ("--temperature", arguments.temperature, 0)):  # fmt: skip
+        if not value >= least:
+            raise UserError(f"{option}: found {value}, expected at least {least}")
+    if not 0 < arguments.top_p <= 1:
+        raise UserError(f"--top-p: found {arguments.top_p}, expected above 0 and at most 1")
+    _same_file("--out", arguments.out, arguments.data)
+
+    from care_jax import sharding
+    from care_jax.evaluation import answer
+    from care_jax.evaluation.opened import open_model
+    from care_jax.training.run_directory import say
+    from care_jax.training.signals import Interrupted, StopSignal
+
+    asked, dropped = answer.read_prompts(arguments.data, arguments.limit)
+    mesh = sharding.make_mesh()
+    opened = open_model(arguments.model, mesh, arguments.dtype)
+    settings = answer.Settings(
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        max_tokens=arguments.max_tokens,
+        n=arguments.n,
+        seed=arguments.seed,
+        chat_template=arguments.chat_template,
+        date=arguments.template_date,
+    )
+    try:
+        with StopSignal() as stop:
+            held, total = answer.answer_file(
+                opened, asked, arguments.out, settings, mesh, check=lambda: stop.check("between two answers")
+            )
+    except Interrupted as stopped:
+        print(f"care-jax: {stopped}", file=sys.stderr)
+        return INTERRUPTED
+    lost = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count) or "nothing"
+    went_on = f", {held} of them there before" if held else ""
+    say(f"{arguments.out}: {total} answers to {len(asked)} rows{went_on}; dropped: {lost}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from care_jax.training.exporting import export_run
+    from care_jax.training.run_directory import say
+
+    step = export_run(arguments.run_directory, arguments.folder, adapter=arguments.adapter)
+    say(f"step {step} of {arguments.run_directory} exported to {arguments.folder}")
+    return 0

@@ -1,0 +1,1 @@
+"""Answers of models to questions, and what becomes of them."""

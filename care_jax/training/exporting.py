@@ -1,0 +1,57 @@
+"""A run's newest checkpoint as a folder that others load: the run directory is enough, the data are not read again."""
+
+import pathlib
+
+import jax
+
+from care_jax import config as configs
+from care_jax import models, sharding
+from care_jax.data.chat import load_tokenizer
+from care_jax.errors import UserError
+from care_jax.models import lora
+from care_jax.training.checkpoints import Checkpoints
+from care_jax.training.loop import load_model, model_folder, new_adapters
+
+
+def export_run(run: str | pathlib.Path, folder: str | pathlib.Path, *, adapter: bool = False) -> int:
+    """Writes `folder` from the newest checkpoint of a run directory; returns the checkpoint's step.
+
+    A Hugging Face folder: the weights, adapters merged into them; with `adapter` a PEFT folder of the adapters alone.
+    Raises UserError where the run holds no checkpoint, or trained no adapters and they are asked for.
+    """
+    run, folder = pathlib.Path(run), pathlib.Path(folder)
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run}: not a run directory: it holds no config.yaml")
+    config = configs.load(run / "config.yaml")
+    if adapter and config.model.lora is None:
+        raise UserError(f"--adapter: {run} trained all weights (model.lora: null), not adapters")
+    if folder.resolve() == run.resolve():
+        raise UserError(f"{folder} is the run itself: choose another folder")
+    if not (run / "checkpoints").is_dir():
+        raise UserError(f"{run}: holds no checkpoint yet")
+    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
+    step = checkpoints.latest()
+    if step is None:
+        raise UserError(f"{run}: holds no checkpoint yet")
+
+    mesh = sharding.make_mesh()
+    source = model_folder(config.model.path, config.model.revision)
+    with jax.set_mesh(mesh):
+        if config.model.lora is None:
+            model = models.from_config(source, dtype=config.model.dtype)
+            like = models.abstract_params(model.arch, config.model.param_dtype, mesh)
+            params = checkpoints.restore_trained(step, like, adapters=False)
+        else:
+            model, params = load_model(config, mesh, config.model.path, config.model.revision)
+            fresh, _ = new_adapters(config, model, mesh)
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh)
+            adapters = checkpoints.restore_trained(step, like, adapters=True)
+            if adapter:
+                base = str(source) if config.model.path == "sample" else config.model.path
+                lora.save_adapter(folder, model, adapters, base)
+            else:
+                params = lora.merge(model, params, adapters)
+        if not adapter:
+            models.save_pretrained(folder, model, params, tokenizer=load_tokenizer(str(source)), source=source)
+    checkpoints.close()
+    return step
