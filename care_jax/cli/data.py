@@ -1,6 +1,7 @@
 """`care-jax data`: what is in a dataset, and what is made of it."""
 
 import argparse
+import datetime
 import json
 import pathlib
 import sys
@@ -30,6 +31,16 @@ def add(commands) -> None:
     check.add_argument("--reader", default="care", metavar="R", help="how to read TRAIN (default: care)")
     check.add_argument("--against-reader", default="care", metavar="R", help="how to read EVAL (default: care)")
     check.add_argument("--json", action="store_true", help="one JSON object on stdout, every overlap in it")
+
+    cache = command(own, "prepare", _prepare, "tokenize once for many runs: a token cache, read by `reader: prepared`")
+    _source(cache)
+    cache.add_argument("--model", required=True, metavar="M", help="whose tokenizer: a folder, a hub id, or `sample`")
+    cache.add_argument("--model-revision", metavar="REV", help="of a hub id")
+    cache.add_argument("--chat-template", default="model", metavar="T", help="model (default), none, or a jinja file")
+    cache.add_argument("--date", metavar="YYYY-MM-DD", help="for a template that asks for it (default: today)")
+    cache.add_argument("--query-language", default="native", metavar="L", help="native (default) or english")
+    cache.add_argument("--translations", metavar="F", help="question, culture, translated_question, for english")
+    cache.add_argument("--out", required=True, metavar="DIR", help="a folder of its own")
 
     split = command(own, "split", _split, "hold questions of every culture and category out: train.jsonl, eval.jsonl")
     split.add_argument("data", metavar="D", help="rows with question, associated_culture, cul_type")
@@ -147,6 +158,28 @@ def _check(arguments: argparse.Namespace) -> int:
     else:
         sys.stdout.write(hygiene.check_text(overlaps))
     return LEAKAGE if overlaps else 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from care_jax.data import chat, prepared
+
+    folder = pathlib.Path(arguments.out)
+    tokenizer = chat.load_tokenizer(arguments.model, arguments.model_revision)
+    options = {name: getattr(arguments, name) for name in ("query_language", "translations")}
+    reading = _reading(arguments, **options)
+    keys = ("data", "reader", "split", "name", "revision", "query_language", "translations")
+    about = prepared.write(
+        folder,
+        reading.questions,
+        reading.report,
+        tokenizer,
+        model=arguments.model,
+        template=arguments.chat_template,
+        date=arguments.date or datetime.date.today().isoformat(),
+        source={name: getattr(arguments, name) for name in keys} | {"sha256": dict(reading.files)},
+    )
+    print(f"{folder}: {about['questions']} questions, {about['responses']} responses, {about['tokens']} tokens")
+    return 0
 
 
 def _split(arguments: argparse.Namespace) -> int:

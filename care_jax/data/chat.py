@@ -134,6 +134,11 @@ def _machinery(tokenizer: Any, template: str, date: str | None) -> tuple[tuple[F
     return (without, with_prompt), pattern
 
 
+def rendering(tokenizer: Any, template: str, date: str | None) -> tuple[str, dict[str, Any]]:
+    """(template, what it is handed besides messages) as they render: two that are equal write the same."""
+    return ("", {}) if template == "none" else _dated(_template_text(tokenizer, template), date)
+
+
 def _template_text(tokenizer: Any, template: str) -> str:
     if template == "model":
         own = getattr(tokenizer, "chat_template", None)
@@ -210,7 +215,7 @@ def _apply(
 
 
 def _messages(content: Content, role: str) -> list[Any]:
-    return list(content) if not isinstance(content, str) else [{"role": role, "content": content}]
+    return list(content) if is_messages(content) else [{"role": role, "content": content}]
 
 
 # --- tokenizing ------------------------------------------------------------------------------------------------------

@@ -1,22 +1,22 @@
-"""Tokenized questions as flat arrays: what the planner needs of them (lengths) and what the filler needs (ids)."""
+"""Tokenized questions as arrays: what the planner needs of them (lengths) and what the filler needs (ids)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int32, Int64
 
-from care_jax.data.questions import Content, Question
+from care_jax.data.questions import Content, Question, Stored
 from care_jax.errors import UserError
 
 
 class Encodings(NamedTuple):
-    """One prompt with its completions, as token ids (`chat.Encoded` has the same fields)."""
+    """One prompt with its completions, as token ids or `Stored` (`chat.Encoded` has the same fields)."""
 
-    prompt_ids: Sequence[int]
-    completions: Sequence[Sequence[int]]
+    prompt_ids: Any
+    completions: Sequence[Any]
     boundary_merges: int = 0
 
 
@@ -32,6 +32,82 @@ class Dropped(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """The ids of n sequences: they lie in `flat`, or in the records of token caches, which are read when asked for.
+
+    starts: where each begins, in `flat` or in its record. caches, places: (index of the cache or -1, record) of each.
+    """
+
+    lengths: Int64[np.ndarray, " n"]
+    starts: Int64[np.ndarray, " n"]
+    flat: Int32[np.ndarray, " total"]
+    caches: tuple[Any, ...] = ()
+    places: Int64[np.ndarray, "n 2"] | None = None
+
+    @classmethod
+    def of(cls, contents: Sequence[Any], lengths: Sequence[int]) -> "Tokens":
+        """The first `lengths` ids of each content: ids, or `Stored`."""
+        caches: list[Any] = []
+        places = np.full((len(contents), 2), -1, np.int64)
+        held = np.asarray(lengths, np.int64)
+        starts = np.concatenate([[0], np.cumsum(held)])[:-1].astype(np.int64)
+        parts: list[np.ndarray] = []
+        at = 0
+        for number, (content, length) in enumerate(zip(contents, lengths, strict=True)):
+            if isinstance(content, Stored):
+                if content.cache not in caches:
+                    caches.append(content.cache)
+                places[number] = caches.index(content.cache), content.record
+                starts[number] = content.start
+            else:
+                parts.append(np.asarray(content[:length], np.int32))
+                starts[number] = at
+                at += length
+        flat = np.concatenate(parts).astype(np.int32) if parts else np.zeros(0, np.int32)
+        return cls(held, starts, flat, tuple(caches), places if caches else None)
+
+    @classmethod
+    def join(cls, parts: "Sequence[Tokens]") -> "Tokens":
+        """Several, one after the other."""
+        caches: list[Any] = []
+        places, starts = [], []
+        before = 0
+        for part in parts:
+            own = np.full((len(part.lengths), 2), -1, np.int64) if part.places is None else part.places.copy()
+            in_memory = own[:, 0] < 0
+            starts.append(np.where(in_memory, part.starts + before, part.starts))
+            own[~in_memory, 0] += len(caches)
+            places.append(own)
+            caches += part.caches
+            before += len(part.flat)
+        return cls(
+            np.concatenate([part.lengths for part in parts]),
+            np.concatenate(starts),
+            np.concatenate([part.flat for part in parts]),
+            tuple(caches),
+            np.concatenate(places) if caches else None,
+        )
+
+    def __getitem__(self, item: int) -> Int32[np.ndarray, " length"]:
+        return self.gather(np.asarray([item], np.int64), self.lengths[item : item + 1])
+
+    def gather(self, items: Int64[np.ndarray, " k"], lengths: Int64[np.ndarray, " k"]) -> Int32[np.ndarray, " total"]:
+        """The first `lengths` ids of these sequences, one after the other."""
+        if self.places is None:
+            return self.flat[ragged(self.starts[items], lengths)]
+        ends = np.cumsum(lengths)
+        found = np.empty(int(ends[-1]) if len(ends) else 0, np.int32)
+        target, starts, places = ends - lengths, self.starts[items], self.places[items]
+        for number in np.unique(places[:, 0]).tolist():
+            here = np.flatnonzero(places[:, 0] == number)
+            flat, base = self.flat, np.zeros(len(here), np.int64)
+            if number >= 0:
+                flat, base = self.caches[number].gather(places[here, 1])
+            found[ragged(target[here], lengths[here])] = flat[ragged(base + starts[here], lengths[here])]
+        return found
+
+
+@dataclass(frozen=True)
 class Corpus:
     """Q questions with N responses in all. A response is named by its id in 0..N-1, those of a question are adjacent.
 
@@ -39,23 +115,23 @@ class Corpus:
     max_length: prompt and completion together, tokens. truncated: completions cut on the right.
     """
 
-    questions: tuple[Question, ...]
-    prompt_tokens: Int32[np.ndarray, " prompt_tokens"]
-    prompt_offsets: Int64[np.ndarray, " questions_and_one"]
-    completion_tokens: Int32[np.ndarray, " completion_tokens"]
-    completion_offsets: Int64[np.ndarray, " responses_and_one"]
+    questions: Sequence[Question]
+    prompts: Tokens
+    completions: Tokens
     first_response: Int64[np.ndarray, " questions_and_one"]
     ratings: Float[np.ndarray, " responses"]
     max_length: int
     truncated: int = 0
     boundary_merges: int = 0
     dropped: tuple[Dropped, ...] = ()
-    prompt_lengths: Int64[np.ndarray, " questions"] = field(init=False)
-    completion_lengths: Int64[np.ndarray, " responses"] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt_lengths", np.diff(self.prompt_offsets))
-        object.__setattr__(self, "completion_lengths", np.diff(self.completion_offsets))
+    @property
+    def prompt_lengths(self) -> Int64[np.ndarray, " questions"]:
+        return self.prompts.lengths
+
+    @property
+    def completion_lengths(self) -> Int64[np.ndarray, " responses"]:
+        return self.completions.lengths
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -77,11 +153,11 @@ class Corpus:
         return int(self.first_response[question]) + int(response)
 
     def prompt(self, question: int) -> Int32[np.ndarray, " length"]:
-        return self.prompt_tokens[self.prompt_offsets[question] : self.prompt_offsets[question + 1]]
+        return self.prompts[question]
 
     def completion(self, response: int) -> Int32[np.ndarray, " length"]:
         """The completion's ids of a response id."""
-        return self.completion_tokens[self.completion_offsets[response] : self.completion_offsets[response + 1]]
+        return self.completions[response]
 
     def length(self, question: int, response: int) -> int:
         """Completion tokens of a response id behind this question's prompt, which need not be its own (KTO)."""
@@ -93,13 +169,13 @@ class Corpus:
 
     def gather_prompts(self, questions: Int64[np.ndarray, " n"]) -> Int32[np.ndarray, " tokens"]:
         """The prompts of these questions, one after the other."""
-        return self.prompt_tokens[ragged(self.prompt_offsets[questions], self.prompt_lengths[questions])]
+        return self.prompts.gather(questions, self.prompt_lengths[questions])
 
     def gather_completions(
         self, responses: Int64[np.ndarray, " n"], lengths: Int64[np.ndarray, " n"]
     ) -> Int32[np.ndarray, " tokens"]:
         """The first `lengths` ids of these response ids, one after the other."""
-        return self.completion_tokens[ragged(self.completion_offsets[responses], lengths)]
+        return self.completions.gather(responses, lengths)
 
 
 def ragged(starts: np.ndarray, lengths: np.ndarray) -> Int64[np.ndarray, " total"]:
@@ -116,14 +192,15 @@ def build(questions: Sequence[Question], encodings: Sequence[Any], max_length: i
     with nothing left (and a question with no response left) is dropped. Raises UserError for a prompt without tokens.
     """
     kept: list[Question] = []
-    prompts: list[np.ndarray] = []
-    completions: list[np.ndarray] = []
+    prompts: list[Any] = []
+    completions: list[Any] = []
+    lengths: list[int] = []
     counts: list[int] = []
     ratings: list[float] = []
     dropped: list[Dropped] = []
     truncated = merges = 0
     for index, (question, encoding) in enumerate(zip(questions, encodings, strict=True)):
-        prompt = np.asarray(encoding.prompt_ids, np.int32)
+        prompt = encoding.prompt_ids
         if not len(prompt):
             raise UserError(
                 f"{question.file}: the prompt of {question.key!r} has no tokens, so nothing predicts a first"
@@ -131,17 +208,15 @@ def build(questions: Sequence[Question], encodings: Sequence[Any], max_length: i
         room = max_length - len(prompt)
         merges += encoding.boundary_merges
         responses = []
-        for number, (response, ids) in enumerate(zip(question.responses, encoding.completions, strict=True)):
-            completion = np.asarray(ids, np.int32)
+        for number, (response, completion) in enumerate(zip(question.responses, encoding.completions, strict=True)):
             if room < 1 or not len(completion):
                 found = f"prompt of {len(prompt)} tokens, completion of {len(completion)}, max_length {max_length}"
                 dropped.append(Dropped(index, number, found))
                 continue
-            if len(completion) > room:
-                truncated += 1
-                completion = completion[:room]
+            truncated += len(completion) > room
             responses.append(response)
             completions.append(completion)
+            lengths.append(min(len(completion), room))
             ratings.append(0.0 if response.rating is None else response.rating)
         if responses:
             whole = len(responses) == len(question.responses)
@@ -150,10 +225,8 @@ def build(questions: Sequence[Question], encodings: Sequence[Any], max_length: i
             counts.append(len(responses))
     return Corpus(
         questions=tuple(kept),
-        prompt_tokens=_joined(prompts),
-        prompt_offsets=_offsets([len(ids) for ids in prompts]),
-        completion_tokens=_joined(completions),
-        completion_offsets=_offsets([len(ids) for ids in completions]),
+        prompts=Tokens.of(prompts, [len(ids) for ids in prompts]),
+        completions=Tokens.of(completions, lengths),
         first_response=_offsets(counts),
         ratings=np.asarray(ratings, np.float32),
         max_length=max_length,
@@ -172,15 +245,27 @@ def tokenize(
     date: str | None = None,
     encode_many: EncodeMany | None = None,
 ) -> Corpus:
-    """Renders and tokenizes questions (`chat.encode_many`, or one's own) into a corpus; see `build` for what is cut."""
+    """Renders and tokenizes questions (`chat.encode_many`, or one's own) into a corpus; see `build` for what is cut.
+
+    Questions out of a token cache are taken as they lie there; another tokenizer or template than theirs is refused.
+    """
     if encode_many is None:
         from care_jax.data import chat
 
         def encode_many(items: Sequence[tuple[Content, Sequence[Content]]]) -> Sequence[Any]:
             return chat.encode_many(tokenizer, items, template, date)
 
-    items = [(question.prompt, [response.content for response in question.responses]) for question in questions]
-    return build(questions, encode_many(items), max_length)
+    for cache in {id(q.prompt.cache): q.prompt.cache for q in questions if isinstance(q.prompt, Stored)}.values():
+        cache.check(tokenizer, template, date)
+    items = [(q.prompt, [r.content for r in q.responses]) for q in questions if not isinstance(q.prompt, Stored)]
+    fresh = iter(encode_many(items))
+    encodings = [
+        Encodings(q.prompt, [r.content for r in q.responses], q.prompt.merges)
+        if isinstance(q.prompt, Stored)
+        else next(fresh)
+        for q in questions
+    ]
+    return build(questions, encodings, max_length)
 
 
 def concatenate(corpora: Sequence[Corpus]) -> tuple[Corpus, list[int]]:
@@ -190,10 +275,8 @@ def concatenate(corpora: Sequence[Corpus]) -> tuple[Corpus, list[int]]:
     first = np.cumsum([0, *(len(corpus) for corpus in corpora)])
     whole = Corpus(
         questions=tuple(question for corpus in corpora for question in corpus.questions),
-        prompt_tokens=np.concatenate([corpus.prompt_tokens for corpus in corpora]),
-        prompt_offsets=_offsets(np.concatenate([corpus.prompt_lengths for corpus in corpora])),
-        completion_tokens=np.concatenate([corpus.completion_tokens for corpus in corpora]),
-        completion_offsets=_offsets(np.concatenate([corpus.completion_lengths for corpus in corpora])),
+        prompts=Tokens.join([corpus.prompts for corpus in corpora]),
+        completions=Tokens.join([corpus.completions for corpus in corpora]),
         first_response=_offsets(np.concatenate([np.diff(corpus.first_response) for corpus in corpora])),
         ratings=np.concatenate([corpus.ratings for corpus in corpora]),
         max_length=corpora[0].max_length,
@@ -201,10 +284,6 @@ def concatenate(corpora: Sequence[Corpus]) -> tuple[Corpus, list[int]]:
         boundary_merges=sum(corpus.boundary_merges for corpus in corpora),
     )
     return whole, [int(index) for index in first[:-1]]
-
-
-def _joined(parts: Sequence[np.ndarray]) -> Int32[np.ndarray, " total"]:
-    return np.concatenate(parts).astype(np.int32) if parts else np.zeros(0, np.int32)
 
 
 def _offsets(lengths: Any) -> Int64[np.ndarray, " n_and_one"]:

@@ -20,6 +20,7 @@ from typing import Any
 from care_jax.errors import UserError
 
 SAMPLE = pathlib.Path(__file__).parent / "sample"
+TOKEN_CACHE = "prepared.json"
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _LIST_KEYS = ("data", "rows", "train", "test", "validation")
 
@@ -65,6 +66,8 @@ def open_rows(path: str, split: str | None = None, name: str | None = None, revi
     """
     place = SAMPLE / "care_sample.jsonl" if path == "sample" else pathlib.Path(path).expanduser()
     if place.is_dir():
+        if (place / TOKEN_CACHE).exists():
+            raise UserError(f"{path} is a token cache: read it by `reader: prepared`")
         if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
             return Rows(lambda rows: _saved_dataset(place, split))
         if next(place.rglob("features.json"), None):

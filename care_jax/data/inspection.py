@@ -9,7 +9,7 @@ from typing import Any
 
 from care_jax.data.files import shorten
 from care_jax.data.preferences import question_pairs
-from care_jax.data.questions import Question, is_ids, plain_text
+from care_jax.data.questions import Content, Question, Stored, is_ids, plain_text
 from care_jax.data.report import Report, merge
 from care_jax.errors import UserError
 
@@ -39,7 +39,8 @@ def statistics_of(questions: Sequence[Question]) -> dict[str, Any]:
     """More about the questions: responses a question, ratings by source, ties, lengths in characters, scripts.
 
     ties: pairs of responses of one question with the same rating, of all its pairs. lengths: the mean of the chosen
-    and of the rejected over all pairs. rating_length: Pearson's correlation over responses, None where undefined.
+    and of the rejected over all pairs, in tokens where the data are ids. rating_length: Pearson's
+    correlation over responses, None where undefined.
     """
     by_source: dict[str, Counter[float]] = defaultdict(Counter)
     ratings: list[float] = []
@@ -49,9 +50,9 @@ def statistics_of(questions: Sequence[Question]) -> dict[str, Any]:
     scripts: Counter[str] = Counter()
     ties = pairs = 0
     for question in questions:
-        sizes = [len(plain_text(r.content)) for r in question.responses]
+        sizes = [_size(r.content) for r in question.responses]
         for size, response in zip(sizes, question.responses):
-            if not is_ids(response.content):
+            if not isinstance(response.content, Stored) and not is_ids(response.content):
                 scripts[script(plain_text(response.content))] += 1
             if response.rating is not None:
                 by_source[response.source][response.rating] += 1
@@ -78,6 +79,10 @@ def statistics_of(questions: Sequence[Question]) -> dict[str, Any]:
         "rating_length": statistics.correlation(ratings, lengths) if varied else None,
         "scripts": dict(scripts.most_common()),
     }
+
+
+def _size(content: Content) -> int:
+    return len(content) if isinstance(content, Stored) or is_ids(content) else len(plain_text(content))
 
 
 def script(text: str) -> str:
@@ -115,7 +120,9 @@ def inspect_text(reports: Sequence[Report], examples: int = 2) -> str:
     lines.append(f"ties       {more['ties']['ties']:,} of {more['ties']['of_pairs']:,} pairs of one question")
     if more["lengths"]["chosen"] is not None:
         lengths = more["lengths"]
-        lines.append(f"length     chosen {lengths['chosen']:.1f}, rejected {lengths['rejected']:.1f} characters")
+        lines.append(
+            f"length     chosen {lengths['chosen']:.1f}, rejected {lengths['rejected']:.1f} characters (ids: tokens)"
+        )
     if more["rating_length"] is not None:
         lines.append(f"rating and length correlate by {more['rating_length']:+.2f}")
     lines.append(f"scripts    {_counts(more['scripts'])}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from care_jax.data.questions import Content, Question, Response
+from care_jax.data.questions import Content, Question, Response, Stored
 from care_jax.errors import UserError, nearest
 
 POLICIES = ("all", "best_worst", "adjacent", "random")
@@ -46,6 +46,8 @@ def stable_hash(*parts: object) -> int:
 
 def content_hash(content: Content) -> int:
     """A hash of a response's words or ids."""
+    if isinstance(content, Stored):
+        return content.identity
     return stable_hash(content if isinstance(content, str) else list(content))
 
 

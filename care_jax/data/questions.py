@@ -10,7 +10,30 @@ from typing import Any, TypeGuard
 from care_jax.errors import UserError
 
 Message = Mapping[str, str]  # {"role", "content"}
-Content = str | tuple[Message, ...] | tuple[int, ...]  # text, a conversation, or token ids
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Ids that lie in a token cache (`prepared.TokenCache`): `length` of them in a record, from `start` on.
+
+    identity: hash of the content that they were made from. words: what of a prompt is compared with other questions.
+    given_as_ids: the content was ids, which no template rendered. merges: boundary merges of a prompt's completions.
+    """
+
+    cache: Any
+    record: int
+    start: int
+    length: int
+    identity: int = 0
+    words: str = ""
+    given_as_ids: bool = False
+    merges: int = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+
+Content = str | tuple[Message, ...] | tuple[int, ...] | Stored  # text, a conversation, token ids, or where ids lie
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +77,27 @@ class Question:
 
 def is_ids(content: Any) -> TypeGuard[Sequence[int]]:
     """Whether this content is token ids rather than text or messages."""
+    if isinstance(content, Stored):
+        return content.given_as_ids
     return not isinstance(content, str) and len(content) > 0 and not isinstance(content[0], (dict, Mapping))
 
 
 def is_messages(content: Any) -> TypeGuard[Sequence[Message]]:
     """Whether this content is a conversation rather than text or token ids."""
-    return not isinstance(content, str) and len(content) > 0 and isinstance(content[0], (dict, Mapping))
+    return (
+        not isinstance(content, Stored)
+        and not isinstance(content, str)
+        and len(content) > 0
+        and isinstance(content[0], (dict, Mapping))
+    )
 
 
 def plain_text(content: Content) -> str:
     """The words of a content: a lone message is its text, a conversation is 'role: text' lines, ids are numbers."""
     if isinstance(content, str):
         return content
+    if isinstance(content, Stored):
+        return content.words
     if len(content) == 1 and isinstance(content[0], dict):  # nearly all of CARE, a million times
         return content[0]["content"]
     if is_ids(content):

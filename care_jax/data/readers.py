@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from care_jax.data import fields as f
-from care_jax.data import readers_pairs, readers_rated
+from care_jax.data import prepared, readers_pairs, readers_rated
 from care_jax.data import readers_sets as sets
 from care_jax.data.files import Row, open_rows
 from care_jax.data.questions import RELATIONS, Question, category_id, culture_id, normalise, register_culture
@@ -52,6 +52,7 @@ READERS: dict[str, ReaderSpec] = {
         ReaderSpec("cvalues", "CValues-Comparison pairs", readers_pairs.read_preferences, f.CVALUES),
         ReaderSpec("tfds", "the TFDS dataset care, in ArrayRecord files", sets.read_tfds, sets.TFDS),
         ReaderSpec("sft", "instructions with a good response each", sets.read_sft, sets.SFT),
+        ReaderSpec("prepared", "a token cache of `data prepare`", prepared.read_prepared, {}),
     )
 }
 
@@ -80,6 +81,7 @@ def read(
     query_language: str = "native",
     translations: str | None = None,
     strict: bool = False,
+    every_response: bool = False,
 ) -> Reading:
     """Reads a source and keeps what was asked for.
 
@@ -88,16 +90,24 @@ def read(
     cultures, relations, categories, sources: what to keep (None or empty: everything); aliases are understood, and a
     path to a culture's YAML file stands for that culture.
     query_language: `native`, or `english` to ask in the translation (`translations`: a file of question, culture,
-    translated_question). strict: the first bad row raises. Mistakes raise `UserError`.
+    translated_question). strict: the first bad row raises. every_response: keeps duplicates and responses without a
+    good rating, category or culture too (see `Report`). Mistakes raise `UserError`.
     """
     spec = READERS.get(reader)
     if spec is None:
         raise UserError(f"no reader {reader!r}{nearest(reader, list(READERS))}; readers are {', '.join(READERS)}")
     # A culture's own YAML file in the list makes it known, under all its names.
     cultures = [register_culture(c).id if c.endswith((".yaml", ".yml")) else c for c in cultures or ()]
-    rows = open_rows(str(path), split, name, revision)
+    if reader == "prepared":
+        given = {"split": split, "name": name, "revision": revision, "columns": columns, "translations": translations}
+        for key, value in {**given, "query_language": None if query_language == "native" else query_language}.items():
+            if value is not None:
+                raise UserError(f"{key}: a token cache holds what it was prepared with; say {key} to data prepare")
+        rows = prepared.open_cache(str(path))
+    else:
+        rows = open_rows(str(path), split, name, revision)
     known = Known(frozenset(map(culture_id, cultures or ())), frozenset(map(category_id, categories or ())))
-    report = Report(strict=strict)
+    report = Report(strict=strict, every_response=every_response)
     questions = spec.read(rows, f.Fields.make(spec.aliases, columns), report, known)
     if report.rows and report.dropped["unreadable"] == report.rows:
         first = report.rejected[0]

@@ -10,6 +10,7 @@ from care_jax.data.questions import (
     Content,
     Question,
     Response,
+    Stored,
     category_id,
     culture_id,
     culture_language,
@@ -51,7 +52,11 @@ def _rows(
     questions = []
     for row, found in good_rows(rows, fields, report):
         try:
-            questions.append(parse(row, found))
+            question = parse(row, found)
+            answers = [response.content for response in question.responses]
+            if answers[1:] == answers[:1] and not report.every_response:
+                raise f.Bad("conflicting_duplicate", "rejected", "the same as chosen")
+            questions.append(question)
         except f.Bad as bad:
             f.drop(report, row, bad)
     return questions
@@ -81,6 +86,8 @@ def _preference(row: Row, found: Mapping[str, Any]) -> Question:
 
 def _common(chosen: Content, rejected: Content) -> tuple[Content, Content, Content]:
     """(prompt, chosen, rejected): the longest common beginning; of text, without a space before the difference."""
+    assert not isinstance(chosen, Stored)  # rows hold the words or ids themselves
+    assert not isinstance(rejected, Stored)
     shortest = min(len(chosen), len(rejected))
     n = next((i for i in range(shortest) if chosen[i] != rejected[i]), shortest)
     if isinstance(chosen, str):
@@ -104,8 +111,6 @@ def _pair(
     rejected: Content,
     ratings: tuple[float, float] = (1.0, 0.0),
 ) -> Question:
-    if chosen == rejected:
-        raise f.Bad("conflicting_duplicate", "rejected", "the same as chosen")
     answers = (
         Response(chosen, ratings[0], "chosen", row.number, "chosen"),
         Response(rejected, ratings[1], "rejected", row.number, "rejected"),

@@ -17,7 +17,7 @@ from care_jax.data import hygiene, pipeline, preferences
 from care_jax.data.corpus import Corpus
 from care_jax.data.packing import Batch, Layout, plan_step
 from care_jax.data.preferences import Unit
-from care_jax.data.questions import Question, is_ids
+from care_jax.data.questions import Question, Stored, is_ids
 from care_jax.data.readers import Reading, read
 from care_jax.data.report import write_report, write_whole
 from care_jax.errors import Leakage, UserError
@@ -25,6 +25,7 @@ from care_jax.training.evaluate import HeldOut, hold_out
 from care_jax.training.objective import Objective
 from care_jax.training.run_directory import is_writer
 
+_STORED_LOOKED_AT = 64
 # A prompt of the corpus with a response of the corpus, not always its own (KTO's mismatched completions).
 Sequence_ = tuple[int, int]
 
@@ -90,8 +91,12 @@ class Prepared:
         return np.asarray([self.ref_logps[one] for one in sequences], np.float32)
 
     def rendered_questions(self) -> list[int]:
-        """The questions whose tokens we made (not those that came as ids)."""
-        return [index for index, question in enumerate(self.corpus.questions) if not is_ids(question.prompt)]
+        """The questions whose tokens a template made, not those that came as ids; of a token cache's only the first,
+        so that a start reads no more of it.
+        """
+        rendered = [index for index, one in enumerate(self.corpus.questions) if not is_ids(one.prompt)]
+        stored = [index for index in rendered if isinstance(self.corpus.questions[index].prompt, Stored)]
+        return sorted({*rendered} - {*stored[_STORED_LOOKED_AT:]})
 
 
 def prepare(config: Config, tokenizer: Any, objective: Objective, folder: pathlib.Path) -> Prepared:
