@@ -450,7 +450,7 @@ def test_query_language(tmp_path):
 def test_every_reader_takes_damaged_rows(tmp_path):
     rows = [{}, {"question": {"a": [1]}, "prompt": float("nan"), "chosen": {}, "rejected": [], "prompt_ids": "x"}]
     path = write(tmp_path, rows)
-    for name in READERS:
+    for name in set(READERS) - {"prepared"}:  # which reads no rows, but what was made of them
         reading = read(name, path)
         assert reading.questions == []
         assert reading.report.rows == sum(reading.report.dropped.values()) == 2
