@@ -67,24 +67,25 @@ def _score(arguments: argparse.Namespace) -> int:
     from care_jax.training.run_directory import is_writer, say
     from care_jax.training.score import account, score
 
+    mesh = sharding.make_mesh()
+    opened = open_model(arguments.model, mesh, arguments.dtype)
+    lines, corpus = score(
+        opened.model,
+        opened.params,
+        opened.tokenizer,
+        reading.questions,
+        chat_template=arguments.chat_template,
+        date=arguments.template_date,
+        mesh=mesh,
+    )
+    say(account(arguments.data, corpus, reading.report.rows, reading.report.dropped))
+    if not lines:
+        raise UserError(f"{arguments.data}: holds no response to score")
+    if not is_writer():
+        return 0
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        mesh = sharding.make_mesh()
-        opened = open_model(arguments.model, mesh, arguments.dtype)
-        lines, corpus = score(
-            opened.model,
-            opened.params,
-            opened.tokenizer,
-            reading.questions,
-            chat_template=arguments.chat_template,
-            date=arguments.template_date,
-            mesh=mesh,
-        )
-        say(account(arguments.data, corpus, reading.report.rows, reading.report.dropped))
-        if not lines:
-            raise UserError(f"{arguments.data}: holds no response to score")
-        if is_writer():
-            write_whole(out, "".join(json.dumps(line) + "\n" for line in lines))
+        write_whole(out, "".join(json.dumps(line) + "\n" for line in lines))
     except OSError as error:
         raise UserError(f"--out: cannot write {out}: {error.strerror}") from None
     return 0
