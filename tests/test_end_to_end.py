@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import time
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
+import care_jax as care_jax_package
 
 # One short run of the quickstart's own recipe: every part of it, in a few seconds.
 SHORT = ["data.max_steps=6", "checkpoint.every=2", "eval_every=3", "data.train.0.cultures=[chinese]"]
@@ -91,32 +94,55 @@ def test_running_again_says_finished_and_writes_a_missing_export(finished):
         np.testing.assert_array_equal(after[name], value)
 
 
-def kill_in_the_middle(folder, how):
-    """Starts the short run and sends it a signal once its first checkpoint is there."""
+def stop_when(folder, how, there):
+    """Starts the short run and sends it a signal once a file matching `there` exists; the status it ends with."""
     run = folder / "runs" / "quickstart"
     started = subprocess.Popen(
         command("train", "quickstart", *SHORT), cwd=folder, env=environment(), stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 240
-    while not (run / "checkpoints" / "2").exists():
+    while not any(run.glob(there)):
         assert started.poll() is None, "it ended before it could be stopped"
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.002)
     started.send_signal(how)
     return started.wait(timeout=120)
 
 
-@pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)])
-def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path, how, status):
-    assert kill_in_the_middle(tmp_path, how) == status
-    done = care_jax("train", "quickstart", *SHORT, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "resumed at step" in done.stderr
-    whole, resumed = finished[0] / "runs" / "quickstart", tmp_path / "runs" / "quickstart"
+def same_end(resumed, whole):
     assert numbers(resumed) == numbers(whole)
     expected = load_file(whole / "export" / "model.safetensors")
     for name, value in load_file(resumed / "export" / "model.safetensors").items():
         np.testing.assert_array_equal(value, expected[name])
+
+
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)])
+def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path, how, status):
+    assert stop_when(tmp_path, how, "checkpoints/2") == status
+    done = care_jax("train", "quickstart", *SHORT, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step" in done.stderr
+    same_end(tmp_path / "runs" / "quickstart", finished[0] / "runs" / "quickstart")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "there",
+    [
+        "reference/*",  # before and in the reference pass
+        "reference/*/part*",  # between the reference and the first step
+        "checkpoints/2*tmp*",  # in the middle of the first save
+        "checkpoints/6*",  # in the middle of the last
+        "checkpoints/6",
+        ".export*",  # in the middle of the export
+    ],
+)
+def test_a_kill_at_an_odd_moment_changes_nothing(finished, tmp_path, there):
+    whole = finished[0] / "runs" / "quickstart"
+    assert stop_when(tmp_path, signal.SIGKILL, there) == -signal.SIGKILL
+    done = care_jax("train", "quickstart", *SHORT, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    same_end(tmp_path / "runs" / "quickstart", whole)
 
 
 def test_another_configuration_does_not_go_on_in_the_same_folder(finished):
@@ -126,20 +152,46 @@ def test_another_configuration_does_not_go_on_in_the_same_folder(finished):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["data.train.0.path=nowhere.jsonl"], "nowhere.jsonl"),
-        (["loss.name=dop"], "dpo"),
-        (["data.train.0.reader=carre"], "care"),
-        (["batch.example=4"], "examples"),
-        (["batch.row_length=16", "data.max_length=16"], "data.max_length"),
-        (["model.path=.", "model.init=pretrained"], "."),
-        (["batch.row_length=64", "data.max_length=512"], "row_length"),
-    ],
-)
-def test_a_mistake_is_one_message_and_status_2(tmp_path, arguments, named):
-    done = care_jax("train", "quickstart", *arguments, cwd=tmp_path)
+MISTAKES = {
+    "a missing file": (["data.train.0.path=nowhere.jsonl"], "nowhere.jsonl: no such file"),
+    "an unknown loss": (["loss.name=dop"], "unknown loss 'dop' (did you mean 'dpo'?)"),
+    "an unknown reader": (["data.train.0.reader=carre"], "found 'carre' (did you mean 'care'?)"),
+    "an unknown key": (["batch.example=4"], "batch.example: unknown key (did you mean 'examples'?)"),
+    "a wrong type": (["optimizer.learning_rate=fast"], "optimizer.learning_rate"),
+    "a row shorter than an example": (["batch.row_length=64", "data.max_length=512"], "data.max_length: found 512"),
+    "nothing after filtering": (["data.pairs.min_gap=10"], "no unit is left to train on"),
+    "no safetensors": (["model.path=folder", "model.init=pretrained"], "safetensors"),
+    "an unknown family": (["model.path=family"], "model_type 'mamba' is not supported"),
+    "an optimizer that is not there": (["optimizer.name=nowhere:rule"], "optimizer.name: cannot load"),
+    "a metric that is none": (["checkpoint.best=eval/acuracy"], "checkpoint.best: found 'eval/acuracy'"),
+    "a folder that is a file": (["output_dir=file"], "output_dir: cannot write"),
+}
+
+
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory):
+    """One folder for all mistakes: none of them may spoil it."""
+    folder = tmp_path_factory.mktemp("mistaken")
+    (folder / "file").touch()
+    sample = pathlib.Path(care_jax_package.__file__).parent / "data" / "sample" / "model"
+    for name in ("folder", "family"):
+        shutil.copytree(sample, folder / name)
+    config = json.loads((folder / "family" / "config.json").read_text())
+    (folder / "family" / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+    return folder
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_message_and_status_2(mistaken, mistake):
+    arguments, message = MISTAKES[mistake]
+    done = care_jax("train", "quickstart", *SHORT, *arguments, cwd=mistaken)
     assert done.returncode == 2, done.stderr
-    assert named in done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("care-jax: ")]
+    assert len(said) == 1
+    assert message in said[0]
     assert "Traceback" not in done.stderr
+
+
+def test_what_was_a_mistake_can_be_corrected_in_the_same_folder(mistaken):
+    done = care_jax("train", "quickstart", *SHORT, "data.max_steps=1", cwd=mistaken)
+    assert done.returncode == 0, done.stderr

@@ -17,8 +17,8 @@ import yaml
 pytestmark = pytest.mark.slow
 
 RECIPE = {
-    "data": {"epochs": None, "max_steps": 20, "max_length": 512},
-    "batch": {"unit": "group", "examples": 4, "row_length": 512, "microbatch_rows": 5},
+    "data": {"epochs": None, "max_steps": 20, "max_length": 256},
+    "batch": {"unit": "group", "examples": 4, "row_length": 512, "microbatch_rows": 3},
     "loss": {"name": "dpo", "beta": 0.1},
     "optimizer": {"learning_rate": 1e-5, "warmup": 0.1},
     "checkpoint": {"every": 10},

@@ -32,6 +32,7 @@ def _train(arguments: argparse.Namespace) -> int:
         sys.stdout.write(config.dump(loaded))
         return 0
     from care_jax.training import loop
+    from care_jax.training.gates import GateError
     from care_jax.training.signals import Interrupted
 
     try:
@@ -39,8 +40,8 @@ def _train(arguments: argparse.Namespace) -> int:
     except Interrupted as stopped:
         print(f"care-jax: {stopped}", file=sys.stderr)
         return INTERRUPTED
-    except loop.Diverged as diverged:
-        print(f"care-jax: {diverged}", file=sys.stderr)
+    except (loop.Diverged, GateError) as wrong:
+        print(f"care-jax: {wrong}", file=sys.stderr)
         return FAILED
     return 0
 

@@ -63,8 +63,9 @@ class Report:
             return
         item = self.questions[question]
         row = item.responses[response]
+        paired = row.field in ("chosen", "rejected") and any(q == question for q, _ in self.truncated)
         self.truncated.add((question, response))
-        self.dropped["truncated_away"] += 1
+        self.dropped["truncated_away"] += not paired
         self.rejected.append(
             {"file": item.file, "row": row.row, "field": row.field, "reason": "truncated_away", "found": found}
         )
@@ -90,7 +91,10 @@ def merge(reports: Sequence[Report]) -> dict[str, Any]:
             if not kept:
                 continue
             questions += 1
-            responses += len(kept)
+            if any(r.field in ("chosen", "rejected") for r in kept):
+                responses += len(kept) == len(question.responses)  # a pair is one row, and lost with either side
+            else:
+                responses += len(kept)
             by["culture"][question.culture or "none"] += 1
             by["category"][question.category or "none"] += 1
             ratings.update(r.rating for r in kept if r.rating is not None)

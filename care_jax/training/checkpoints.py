@@ -20,7 +20,11 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path, keep: int = 1, best: str | None = None, *, read_only: bool = False):
         kept: list[Any] = [preservation_policy.LatestN(keep)]
         if best is not None:
-            kept.append(preservation_policy.BestN(get_metric_fn=lambda found: found["best"], n=1))
+            kept.append(
+                preservation_policy.BestN(
+                    get_metric_fn=lambda found: found["best"], n=1, keep_checkpoints_without_metrics=False
+                )
+            )
         self._best = best
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
@@ -37,7 +41,10 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: State, meta: dict[str, Any], metrics: dict[str, Any] | None = None) -> None:
-        """Starts a save of `state` after `step` updates; it is written beside the training and commits by renaming."""
+        """Starts a save of `state` after `step` updates; it is written beside the training and commits by renaming.
+
+        metrics: of an evaluation of this very state, or None.
+        """
         value = (metrics or {}).get(self._best) if self._best else None
         self._manager.save(
             step,

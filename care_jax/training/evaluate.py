@@ -16,6 +16,11 @@ from care_jax.training.objective import Objective
 Sequence_ = tuple[int, int]
 
 
+# What is measured over all held-out pairs, and by culture and category.
+GROUPED = ("rewards/accuracies", "rewards/margins", "logps/accuracies")
+MEASURED = (*GROUPED, "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
+
+
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
     """What evaluation needs, laid out once: sequences to run, and numpy tables that turn their logps into metrics.
@@ -103,12 +108,10 @@ def _table(corpus: Corpus, units: Sequence[Unit], places: dict[Sequence_, int], 
     )
 
 
-def measure(
-    objective: Objective, held_out: HeldOut, logps: np.ndarray, ref_logps: np.ndarray | None, *, ties: bool = False
-) -> dict[str, Any]:
+def measure(objective: Objective, held_out: HeldOut, logps: np.ndarray, ref_logps: np.ndarray | None) -> dict[str, Any]:
     """Metrics `eval/...` from logps (and reference logps) [len(sequences)] float32.
 
-    ties: the policy is still its own reference, so that accuracies of rewards mean nothing and are null.
+    Where every margin is 0, the policy being its own reference, accuracies of rewards mean nothing and are null.
     """
     reference = np.zeros_like(logps) if ref_logps is None else ref_logps
 
@@ -139,7 +142,7 @@ def measure(
     per_token = logps / held_out.everything.lengths
     right = (pair_rewards[0] > pair_rewards[1]).astype(np.float64)
     by_pair = {
-        "rewards/accuracies": None if ties else right,
+        "rewards/accuracies": right if np.any(pair_rewards[0] != pair_rewards[1]) else None,
         "rewards/margins": pair_rewards[0] - pair_rewards[1],
         "logps/accuracies": (per_token[chosen] > per_token[rejected]).astype(np.float64),
     }

@@ -8,10 +8,13 @@ import numpy as np
 
 from care_jax import losses
 from care_jax.config import Config
-from care_jax.errors import UserError
+from care_jax.errors import UserError, nearest
 from care_jax.training.datasets import Prepared
+from care_jax.training.evaluate import GROUPED, MEASURED
 from care_jax.training.forward import ForwardPass
 from care_jax.training.objective import Objective
+
+LOGPS = ("logps/chosen", "logps/rejected")
 
 
 class GateError(RuntimeError):
@@ -26,6 +29,19 @@ def whole_step(config: Config, objective: Objective) -> None:
             f"batch.unit: found group, expected pair: loss {names} sees all pairs of a step at once, and a step of "
             "groups holds no fixed number of them"
         )
+
+
+def best_metric(config: Config, data: Prepared) -> None:
+    """`checkpoint.best` names a number of the evaluation. Raises UserError where none will be."""
+    best = config.checkpoint.best
+    if best is None:
+        return
+    if data.held_out is None:
+        raise UserError(f"checkpoint.best: found {best!r}, but data.eval holds no question to evaluate on")
+    names = ("loss", *MEASURED, *(f"{group}/{name}" for group in data.held_out.labels for name in GROUPED))
+    valid = [f"eval/{name}" for name in names]
+    if best not in valid:
+        raise UserError(f"checkpoint.best: found {best!r}{nearest(best, valid)}, expected one of {', '.join(valid)}")
 
 
 def tokens(data: Prepared, tokenizer: Any) -> None:
@@ -58,13 +74,13 @@ def reference(forward: ForwardPass, data: Prepared, variables: Mapping[str, Any]
         raise GateError(f"reference logps do not repeat to the bit (largest difference {worst:.3g})")
 
 
-def first_step(values: Mapping[str, float], dtype: str) -> None:
-    """At the first step the policy is its reference: margins are 0 within the rounding of another layout."""
-    margin, logps = abs(values["rewards/margins"]), max(abs(values["logps/chosen"]), abs(values["logps/rejected"]))
-    if not all(math.isfinite(value) for value in (margin, logps)):
-        return
-    allowed = 2e-6 * logps + 1e-4 if dtype == "float32" else 1e-3 * logps
-    if margin > 2 * allowed:
+def first_step(values: Mapping[str, float], log_ratio: float, dtype: str) -> None:
+    """At the first step the policy is its own reference: log-ratios are 0 within the rounding of another layout."""
+    logps = max((abs(values[name]) for name in LOGPS if math.isfinite(values[name])), default=0.0)
+    # Twice the tolerance of a mean margin: a mean of absolute values does not cancel.
+    allowed = 2 * (2e-6 * logps + 1e-4 if dtype == "float32" else 1e-3 * logps)
+    if log_ratio > allowed:
         raise GateError(
-            f"step 1: reward margin {margin:.3g} between a policy and itself; at most {2 * allowed:.3g} is rounding"
+            f"step 1: the policy's logps differ from its own reference's by {log_ratio:.3g} in the mean; "
+            f"at most {allowed:.3g} is rounding"
         )

@@ -18,20 +18,19 @@ from care_jax.config import Config, steps_of
 from care_jax.data import pipeline
 from care_jax.data.chat import load_tokenizer
 from care_jax.data.files import SAMPLE
-from care_jax.errors import UserError
-from care_jax.models import lora
+from care_jax.models import lora, safetensors_io
 from care_jax.training import evaluate, gates, placing
 from care_jax.training.checkpoints import Checkpoints
 from care_jax.training.datasets import prepare
 from care_jax.training.forward import ForwardPass
-from care_jax.training.objective import Objective, make_objective
+from care_jax.training.objective import LOG_RATIO, Objective, make_objective
 from care_jax.training.optimizers import make_optimizer, make_schedule
 from care_jax.training.reference import Cache, fingerprint
 from care_jax.training.run_directory import open_run, say, write_manifest
 from care_jax.training.signals import Interrupted, StopSignal
 from care_jax.training.step import init_state, make_step
 from care_jax.training.table import final_table
-from care_jax.training.trackers import Recorder
+from care_jax.training.trackers import Recorder, read_lines
 
 
 class Diverged(RuntimeError):
@@ -66,51 +65,56 @@ def train(config: Config | Mapping[str, Any] | str | os.PathLike, **overrides: A
 
 
 def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.sharding.Mesh, stop: StopSignal) -> Run:
+    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
+    start = checkpoints.latest() if config.resume != "never" else None
+    if start is not None and (folder / "export").exists() and checkpoints.meta(start)["last"] == start:
+        say(f"{folder} holds a finished run of {start} steps")
+        model, params = models.from_pretrained(folder / "export", config.model.dtype, mesh)
+        return Run(folder, read_lines(folder / "metrics.jsonl"), model, params)
+
     # ---- The data: questions, tokens, units, and the plan of every step to be run.
     rows = placing.own_rows(mesh, config.batch.microbatch_rows)
     source = model_folder(config.model.path, config.model.revision)
+    check_folder(config, source)
     tokenizer = load_tokenizer(str(source))
     data = prepare(config, tokenizer, objective, folder)
     total = data.steps
     say(data.summary())
     gates.tokens(data, tokenizer)
+    gates.best_metric(config, data)
 
-    # ---- The model on the mesh; its starting weights are the reference, unless another model is named.
+    # ---- The model on the mesh, and what trains it: all weights, or adapters on a base that stays.
     model, params = load_model(config, mesh, config.model.path, config.model.revision)
     weights = fingerprint(params)
     write_manifest(folder, config, data.files, weights)
-    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
-    start = checkpoints.latest() if config.resume != "never" else None
-    if start is None and config.resume == "must":
-        raise UserError(f"resume: must, but {folder} holds no checkpoint")
+    schedule = make_schedule(config.optimizer, total)
+    adapters, adapter_shardings = new_adapters(config, model, mesh)
+    decay = models.decay_mask(model.arch) if adapters is None else None
+    optimizer = make_optimizer(config.optimizer, schedule, decay)
 
     # ---- The reference: one pass over the distinct responses that the steps to be run and the evaluation need.
+    # It is the starting weights, unless another model is named.
     responses_layout = pipeline.mismatched_layout(data.layout, data.corpus)
     forward = ForwardPass(model, data.corpus, responses_layout, mesh, rows, stop)
     held_out = data.held_out
     own_reference = config.reference.path is None
     precomputed = objective.needs_ref and config.reference.mode == "precompute"
-    ref_params, ref_weights = params, weights
+    ref_params = params if objective.needs_ref else None
     if objective.needs_ref and config.reference.path is not None:
         _, ref_params = load_model(config, mesh, config.reference.path, None)
-        ref_weights = fingerprint(ref_params)
     if precomputed:
+        ref_weights = weights if own_reference else fingerprint(ref_params)
         key = {"weights": ref_weights, "dtype": config.model.dtype, "attention": config.model.attention}
         cache = Cache(folder / "reference", key)
         ran = forward.fill(cache, data.sequences, {"params": ref_params})
-        say(f"reference: {len(data.sequences)} sequences, {ran} microbatches run, the rest from {folder / 'reference'}")
+        say(f"reference: {len(data.sequences)} sequences, {ran} microbatches run, the rest from {cache.folder}")
         digests = forward.digests(data.sequences)
         data.ref_logps = dict(zip(data.sequences, cache.values(digests).tolist()))
         if start is None and own_reference:
             gates.reference(forward, data, {"params": params})
         ref_params = None
 
-    # ---- The state, new or from the checkpoint: all weights are trained, or adapters on a base that stays.
-    schedule = make_schedule(config.optimizer, total)
-    adapters, adapter_shardings = new_adapters(config, model, mesh)
-    decay = models.decay_mask(model.arch) if adapters is None else None
-    optimizer = make_optimizer(config.optimizer, schedule, decay)
-
+    # ---- The state, new or from the checkpoint.
     def new_state(params, adapters):
         return init_state(params, optimizer, adapters)
 
@@ -129,7 +133,7 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
     del params
 
     recorder = Recorder(config, folder, start, total)
-    last_evaluation: dict[str, Any] = {}
+    last_evaluation: tuple[int, dict[str, Any]] = -1, {}
 
     def evaluate_now(step: int) -> None:
         nonlocal last_evaluation
@@ -146,9 +150,9 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
             )
         # The policy is still its own reference: the pass over it is the evaluation's.
         logps = reference if fresh and reference is not None else forward.run(held_out.sequences, state.variables())
-        ties = step == 0 and objective.needs_ref and own_reference
-        last_evaluation = evaluate.measure(objective, held_out, logps, reference, ties=ties)
-        recorder.evaluation(step, last_evaluation | {"eval/wall_seconds": time.perf_counter() - began})
+        found = evaluate.measure(objective, held_out, logps, reference)
+        last_evaluation = step, found
+        recorder.evaluation(step, found | {"eval/wall_seconds": time.perf_counter() - began})
 
     every_evaluation = None if config.eval_every is None else steps_of(config.eval_every, total)
 
@@ -159,9 +163,7 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
     if start is not None and evaluation_due(start) and not evaluated:
         evaluate_now(start)  # a signal ended the run in the middle of it
 
-    if start == total:
-        say(f"{folder} holds a finished run of {total} steps")
-    else:
+    if start != total:
         # ---- One compiled step for the whole run; everything static comes from the data's plan.
         batches = data.batches(start or 0, rows)
         step_number, host_batch, told = next(batches)
@@ -206,6 +208,7 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
             in_flight = None
             values = {name: np.asarray(value).item() for name, value in jax.device_get(metrics).items()}
             skipped = int(values.pop("skipped"))
+            log_ratio = values.pop(LOG_RATIO, 0.0)
             values["learning_rate"] = float(schedule(number - 1))
             recorder.step(number, values, host, flops, seconds)
             if skipped:
@@ -217,7 +220,7 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
                     f"the last good checkpoint is that of step {checkpoints.latest()}"
                 )
             if number == 1 and objective.needs_ref and own_reference:
-                gates.first_step(values, config.model.dtype)
+                gates.first_step(values, log_ratio, config.model.dtype)
 
         recorder.start_clock()
         profile = config.profile
@@ -256,7 +259,8 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
                     saving = True  # the evaluation is made up for by the next start
             if saving:
                 recorder.sync()  # metrics up to this step are on disk before the checkpoint commits
-                checkpoints.save(number, state, {"config": configs.dump(config)}, last_evaluation)
+                measured = last_evaluation[1] if last_evaluation[0] == number else None
+                checkpoints.save(number, state, {"config": configs.dump(config), "last": total}, measured)
                 saved_at = time.monotonic()
             if number == total and not stop.requested:
                 break
@@ -277,6 +281,13 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
 def model_folder(path: str, revision: str | None) -> pathlib.Path:
     """The local folder of `model.path`: the packaged sample's, a folder, or a hub id's download."""
     return SAMPLE / "model" if path == "sample" else models.resolve(path, revision)
+
+
+def check_folder(config: Config, folder: pathlib.Path) -> None:
+    """Raises UserError for a family or a folder that cannot be loaded, before anything is read or tokenized."""
+    models.read_config(folder)
+    if config.model.init == "pretrained":
+        safetensors_io.folder_tensors(folder)
 
 
 def load_model(config: Config, mesh: jax.sharding.Mesh, path: str, revision: str | None) -> tuple[Any, Any]:
@@ -309,6 +320,7 @@ def export(folder: pathlib.Path, model: Any, params: Any, tokenizer: Any, source
     """The run's Hugging Face folder, unless it is there already (it appears whole or not at all)."""
     if folder.exists():
         return
-    shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
+    for left in folder.parent.glob(f".{folder.name}.*"):  # of an export that was killed
+        shutil.rmtree(left)
     models.save_pretrained(folder, model, params, tokenizer=tokenizer, source=source)
     say(f"exported to {folder}")

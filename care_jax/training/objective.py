@@ -153,6 +153,10 @@ def evaluate(
     return share, _sums(objective, found, extras, units)
 
 
+# Mean |logps - ref_logps| over what a step sees: 0 but for rounding while the policy is its own reference.
+LOG_RATIO = "log_ratio"
+
+
 def _sums(objective: Objective, found: dict[str, Any], extras: dict[str, jax.Array], units: jax.Array) -> Sums:
     def mean_of(values, weights):
         return jnp.sum(weights * values), jnp.sum(weights)
@@ -170,10 +174,15 @@ def _sums(objective: Objective, found: dict[str, Any], extras: dict[str, jax.Arr
         sums["rewards/accuracies"] = mean_of((chosen > rejected).astype(jnp.float32), units)
         sums["logps/chosen"] = mean_of(found["chosen_logps"], units)
         sums["logps/rejected"] = mean_of(found["rejected_logps"], units)
+        if objective.needs_ref:
+            ratios = [jnp.abs(found[f"{side}_logps"] - found[f"ref_{side}_logps"]) for side in ("chosen", "rejected")]
+            sums[LOG_RATIO] = mean_of(jnp.maximum(*ratios), units)
     elif objective.view == "unpaired":
         rewards = extras.pop("rewards", None)
         if rewards is None:
             rewards = default_rewards(objective, found["logps"], found["ref_logps"], found["lengths"])
+        if objective.needs_ref:
+            sums[LOG_RATIO] = mean_of(jnp.abs(found["logps"] - found["ref_logps"]), units)
         for side, members in (("chosen", found["desirable"]), ("rejected", ~found["desirable"])):
             weights = units * members
             sums[f"rewards/{side}"], sums[f"logps/{side}"] = mean_of(rewards, weights), mean_of(found["logps"], weights)
@@ -190,6 +199,9 @@ def _list_sums(objective: Objective, found: dict[str, Any], extras: dict[str, ja
     if rewards is None:
         rewards = default_rewards(objective, found["group_logps"], found["group_ref_logps"], found["group_lengths"])
     mask, ratings = found["group_mask"], found["group_ratings"]
+    if objective.needs_ref:
+        members = mask * units[:, None]
+        sums[LOG_RATIO] = jnp.sum(members * jnp.abs(found["group_logps"] - found["group_ref_logps"])), jnp.sum(members)
     ordered = (ratings[:, :, None] > ratings[:, None, :]) & mask[:, :, None] & mask[:, None, :]
     weights = ordered * units[:, None, None]
     count = jnp.sum(weights)

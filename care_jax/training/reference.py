@@ -55,10 +55,11 @@ class Cache:
     """Reference logps by content. `key`: what they depend on beside the tokens (weights, dtype, attention)."""
 
     def __init__(self, folder: pathlib.Path, key: dict[str, Any]):
-        self.folder = folder
         self.key = json.dumps(key, sort_keys=True)
+        # A folder for each key: what another model left is no business of this one.
+        self.folder = folder / hashlib.sha256(self.key.encode()).hexdigest()[:12]
         self._found: dict[Digest, float] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         for path in self._parts():
             self._remember(self._read(path))
 

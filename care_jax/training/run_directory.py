@@ -26,29 +26,34 @@ def is_writer() -> bool:
 def open_run(config: Config) -> tuple[pathlib.Path, Config]:
     """Makes the folder or enters it again; returns it with the configuration whose dates are those of the first start.
 
-    Raises UserError where the folder holds a run whose maths differ, naming the keys.
+    Raises UserError where the folder holds checkpoints of a run whose maths differ, naming the keys; what came to no
+    checkpoint is started anew.
     """
     folder = pathlib.Path(config.output_dir)
     stored = folder / "config.yaml"
+    begun = any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+    if config.resume == "never" and begun:
+        raise UserError(f"resume: never, but {folder} holds checkpoints already; choose another output_dir")
+    if config.resume == "must" and not begun:
+        raise UserError(f"resume: must, but {folder} holds no checkpoint")
     if stored.exists():
         before = configs.load(stored)
-        config = configs.with_template_date(config, before.data.template_date)
+        if config.data.template_date is None:
+            config = configs.with_template_date(config, before.data.template_date)
         different = configs.differences(before, config)
-        if different and config.resume != "never":
+        if different and begun:
             shown = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, (old, new) in different.items())
             raise UserError(
-                f"{folder} holds a run that differs in what changes its numbers: {shown}. "
-                "Choose another output_dir, or resume=never in an empty one"
+                f"{folder} holds a run that differs in what changes its numbers: {shown}. Choose another output_dir"
             )
-    elif config.resume == "must":
-        raise UserError(f"resume: must, but {folder} holds no run")
-    if config.resume == "never" and (folder / "checkpoints").exists():
-        raise UserError(f"resume: never, but {folder} holds checkpoints already; choose another output_dir")
-    folder.mkdir(parents=True, exist_ok=True)
     if config.data.template_date is None:
         config = configs.with_template_date(config, datetime.date.today().isoformat())
-    if is_writer():
-        write_whole(stored, configs.dump(config))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_writer():
+            write_whole(stored, configs.dump(config))
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write in {folder}: {error.strerror or error}") from None
     return folder, config
 
 

@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -38,7 +38,7 @@ class MetricsFile:
         self._file = None
         if path is None:
             return
-        kept = [] if resume_step is None else [line for line in _lines(path) if line["step"] <= resume_step]
+        kept = [] if resume_step is None else [line for line in read_lines(path) if line["step"] <= resume_step]
         aside = path.with_suffix(".jsonl.partial")
         with aside.open("w") as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
@@ -65,22 +65,22 @@ class MetricsFile:
             self._file.close()
 
 
-def _lines(path: pathlib.Path) -> Iterable[dict[str, Any]]:
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """The whole lines of a file whose last one a kill may have cut."""
-    if not path.exists():
-        return
-    for text in path.read_text().split("\n")[:-1]:
+    found: list[dict[str, Any]] = []
+    for text in path.read_text().split("\n")[:-1] if path.exists() else ():
         try:
-            yield json.loads(text)
+            found.append(json.loads(text))
         except json.JSONDecodeError:
-            return
+            break
+    return found
 
 
 class TensorBoard:
     def __init__(self, folder: pathlib.Path, resume_step: int | None):
         from tensorboardX import SummaryWriter
 
-        purge = None if resume_step is None else resume_step + 1
+        purge = 0 if resume_step is None else resume_step + 1  # what was drawn beyond it does not count
         self._writer = SummaryWriter(str(folder), purge_step=purge)
 
     def log(self, step: int, metrics: Metrics) -> None:

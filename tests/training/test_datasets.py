@@ -7,6 +7,8 @@ import pytest
 from care_jax import cli, losses
 from care_jax.config import Config
 from care_jax.data.chat import load_tokenizer
+from care_jax.data.corpus import tokenize
+from care_jax.data.readers import read
 from care_jax.errors import Leakage
 from care_jax.training.datasets import prepare
 from care_jax.training.objective import make_objective
@@ -48,3 +50,23 @@ def test_care_with_its_own_evaluation_set_is_refused(tmp_path, shared):
     held = {"reader": "care_eval", "path": str(shared / "data" / "care_eval")}
     with pytest.raises(Leakage, match="450 training questions stand in the evaluation data: 450 the same"):
         prepared(tmp_path, rated, held)
+
+
+@pytest.mark.parametrize("length", [64, 7, 4])
+def test_a_pair_is_one_row_of_the_account(tmp_path, length):
+    """rows = responses + everything dropped, also where the length takes one side or both."""
+    rows = [
+        {"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5], "rejected_ids": [6]},
+        {"prompt_ids": [1, 2, 3, 4, 5, 6, 7], "chosen_ids": [4], "rejected_ids": [6, 7]},
+        {"prompt_ids": [], "chosen_ids": [4], "rejected_ids": [6]},
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reading = read("tokenized", str(path))
+    corpus = tokenize(reading.questions, None, max_length=length)
+    for lost in corpus.dropped:
+        reading.report.drop_truncated(lost.question, lost.response, lost.found)
+    account = reading.report.to_json()
+    assert account["rows"] == 3
+    assert account["rows"] == account["responses"] + sum(account["dropped"].values())
+    assert account["responses"] == (2 if length == 64 else 1)
