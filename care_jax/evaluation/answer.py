@@ -80,7 +80,7 @@ def read_prompts(path: str, limit: int | None = None) -> tuple[list[Asked], Coun
 def _prompt(found: dict[str, Any]) -> Content:
     if "question" in found:
         question = f.content(found["question"], "question", "empty_question")
-        return question if is_messages(question) else user_turn(str(question))
+        return tuple(question) if is_messages(question) else user_turn(str(question))
     f.need(found, "prompt")
     return f.content(found["prompt"], "prompt", "empty_question")
 
