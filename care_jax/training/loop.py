@@ -197,7 +197,7 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
         flops = 6.0 * models.num_params(model.arch)
         every_save = None if config.checkpoint.every is None else steps_of(config.checkpoint.every, total)
         saved_at = time.monotonic()
-        in_flight: tuple[int, dict[str, Any], dict[str, Any], float | None] | None = None
+        in_flight: tuple[int, dict[str, Any], dict[str, Any], float] | None = None
 
         def settle() -> None:
             """Fetches and records the step in flight; the next one has been dispatched already."""
@@ -229,8 +229,7 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
                 jax.profiler.start_trace(str(folder / "profile"))
             began = time.perf_counter()
             state, metrics = compiled(state, batch)
-            # A backend that computes within the call (the CPU's may) has no later end to wait for.
-            seconds = time.perf_counter() - began if metrics["loss"].is_ready() else None
+            seconds = time.perf_counter() - began
             settle()
             in_flight = (step_number, metrics, told, seconds)
             number = step_number

@@ -145,16 +145,15 @@ class Recorder:
         """The loop stood still for input."""
         self._input_wait += seconds
 
-    def step(
-        self, number: int, values: Metrics, host: Metrics, flops_per_token: float, seconds: float | None = None
-    ) -> None:
+    def step(self, number: int, values: Metrics, host: Metrics, flops_per_token: float, call_seconds: float) -> None:
         """One step's line: names as TRL logs them, then the batch, then what depends on the clock.
 
-        seconds: of the step, where it is known; else the time since the step before was recorded.
+        call_seconds: that the dispatch of the step took. A step takes the time since the one before was recorded, unless
+        the backend computes within the call (the CPU's may): then it takes that.
         """
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
-        seconds = elapsed if seconds is None else seconds
+        seconds = call_seconds if call_seconds > elapsed / 2 else elapsed
         names = [name for name in STEP_NAMES if name in values or name in ALWAYS]
         line = {name: values.get(name) for name in names}
         line |= {name: value for name, value in values.items() if name not in names} | dict(host)
