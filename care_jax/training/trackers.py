@@ -148,8 +148,8 @@ class Recorder:
     def step(self, number: int, values: Metrics, host: Metrics, flops_per_token: float, call_seconds: float) -> None:
         """One step's line: names as TRL logs them, then the batch, then what depends on the clock.
 
-        call_seconds: that the dispatch of the step took. A step takes the time since the one before was recorded, unless
-        the backend computes within the call (the CPU's may): then it takes that.
+        call_seconds: that the dispatch of the step took. A step takes the time since the one before was recorded; where
+        the backend computes within the call (as the CPU's may), it takes that.
         """
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
