@@ -153,7 +153,7 @@ def test_another_configuration_does_not_go_on_in_the_same_folder(finished):
 
 
 MISTAKES = {
-    "a missing file": (["data.train.0.path=nowhere.jsonl"], "nowhere.jsonl: no such file"),
+    "a missing file": (["data.train.0.path=nowhere.jsonl"], "no such file or folder: nowhere.jsonl"),
     "an unknown loss": (["loss.name=dop"], "unknown loss 'dop' (did you mean 'dpo'?)"),
     "an unknown reader": (["data.train.0.reader=carre"], "found 'carre' (did you mean 'care'?)"),
     "an unknown key": (["batch.example=4"], "batch.example: unknown key (did you mean 'examples'?)"),

@@ -163,7 +163,9 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
     if start is not None and evaluation_due(start) and not evaluated:
         evaluate_now(start)  # a signal ended the run in the middle of it
 
-    if start != total:
+    if start == total:
+        say(f"{folder} holds a finished run of {total} steps, whose export is missing")
+    else:
         # ---- One compiled step for the whole run; everything static comes from the data's plan.
         batches = data.batches(start or 0, rows)
         step_number, host_batch, told = next(batches)

@@ -40,7 +40,7 @@ def test_several_sources_add_up(tmp_path):
     a = read("care", write(tmp_path, [care_row(), care_row(response="B", human_rating=3)]))
     b = read("preferences", write(tmp_path, [{"prompt": "p", "chosen": "c", "rejected": "r"}], "p.jsonl"))
     account = report.merge([a.report, b.report])
-    assert (account["rows"], account["questions"], account["responses"]) == (3, 2, 4)
+    assert (account["rows"], account["questions"], account["responses"]) == (3, 2, 3)  # a pair is one row
     assert account["pairs"] == {"all": 2, "best_worst": 2, "adjacent": 2, "random": 2}
     assert account["ratings"] == {"0": 1, "1": 1, "3": 1, "7": 1}
 

@@ -29,7 +29,9 @@ def test_training_questions_in_the_evaluation_set_end_the_run(tmp_path, capsys):
     recipe = tmp_path / "leak.yaml"
     sample = {"reader": "care", "path": "sample"}
     held = sample | {"cultures": ["arab"]}
-    recipe.write_text(json.dumps({"model": {"path": "sample"}, "data": {"train": [sample], "eval": [held]}}))
+    recipe.write_text(
+        json.dumps({"model": {"path": "sample", "init": "random"}, "data": {"train": [sample], "eval": [held]}})
+    )
     assert cli.main(["train", str(recipe), f"output_dir={tmp_path / 'run'}"]) == 3
     out, err = capsys.readouterr()
     assert out == ""
@@ -63,7 +65,7 @@ def test_a_pair_is_one_row_of_the_account(tmp_path, length):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     reading = read("tokenized", str(path))
-    corpus = tokenize(reading.questions, None, max_length=length)
+    corpus = tokenize(reading.questions, load_tokenizer("sample"), max_length=length)
     for lost in corpus.dropped:
         reading.report.drop_truncated(lost.question, lost.response, lost.found)
     account = reading.report.to_json()

@@ -1,5 +1,7 @@
 """The reference cache: by content, continued where it stopped, refused where it does not belong."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,9 +53,12 @@ def test_of_the_same_tokens_twice_the_first_number_stays(tmp_path):
 def test_another_model_or_a_damaged_file_is_refused(tmp_path):
     cache = Cache(tmp_path, KEY)
     cache.add(digests(2), np.array([1.0, 2.0]), write=True)
+    other = Cache(tmp_path, KEY | {"weights": "other"})
+    assert digests(2)[0] not in other
+    (part,) = cache.folder.glob("part-*")
+    shutil.copy(part, other.folder)
     with pytest.raises(UserError, match="was made for"):
         Cache(tmp_path, KEY | {"weights": "other"})
-    (part,) = tmp_path.glob("part-*")
     data = bytearray(part.read_bytes())
     data[-1] ^= 1
     part.write_bytes(bytes(data))
