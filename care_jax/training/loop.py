@@ -206,13 +206,13 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
             nonlocal in_flight
             if in_flight is None:
                 return
-            number, metrics, host, seconds = in_flight
+            number, metrics, host, dispatched = in_flight
             in_flight = None
             values = {name: np.asarray(value).item() for name, value in jax.device_get(metrics).items()}
             skipped = int(values.pop("skipped"))
             log_ratio = values.pop(LOG_RATIO, 0.0)
             values["learning_rate"] = float(schedule(number - 1))
-            recorder.step(number, values, host, flops, seconds)
+            recorder.step(number, values, host, flops, dispatched)
             if skipped:
                 say(f"step {number}: loss or gradient not finite, update skipped ({skipped} in a row)")
             if skipped >= config.nonfinite.max_consecutive:
@@ -229,11 +229,10 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
         while True:
             if profile is not None and step_number == profile.start:
                 jax.profiler.start_trace(str(folder / "profile"))
-            began = time.perf_counter()
+            dispatched = time.perf_counter()
             state, metrics = compiled(state, batch)
-            seconds = time.perf_counter() - began
             settle()
-            in_flight = (step_number, metrics, told, seconds)
+            in_flight = (step_number, metrics, told, dispatched)
             number = step_number
             if profile is not None and number == min(profile.start + profile.steps - 1, total):
                 settle()

@@ -145,15 +145,15 @@ class Recorder:
         """The loop stood still for input."""
         self._input_wait += seconds
 
-    def step(self, number: int, values: Metrics, host: Metrics, flops_per_token: float, call_seconds: float) -> None:
+    def step(self, number: int, values: Metrics, host: Metrics, flops_per_token: float, dispatched: float) -> None:
         """One step's line: names as TRL logs them, then the batch, then what depends on the clock.
 
-        call_seconds: that the dispatch of the step took. A step takes the time since the one before was recorded; where
-        the backend computes within the call (as the CPU's may), it takes that.
+        dispatched: when the step was. It took the time since the one before was recorded, unless the backend let us
+        record that one only when this one was done too (the CPU's may): then the time since it was dispatched.
         """
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
-        seconds = call_seconds if call_seconds > elapsed / 2 else elapsed
+        seconds = elapsed if elapsed > (now - dispatched) / 4 else now - dispatched
         names = [name for name in STEP_NAMES if name in values or name in ALWAYS]
         line = {name: values.get(name) for name in names}
         line |= {name: value for name, value in values.items() if name not in names} | dict(host)
