@@ -1,5 +1,6 @@
 """A run from its configuration to its export, in the order in which things happen."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -60,12 +61,20 @@ def train(config: Config | Mapping[str, Any] | str | os.PathLike, **overrides: A
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     folder, config = open_run(config)
     say(configs.summary(config))
-    with jax.set_mesh(mesh), StopSignal() as stop:
-        return _run(config, folder, objective, mesh, stop)
-
-
-def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.sharding.Mesh, stop: StopSignal) -> Run:
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
+    # Closed whatever ends the run: what Orbax does beside us must not outlive it.
+    with contextlib.closing(checkpoints), jax.set_mesh(mesh), StopSignal() as stop:
+        return _run(config, folder, objective, mesh, stop, checkpoints)
+
+
+def _run(
+    config: Config,
+    folder: pathlib.Path,
+    objective: Objective,
+    mesh: jax.sharding.Mesh,
+    stop: StopSignal,
+    checkpoints: Checkpoints,
+) -> Run:
     start = checkpoints.latest() if config.resume != "never" else None
     if start is not None and (folder / "export").exists() and checkpoints.meta(start)["last"] == start:
         say(f"{folder} holds a finished run of {start} steps")
@@ -265,11 +274,11 @@ def _run(config: Config, folder: pathlib.Path, objective: Objective, mesh: jax.s
             if number == total and not stop.requested:
                 break
             if stop.requested:
-                checkpoints.close()
+                checkpoints.wait()
                 recorder.close()
                 raise Interrupted(f"stopped at step {number} of {total}; saved: the same command goes on from there")
 
-    checkpoints.close()
+    checkpoints.wait()
     final = state.params if state.lora is None else lora.merge(model, state.params, state.lora)
     export(folder / "export", model, final, tokenizer, source)
     if held_out is not None:
