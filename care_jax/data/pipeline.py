@@ -171,15 +171,15 @@ def steps(
     ref_logps: RefLogps | None = None,
     threads: int = 2,
     prefetch: int = 4,
-) -> "grain.IterDataset[tuple[int, Batch]]":
-    """(n, batch) for every step n in [start, stop), counted from 0, as numpy arrays, made ahead by threads.
+) -> "grain.IterDataset[tuple[int, Batch, StepPlan]]":
+    """(n, batch, plan) for every step n in [start, stop), counted from 0, as numpy arrays, made ahead by threads.
 
     rows: those of every microbatch that this process owns. A batch is a function of n alone, whatever the threads.
     """
 
-    def make(step: int) -> tuple[int, Batch]:
+    def make(step: int) -> tuple[int, Batch, StepPlan]:
         plan = plan_step(step_units(stream, int(step), examples), corpus, layout, mismatched)
-        return int(step), fill(plan, corpus, rows, ref_logps)
+        return int(step), fill(plan, corpus, rows, ref_logps), plan
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options)

@@ -22,14 +22,17 @@ class Opened:
     tokenizer: Any
 
 
+def local_folder(path: str, revision: str | None = None) -> pathlib.Path:
+    """The local folder of `model.path`: the packaged sample's, a folder, or a hub id's download."""
+    return SAMPLE / "model" if path == "sample" else models.resolve(path, revision)
+
+
 def model_folder(path: str) -> pathlib.Path:
     """The local folder of a model: a folder, a hub id, the packaged `sample`, or a run directory, whose export it is.
 
     Raises UserError where there is no such thing.
     """
-    if path == "sample":
-        return SAMPLE / "model"
-    folder = models.resolve(path)
+    folder = local_folder(path)
     exported = folder / "export"
     return exported if not (folder / "config.json").exists() and (exported / "config.json").is_file() else folder
 

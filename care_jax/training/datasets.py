@@ -15,7 +15,7 @@ from care_jax.config import Config
 from care_jax.config.blocks import SourceConfig, Split
 from care_jax.data import hygiene, pipeline, preferences
 from care_jax.data.corpus import Corpus
-from care_jax.data.packing import Batch, Layout, plan_step
+from care_jax.data.packing import Batch, Layout
 from care_jax.data.preferences import Unit
 from care_jax.data.questions import Question, Stored, is_ids
 from care_jax.data.readers import Reading, read
@@ -64,26 +64,29 @@ class Prepared:
 
     def batches(self, first: int, rows: slice) -> Iterator[tuple[int, Batch, dict[str, Any]]]:
         """(step, batch, what the log says of the batch) from the step behind `first`, made ahead by threads."""
-        layout, known = self.layout, self.ref_logps
 
-        def lookup(questions: np.ndarray, responses: np.ndarray) -> np.ndarray:
-            assert known is not None
-            return np.asarray([known[int(q), int(r)] for q, r in zip(questions, responses)], np.float32)
+        def known(questions: np.ndarray, responses: np.ndarray) -> np.ndarray:
+            return self.values(list(zip(questions.tolist(), responses.tolist())))
 
-        def make(index: int) -> tuple[int, Batch, dict[str, Any]]:
-            units = pipeline.step_units(self.stream, int(index), self.examples)
-            plan = plan_step(units, self.corpus, layout, self.mismatched)
-            batch = pipeline.fill(plan, self.corpus, rows, None if known is None else lookup)
+        made = pipeline.steps(
+            self.stream,
+            self.corpus,
+            self.layout,
+            self.examples,
+            first,
+            self.steps,
+            mismatched=self.mismatched,
+            rows=rows,
+            ref_logps=None if self.ref_logps is None else known,
+        )
+        for index, batch, plan in made:
             extra = 0 if plan.mismatched is None else plan.mismatched.tokens
             told = {
                 "tokens": plan.tokens + extra,
                 "pairs": len(plan.pairs),
                 "packing_efficiency": round(plan.efficiency, 6),
             }
-            return int(index) + 1, batch, told
-
-        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-        return iter(grain.MapDataset.range(first, self.steps).map(make).to_iter_dataset(options))
+            yield index + 1, batch, told
 
     def values(self, sequences: Sequence[Sequence_]) -> np.ndarray:
         """Reference logps [len(sequences)] float32."""

@@ -8,9 +8,10 @@ from care_jax import config as configs
 from care_jax import models, sharding
 from care_jax.data.chat import load_tokenizer
 from care_jax.errors import UserError
+from care_jax.evaluation.opened import local_folder
 from care_jax.models import lora
 from care_jax.training.checkpoints import Checkpoints
-from care_jax.training.loop import load_model, model_folder, new_adapters
+from care_jax.training.loop import load_model, new_adapters
 
 
 def export_run(run: str | pathlib.Path, folder: str | pathlib.Path, *, adapter: bool = False) -> int:
@@ -35,14 +36,14 @@ def export_run(run: str | pathlib.Path, folder: str | pathlib.Path, *, adapter: 
         raise UserError(f"{run}: holds no checkpoint yet")
 
     mesh = sharding.make_mesh()
-    source = model_folder(config.model.path, config.model.revision)
+    source = local_folder(config.model.path, config.model.revision)
     with jax.set_mesh(mesh):
         if config.model.lora is None:
             model = models.from_config(source, dtype=config.model.dtype)
             like = models.abstract_params(model.arch, config.model.param_dtype, mesh)
             params = checkpoints.restore_trained(step, like, adapters=False)
         else:
-            model, params = load_model(config, mesh, config.model.path, config.model.revision)
+            model, params = load_model(config, mesh, source)
             fresh, _ = new_adapters(config, model, mesh)
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh)
             adapters = checkpoints.restore_trained(step, like, adapters=True)

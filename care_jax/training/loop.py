@@ -18,7 +18,7 @@ from care_jax import losses, models, sharding
 from care_jax.config import Config, steps_of
 from care_jax.data import pipeline
 from care_jax.data.chat import load_tokenizer
-from care_jax.data.files import SAMPLE
+from care_jax.evaluation.opened import local_folder
 from care_jax.models import lora, safetensors_io
 from care_jax.training import evaluate, gates, placing
 from care_jax.training.checkpoints import Checkpoints
@@ -83,7 +83,7 @@ def _run(
 
     # ---- The data: questions, tokens, units, and the plan of every step to be run.
     rows = placing.own_rows(mesh, config.batch.microbatch_rows)
-    source = model_folder(config.model.path, config.model.revision)
+    source = local_folder(config.model.path, config.model.revision)
     check_folder(config, source)
     tokenizer = load_tokenizer(str(source))
     data = prepare(config, tokenizer, objective, folder)
@@ -93,7 +93,7 @@ def _run(
     gates.best_metric(config, data)
 
     # ---- The model on the mesh, and what trains it: all weights, or adapters on a base that stays.
-    model, params = load_model(config, mesh, config.model.path, config.model.revision)
+    model, params = load_model(config, mesh, source)
     weights = fingerprint(params)
     write_manifest(folder, config, data.files, weights)
     schedule = make_schedule(config.optimizer, total)
@@ -110,7 +110,7 @@ def _run(
     precomputed = objective.needs_ref and config.reference.mode == "precompute"
     ref_params = params if objective.needs_ref else None
     if objective.needs_ref and config.reference.path is not None:
-        _, ref_params = load_model(config, mesh, config.reference.path, None)
+        _, ref_params = load_model(config, mesh, local_folder(config.reference.path))
     if precomputed:
         ref_weights = weights if own_reference else fingerprint(ref_params)
         key = {"weights": ref_weights, "dtype": config.model.dtype, "attention": config.model.attention}
@@ -287,11 +287,6 @@ def _run(
     return Run(folder, recorder.lines, model, final)
 
 
-def model_folder(path: str, revision: str | None) -> pathlib.Path:
-    """The local folder of `model.path`: the packaged sample's, a folder, or a hub id's download."""
-    return SAMPLE / "model" if path == "sample" else models.resolve(path, revision)
-
-
 def check_folder(config: Config, folder: pathlib.Path) -> None:
     """Raises UserError for a family or a folder that cannot be loaded, before anything is read or tokenized."""
     models.read_config(folder)
@@ -299,13 +294,12 @@ def check_folder(config: Config, folder: pathlib.Path) -> None:
         safetensors_io.folder_tensors(folder)
 
 
-def load_model(config: Config, mesh: jax.sharding.Mesh, path: str, revision: str | None) -> tuple[Any, Any]:
+def load_model(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path) -> tuple[Any, Any]:
     """The model and its weights on the mesh: pretrained, or random from a config.json and the run's seed.
 
     With `model.lora` the weights are a base in its `base_dtype`, and the model takes adapters.
     """
     options = {"dtype": config.model.dtype, "remat": config.model.remat, "attention": config.model.attention}
-    folder = model_folder(path, revision)
     adapted = config.model.lora
     dtype = config.model.param_dtype if adapted is None else adapted.base_dtype
     if config.model.init == "random":

@@ -82,15 +82,15 @@ def test_steps_by_random_access_and_in_turn_are_the_same():
     stream, corpus, layout, examples, total = small_run()
     layout, _ = pipeline.plan_run(stream, corpus, layout, examples, total)
     whole = list(pipeline.steps(stream, corpus, layout, examples, 0, total, threads=3))
-    assert [n for n, _ in whole] == list(range(total))
+    assert [n for n, _, _ in whole] == list(range(total))
     resumed = list(pipeline.steps(stream, corpus, layout, examples, 2, total, threads=1))
-    for (n, batch), (m, other) in zip(whole[2:], resumed, strict=True):
+    for (n, batch, _), (m, other, _) in zip(whole[2:], resumed, strict=True):
         assert n == m
         assert all(map(np.array_equal, jax.tree.leaves(batch), jax.tree.leaves(other)))
-    shapes = {tuple(x.shape for x in jax.tree.leaves(batch)) for _, batch in whole}
+    shapes = {tuple(x.shape for x in jax.tree.leaves(batch)) for _, batch, _ in whole}
     assert len(shapes) == 1  # so the step is compiled once
-    assert max(int(batch.n_microbatches) for _, batch in whole) == layout.microbatches
-    for n, batch in whole:
+    assert max(int(batch.n_microbatches) for _, batch, _ in whole) == layout.microbatches
+    for n, batch, _ in whole:
         units = pipeline.step_units(stream, n, examples)
         assert corpora.read_back(batch) == corpora.spelled(corpus, units)
 
@@ -106,7 +106,8 @@ def test_what_a_run_needs_of_the_reference():
         return np.asarray([table[int(q), int(r)] for q, r in zip(questions, responses)], np.float32)
 
     used = set()
-    for _, batch in pipeline.steps(stream, corpus, layout, examples, 0, total, mismatched=other, ref_logps=ref_logps):
+    made = pipeline.steps(stream, corpus, layout, examples, 0, total, mismatched=other, ref_logps=ref_logps)
+    for _, batch, _ in made:
         for part in (batch, batch.mismatched):
             used.update(part.ref_logps[part.segment_weights > 0].tolist())
             assert part.segment_weights.sum() == examples
@@ -117,5 +118,5 @@ def test_a_dataset_of_ones_own_stands_in():
     stream, corpus, layout, examples, _ = small_run()
     own = grain.MapDataset.source([stream[0], stream[1]]).repeat()
     layout, _ = pipeline.plan_run(own, corpus, layout, examples, 2)
-    batches = dict(pipeline.steps(own, corpus, layout, examples, 0, 2))
+    batches = {n: batch for n, batch, _ in pipeline.steps(own, corpus, layout, examples, 0, 2)}
     assert corpora.read_back(batches[0]) == corpora.spelled(corpus, [stream[0], stream[1], stream[0]])
