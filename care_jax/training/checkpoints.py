@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -26,12 +27,14 @@ class Checkpoints:
                 )
             )
         self._best = best
+        if not read_only:
+            _clear(folder)
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 create=not read_only,
                 save_root_metadata=not read_only,
-                cleanup_tmp_directories=not read_only,
+                cleanup_tmp_directories=False,  # by us: Orbax does it in a thread that it never joins
                 preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
             ),
             item_names=("state", "meta"),
@@ -78,6 +81,13 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _clear(folder: pathlib.Path) -> None:
+    """Removes what a killed save left half-written."""
+    if jax.process_index() == 0:
+        for left in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+            shutil.rmtree(left)
 
 
 def _stored(state: State) -> dict[str, Any]:
