@@ -136,13 +136,12 @@ def _placed(
     return array
 
 
-def _counted(sorted_ids: np.ndarray) -> np.ndarray:
-    """0, 1, 2, ... within every value of an array, in the order of its elements."""
-    order = np.argsort(sorted_ids, kind="stable")
-    ids = sorted_ids[order]
-    first = np.searchsorted(ids, ids)
+def _counted(ids: np.ndarray) -> np.ndarray:
+    """0, 1, 2, ... within every value of an array of small integers, in the order of its elements."""
+    order = np.argsort(ids, kind="stable")
+    counts = np.bincount(ids)
     nth = np.empty(len(ids), np.int64)
-    nth[order] = np.arange(len(ids)) - first
+    nth[order] = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
     return nth
 
 

@@ -3,6 +3,7 @@
 A plan depends on lengths only, so every host makes the same one and fills (`filling.fill`) only the rows it owns.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from jaxtyping import Int64
 
 from care_jax.data.bins import Bin, Cluster, Room, TooLarge, pack
 from care_jax.data.corpus import Corpus
+from care_jax.data.laying import lay_out
 from care_jax.data.preferences import Unit
 from care_jax.errors import UserError
 
@@ -51,7 +53,8 @@ class Layout:
     """The static sizes of a batch, the same in every step of a run (so that the step is compiled once).
 
     rows M, row_length R, responses S, completions C, pairs P, groups G, width K, microbatches A (as many as the fullest
-    step needs; 0 while not yet known: `plan_run` says). packing, share_responses, share_prompts: as `batch.*`.
+    step needs; 0 while not yet known: `plan_run` says). half_rows: rows that are run of a microbatch which holds
+    nothing in the others (0: all of them, always). packing, share_responses, share_prompts: as `batch.*`.
     """
 
     rows: int
@@ -62,6 +65,7 @@ class Layout:
     groups: int = 1
     width: int = 1
     microbatches: int = 0
+    half_rows: int = 0
     packing: bool = True
     share_responses: bool = True
     share_prompts: bool = True
@@ -77,6 +81,7 @@ class Layout:
             not self.packing,
             self.share_prompts and self.packing,
             merge and self.share_responses,
+            self.half_rows,
         )
 
 
@@ -92,6 +97,7 @@ class StepPlan:
 
     layout: Layout
     count: int  # microbatches that hold anything
+    rows_run: int  # rows of those microbatches, less the halves that are not run
     sequences: Int64[np.ndarray, "responses 2"]
     lengths: Int64[np.ndarray, " responses"]
     microbatch: Int64[np.ndarray, " responses"]
@@ -115,33 +121,45 @@ class StepPlan:
     @property
     def efficiency(self) -> float:
         """The part of the token slots run that is filled."""
-        return self.tokens / max(1, self.count * self.layout.rows * self.layout.row_length)
+        return self.tokens / max(1, self.rows_run * self.layout.row_length)
 
 
 # --- from units to clusters ------------------------------------------------------------------------------------------
 
 
-def _cluster(corpus: Corpus, question: int, names: Sequence[int], **fields: Any) -> Cluster:
-    lengths = [corpus.length(question, name) for name in names]
-    return Cluster(question, int(corpus.prompt_lengths[question]), list(names), lengths, **fields)
-
-
 def atoms_of(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> list[tuple[Cluster, Unit, tuple]]:
     """What may not be divided, with its unit and the pairs (positions in its responses) it serves."""
-    found: list[tuple[Cluster, Unit, tuple]] = []
+    parts: list[tuple[Unit, tuple[int, ...], tuple]] = []  # unit, its responses here, pairs of these
     for unit in units:
-        ids = [corpus.response_id(unit.question, response) for response in unit.responses]
         if unit.pairs and not layout.share_responses:
-            for chosen, rejected in unit.pairs:
-                cluster = _cluster(corpus, unit.question, [ids[chosen], ids[rejected]], pairs=1)
-                found.append((cluster, unit, ((0, 1),)))
+            parts += [(unit, (unit.responses[i], unit.responses[j]), ((0, 1),)) for i, j in unit.pairs]
         else:
-            is_list = not unit.pairs and unit.desirable is None
-            cluster = _cluster(corpus, unit.question, ids, pairs=len(unit.pairs), groups=int(is_list))
-            found.append((cluster, unit, unit.pairs))
-    for number, (cluster, _, _) in enumerate(found):
-        cluster.uses = [number]
+            parts.append((unit, unit.responses, unit.pairs))
+    questions = np.asarray([unit.question for unit, _, _ in parts], np.int64)
+    first = corpus.first_response[questions].tolist()
+    names = [[base + response for response in responses] for base, (_, responses, _) in zip(first, parts)]
+    prompts, lengths = _lengths(corpus, questions, names)
+    found: list[tuple[Cluster, Unit, tuple]] = []
+    at = 0
+    for number, (unit, _, pairs) in enumerate(parts):
+        is_list = not pairs and unit.desirable is None
+        own_lengths = lengths[at : at + len(names[number])]
+        at += len(own_lengths)
+        cluster = Cluster(
+            unit.question, prompts[number], names[number], own_lengths, len(pairs), int(is_list), uses=[number]
+        )
+        found.append((cluster, unit, pairs))
     return found
+
+
+def _lengths(
+    corpus: Corpus, questions: Int64[np.ndarray, " n"], names: Sequence[Sequence[int]]
+) -> tuple[list[int], list[int]]:
+    """(prompt tokens of each question, completion tokens of each response id behind it, one after the other)."""
+    prompts = corpus.prompt_lengths[questions]
+    ids = np.fromiter(itertools.chain.from_iterable(names), np.int64)
+    room = corpus.max_length - np.repeat(prompts, [len(own) for own in names])
+    return prompts.tolist(), np.minimum(corpus.completion_lengths[ids], room).tolist()
 
 
 def _gathered(atoms: Sequence[Cluster], merge: bool) -> list[Cluster]:
@@ -194,17 +212,13 @@ def plan_step(units: Sequence[Unit], corpus: Corpus, layout: Layout, mismatched:
     question stay together where they fit. mismatched: the layout of KTO's mismatched completions, if they are needed.
     Raises UserError naming a question that needs more rows than a microbatch has, with the number it needs.
     """
-    atoms = atoms_of(units, corpus, layout)
-    # A response that two labelled units name is two units, and stands twice.
-    merge = layout.share_responses and not any(unit.desirable is not None for unit in units)
-    clusters = _gathered([cluster for cluster, _, _ in atoms], merge)
-    bins = _pack(clusters, layout, merge, corpus)
+    atoms, merge, bins = _packed(units, corpus, layout)
     slots = _slots_of(bins, merge)
-    order, plan = _lay_out(bins, layout)
+    order, plan = lay_out(bins, layout.row_length, layout.share_prompts and layout.packing)
 
     weights = np.zeros(len(plan["lengths"]), np.float32)
     desirable = np.zeros(len(plan["lengths"]), bool)
-    first = np.searchsorted(plan["microbatch"], np.arange(len(bins)))
+    first = [0, *itertools.accumulate(len(bin_.placed) for bin_ in bins)]
     pairs, pair_weights, lists, list_weights = [], [], [], []
     for use, (_, unit, own_pairs) in enumerate(atoms):
         number, own = slots[use]
@@ -221,6 +235,7 @@ def plan_step(units: Sequence[Unit], corpus: Corpus, layout: Layout, mismatched:
     return StepPlan(
         layout=layout,
         count=len(bins),
+        rows_run=sum(bin_.rows_run(layout.rows, layout.half_rows) for bin_ in bins),
         **plan,
         weights=weights,
         desirable=desirable,
@@ -232,33 +247,57 @@ def plan_step(units: Sequence[Unit], corpus: Corpus, layout: Layout, mismatched:
     )
 
 
+def count_step(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> tuple[int, int]:
+    """(microbatches, rows run) of the plan of these units, without making the rest of it."""
+    _, _, bins = _packed(units, corpus, layout)
+    return len(bins), sum(bin_.rows_run(layout.rows, layout.half_rows) for bin_ in bins)
+
+
+def _packed(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> tuple[list[tuple], bool, list[Bin]]:
+    """(atoms, whether a response stands once for all of them, the microbatches)."""
+    atoms = atoms_of(units, corpus, layout)
+    # A response that two labelled units name is two units, and stands twice.
+    merge = layout.share_responses and not any(unit.desirable is not None for unit in units)
+    return atoms, merge, _pack(_gathered([cluster for cluster, _, _ in atoms], merge), layout, merge, corpus)
+
+
 def plan_responses(corpus: Corpus, sequences: Sequences, layout: Layout) -> StepPlan:
     """Lays out sequences, (question, response id) each, as training rows; `plan.microbatch` and `plan.slot` in the
     order of `sequences` say where each one's number will be. Units' weights are 1 on every response.
     """
-    clusters = []
-    for use, (question, response) in enumerate(sequences):
-        clusters.append(_cluster(corpus, int(question), [int(response)], uses=[use]))
-    bins: list[Bin] = []
-    for window in range(0, len(clusters), _WINDOW):
-        bins += _pack(_gathered(clusters[window : window + _WINDOW], merge=False), layout, False, corpus)
-    order, plan = _lay_out(bins, layout)
+    bins = _packed_responses(corpus, sequences, layout)
+    order, plan = lay_out(bins, layout.row_length, layout.share_prompts and layout.packing)
     slots = _slots_of(bins, merge=False)
-    first = np.searchsorted(plan["microbatch"], np.arange(len(bins)))
-    back = np.asarray([first[slots[u][0]] + order[slots[u][0]][slots[u][1][0]] for u in range(len(clusters))], np.int64)
+    first = [0, *itertools.accumulate(len(bin_.placed) for bin_ in bins)]
+    places = (slots[use] for use in range(len(sequences)))
+    back = np.asarray([first[number] + order[number][own[0]] for number, own in places], np.int64)
     per_response = ("sequences", "lengths", "microbatch", "slot", "start", "predictor")
     plan |= {name: plan[name][back] for name in per_response}
     return StepPlan(
         layout=layout,
         count=len(bins),
+        rows_run=sum(bin_.rows_run(layout.rows, layout.half_rows) for bin_ in bins),
         **plan,
-        weights=np.ones(len(clusters), np.float32),
-        desirable=np.zeros(len(clusters), bool),
+        weights=np.ones(len(sequences), np.float32),
+        desirable=np.zeros(len(sequences), bool),
         pairs=np.zeros((0, 3), np.int64),
         pair_weights=np.zeros(0, np.float32),
         lists=(),
         list_weights=np.zeros(0, np.float32),
     )
+
+
+def _packed_responses(corpus: Corpus, sequences: Sequences, layout: Layout) -> list[Bin]:
+    names = [(int(response),) for _, response in sequences]
+    prompts, lengths = _lengths(corpus, np.asarray([question for question, _ in sequences], np.int64), names)
+    clusters = [
+        Cluster(int(question), prompts[use], list(names[use]), [lengths[use]], uses=[use])
+        for use, (question, _) in enumerate(sequences)
+    ]
+    bins: list[Bin] = []
+    for window in range(0, len(clusters), _WINDOW):
+        bins += _pack(_gathered(clusters[window : window + _WINDOW], merge=False), layout, False, corpus)
+    return bins
 
 
 def mismatched_sequences(units: Sequence[Unit], corpus: Corpus) -> list[tuple[int, int]]:
@@ -278,6 +317,11 @@ def mismatched_sequences(units: Sequence[Unit], corpus: Corpus) -> list[tuple[in
         other = units[number - back]
         found.append((unit.question, corpus.response_id(other.question, other.responses[0])))
     return found
+
+
+def count_mismatched(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> int:
+    """Microbatches that the mismatched completions of these units need."""
+    return len(_packed_responses(corpus, mismatched_sequences(units, corpus), layout))
 
 
 def _plan_mismatched(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> StepPlan:
@@ -316,45 +360,3 @@ def rows_needed(cluster: Cluster, layout: Layout, merge: bool = True) -> int:
         for rows in range(1, len(cluster.names) + 1)
         if Bin(room._replace(rows=rows)).fit(cluster, room._replace(rows=rows)) is not None
     )
-
-
-def _lay_out(bins: Sequence[Bin], layout: Layout) -> tuple[list[list[int]], dict[str, Any]]:
-    """Columns, segments and final slots (by row, then column). order[microbatch][slot while packing] = final slot."""
-    share = layout.share_prompts and layout.packing
-    order: list[list[int]] = []
-    responses: list[tuple[int, ...]] = []  # question, response, length, microbatch, slot, start, predictor
-    segments: list[tuple[int, ...]] = []
-    for number, bin_ in enumerate(bins):
-        own = [-1] * len(bin_.placed)
-        by_row: list[dict[int, list[int]]] = [{} for _ in range(layout.rows)]
-        for slot, (question, _, _, row) in enumerate(bin_.placed):
-            by_row[row].setdefault(question, []).append(slot)
-        final = 0
-        for row, blocks in enumerate(by_row):
-            column, segment = 0, 0
-            for question, members in blocks.items():
-                prompt = bin_.prompt_lengths[question]
-                prompt_end = prompt_segment = 0
-                for place, slot in enumerate(members):
-                    _, response, length, _ = bin_.placed[slot]
-                    if place == 0 or not share:
-                        segment += 1
-                        prompt_segment = segment
-                        segments.append((number, row, column, prompt, question, -1, segment, segment, 0))
-                        column += prompt
-                        prompt_end = row * layout.row_length + column - 1
-                    if share:
-                        segment += 1
-                    segments.append((number, row, column, length, -1, response, segment, prompt_segment, prompt))
-                    start = row * layout.row_length + column
-                    responses.append((question, response, length, number, final, start, prompt_end))
-                    own[slot] = final
-                    final += 1
-                    column += length
-        order.append(own)
-    table = np.asarray(responses, np.int64).reshape(-1, 7)
-    names = ("lengths", "microbatch", "slot", "start", "predictor")
-    arrays: dict[str, Any] = {name: table[:, 2 + n] for n, name in enumerate(names)}
-    arrays["sequences"] = table[:, :2]
-    arrays["segments"] = np.asarray(segments, np.int64).reshape(-1, 9)
-    return order, arrays

@@ -1,12 +1,13 @@
 """The stream of units and the steps made of it: which units step n holds is a function of (seed, n) alone."""
 
 import dataclasses
+import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
 import grain
-import numpy as np
 
 from care_jax.data.corpus import Corpus, concatenate, tokenize
 from care_jax.data.filling import RefLogps, fill, unpack
@@ -14,6 +15,8 @@ from care_jax.data.packing import (
     Batch,
     Layout,
     StepPlan,
+    count_mismatched,
+    count_step,
     mismatched_sequences,
     plan_responses,
     plan_step,
@@ -32,24 +35,37 @@ __all__ = [
 _GRAIN_SEEDS = 2**32
 
 
-class _Passes(grain.MapDataset):
-    """Several sources one after the other, each with its part of an epoch; behind it comes the next epoch."""
+class _Mixture(grain.MapDataset):
+    """Several sources one after the other, each with its part of an epoch; behind it comes the next epoch.
 
-    def __init__(self, parents: Sequence[grain.MapDataset], counts: Sequence[int]):
-        super().__init__(list(parents))
-        self._ends = np.cumsum(counts)
-        self._counts = list(counts)
+    A seed (of a source, of the whole) shuffles every epoch by grain's permutation, as `MapDataset.shuffle` does: a step
+    looks up a hundred units and more, and one look-up through datasets in layers takes ten times as long.
+    """
+
+    def __init__(self, sources: Sequence[tuple[Sequence[Unit], int, int | None]], seed: int | None):
+        super().__init__()
+        self._sources, self._seed = list(sources), seed
+        self._ends = list(itertools.accumulate(count for _, count, _ in sources))
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.slice(index)
-        epoch, place = divmod(index, len(self))
-        source = int(np.searchsorted(self._ends, place, side="right"))
-        count = self._counts[source]
-        return self._parents[source][epoch * count + place - (int(self._ends[source]) - count)]
+        epoch, place = divmod(_shuffled(int(index), len(self), self._seed), len(self))
+        number = bisect_right(self._ends, place)
+        items, count, seed = self._sources[number]
+        return items[_shuffled(epoch * count + place - (self._ends[number] - count), len(items), seed) % len(items)]
+
+
+def _shuffled(index: int, length: int, seed: int | None) -> int:
+    """Where position `index` of the epochs comes from, in the same epoch."""
+    if seed is None:
+        return index
+    epoch, place = divmod(index, length)
+    own = (seed + epoch) % _GRAIN_SEEDS
+    return epoch * length + grain.experimental.index_shuffle(place, max_index=length - 1, seed=own, rounds=4)
 
 
 def mixture(
@@ -59,36 +75,16 @@ def mixture(
     the other half the next time). Shuffled, every epoch is grain's own permutation; else the order is the sources'.
     An index behind the end goes on with the next epoch, without end.
     """
-    parents, counts = [], []
+    parts = []
     for number, (own, weight) in enumerate(sources):
         if weight <= 0:
             raise UserError(f"data.train[{number}].weight: expected a number above 0, found {weight}")
         if not len(own):
             raise UserError(f"data.train[{number}]: no unit is left: every question was filtered away or has no pair")
-        parent = grain.MapDataset.source(_Endless(own))
-        if shuffle and weight != int(weight):
-            # Else a part of a pass would be the beginning of a file, which is seldom in random order.
-            parent = parent.shuffle(seed=stable_hash(seed, "source", number) % _GRAIN_SEEDS)
-        parents.append(parent)
-        counts.append(max(1, math.floor(weight * len(own) + 0.5)))
-    whole = _Passes(parents, counts)
-    return whole.shuffle(seed=seed % _GRAIN_SEEDS) if shuffle else whole
-
-
-class _Endless:
-    """A sequence of units as a source for grain."""
-
-    def __init__(self, items: Sequence[Unit]):
-        self._items = items
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: Any) -> Unit:
-        return self._items[int(index)]
-
-    def __repr__(self) -> str:
-        return f"{len(self._items)} units"
+        # Else a part of a pass would be the beginning of a file, which is seldom in random order.
+        shuffled = stable_hash(seed, "source", number) % _GRAIN_SEEDS if shuffle and weight != int(weight) else None
+        parts.append((own, max(1, math.floor(weight * len(own) + 0.5)), shuffled))
+    return _Mixture(parts, seed % _GRAIN_SEEDS if shuffle else None)
 
 
 def units(
@@ -129,13 +125,19 @@ def plan_run(
     total: int,
     mismatched: Layout | None = None,
 ) -> tuple[Layout, Layout | None]:
-    """The layouts with `microbatches` set to what the fullest of the steps to be run needs."""
-    most, most_mismatched = 0, 0
+    """The layouts with `microbatches` set to what the fullest of the steps to be run needs, and `half_rows` to 0 where
+    no step would run half a microbatch.
+    """
+    most, most_mismatched, halves = 0, 0, False
     for step in range(total):
-        plan = plan_step(step_units(stream, step, examples), corpus, layout, mismatched)
-        most = max(most, plan.count)
-        most_mismatched = max(most_mismatched, 0 if plan.mismatched is None else plan.mismatched.count)
-    sized = dataclasses.replace(layout, microbatches=most)
+        own = step_units(stream, step, examples)
+        count, rows = count_step(own, corpus, layout)
+        most, halves = max(most, count), halves or rows < count * layout.rows
+        if mismatched is not None:
+            most_mismatched = max(most_mismatched, count_mismatched(own, corpus, mismatched))
+    # One microbatch alone is run without a loop, and whole.
+    halves = halves and most > 1
+    sized = dataclasses.replace(layout, microbatches=most, half_rows=layout.half_rows if halves else 0)
     return sized, None if mismatched is None else dataclasses.replace(mismatched, microbatches=most_mismatched)
 
 

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ class TokenCache:
 
     def __init__(self, folder: pathlib.Path, about: dict[str, Any]):
         self.folder, self.about = folder, about
+        self._last = threading.local()  # what this thread read last: a step asks for its prompts, then for its answers
 
     @functools.cached_property
     def _records(self) -> Any:
@@ -41,15 +43,21 @@ class TokenCache:
 
         return grain.sources.ArrayRecordDataSource(str(self.folder / _TOKENS))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "about": self.about}
+    def __reduce__(self) -> Any:
+        return TokenCache, (self.folder, self.about)
 
     def gather(self, records: Int64[np.ndarray, " n"]) -> tuple[Int32[np.ndarray, " total"], Int64[np.ndarray, " n"]]:
         """(ids of these records, one after the other, each record once; where each asked for begins)."""
         distinct, inverse = np.unique(records, return_inverse=True)
-        parts = [np.frombuffer(data, "<i4") for data in self._records.__getitems__(distinct.tolist())]
-        ends = np.cumsum([len(part) for part in parts])
-        return np.concatenate(parts).astype(np.int32), (ends - [len(part) for part in parts])[inverse].astype(np.int64)
+        asked = distinct.tobytes()
+        if getattr(self._last, "asked", None) != asked:
+            # One by one: in a single call grain starts threads, one a file, and there is one file.
+            parts = [self._records[record] for record in distinct.tolist()]
+            lengths = np.asarray([len(part) // 4 for part in parts], np.int64)
+            self._last.asked = asked
+            self._last.found = np.frombuffer(b"".join(parts), "<i4").astype(np.int32), np.cumsum(lengths) - lengths
+        ids, starts = self._last.found
+        return ids, starts[inverse]
 
     def check(self, tokenizer: Any, template: str, date: str | None) -> None:
         """Raises UserError where another tokenizer or chat template would make other ids."""
