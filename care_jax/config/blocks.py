@@ -61,7 +61,7 @@ class ModelConfig(Block):
     dtype: Dtype = "bfloat16"
     param_dtype: Dtype = "float32"
     remat: Literal["none", "dots", "full"] = "full"
-    attention: Literal["auto", "xla", "xla_chunked"] = "auto"
+    attention: Literal["auto", "xla", "xla_chunked", "splash", "pallas"] = "auto"
     lora: LoraConfig | None = None
 
 

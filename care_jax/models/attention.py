@@ -1,28 +1,77 @@
 """Causal attention over packed rows: segments, shared prompts, windows, soft caps; one signature, several programs."""
 
+import functools
+import sys
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from care_jax.errors import UserError, nearest
+from care_jax.models import kernels
 
-IMPLEMENTATIONS = ("auto", "xla", "xla_chunked")
+IMPLEMENTATIONS = ("auto", "xla", "xla_chunked", *kernels.KERNELS)
 
 # Rows up to this length hold their [length, length] scores at once; longer ones go through in chunks of queries.
 CHUNK = 512
 _DENSE_LENGTH = 1024
 
 
-def choose(implementation: str, length: int) -> str:
-    """The program that `auto` means for rows of this length; UserError for an unknown name."""
+def check(implementation: str, soft_cap: float | None = None) -> None:
+    """UserError for a name that is none, or a kernel that no row of this model can go through."""
     if implementation not in IMPLEMENTATIONS:
         raise UserError(
             f"model.attention: {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}"
             + nearest(implementation, IMPLEMENTATIONS)
         )
+    if implementation == "pallas" and soft_cap is not None:
+        raise _refused("pallas", kernels.no_soft_cap(soft_cap))
+
+
+def check_platform(implementation: str) -> None:
+    """UserError for a kernel of another machine than this one (or the mesh in context)."""
+    reason = kernels.wrong_platform(implementation) if implementation in kernels.KERNELS else None
+    if reason is not None:
+        raise _refused(implementation, reason)
+
+
+def _refused(implementation: str, reason: str) -> UserError:
+    return UserError(f"model.attention: {implementation} cannot serve: {reason}; or set model.attention: auto")
+
+
+def choose(implementation: str, *, length: int, **call: Any) -> str:
+    """The program for rows of this length; `call`: the further arguments of `kernels.refusal`.
+
+    `auto` is splash on a TPU where it can serve, else plain XLA: at once in short rows, in chunks in long ones. It says
+    on stderr what it is, once a choice. UserError for an unknown name, and for a kernel that cannot serve.
+    """
+    check(implementation)
+    if implementation in kernels.KERNELS:
+        reason = kernels.refusal(implementation, length=length, **call)
+        if reason is not None:
+            raise _refused(implementation, reason)
     if implementation != "auto":
         return implementation
-    return "xla" if length <= _DENSE_LENGTH else "xla_chunked"
+    plain = "xla" if length <= _DENSE_LENGTH else "xla_chunked"
+    platform = kernels.platform()
+    if platform != "tpu":
+        # The GPU's kernel takes neither shared prompts nor windows, so that it serves few runs: by name only.
+        _say(f"attention: auto is {plain} on {platform}, rows of {length}")
+        return plain
+    reason = kernels.refusal("splash", length=length, **call)
+    _say(
+        f"attention: auto is splash on tpu, rows of {length}"
+        if reason is None
+        else f"attention: auto is {plain} on tpu, rows of {length}: splash cannot serve: {reason}"
+    )
+    return "splash" if reason is None else plain
+
+
+@functools.cache
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)
 
 
 def visible(
@@ -79,7 +128,7 @@ def attend(
     *,
     positions: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"],
-    prompt_segment_ids: Int[Array, "B T"],
+    prompt_segment_ids: Int[Array, "B T"] | None,
     window: int | None,
     soft_cap: float | None,
     scale: float,
@@ -90,14 +139,33 @@ def attend(
 ) -> Float[Array, "B T H D"]:
     """Attention of every query over the keys it may see (`visible`); K divides H.
 
-    Without a cache the keys are the row's own (S = T). With one, `key_positions` and `key_segment_ids` describe its S
-    places and query 0 stands at place `offset`. Raises UserError for an unknown implementation.
+    prompt_segment_ids: None where no prompt is shared. Without a cache the keys are the row's own (S = T). With one,
+    `key_positions` and `key_segment_ids` describe its S places, query 0 stands at place `offset`, and the program is
+    always XLA's. Raises UserError for an implementation that is unknown or cannot serve.
     """
+    length = q.shape[1]
+    cached = key_positions is not None and key_segment_ids is not None
+    if not cached:
+        shared = prompt_segment_ids is not None
+        implementation = choose(
+            implementation,
+            length=length,
+            rows=q.shape[0],
+            window=window,
+            soft_cap=soft_cap,
+            shared_prompts=shared,
+            dtype=q.dtype,
+        )
+    if not cached and implementation in kernels.KERNELS:
+        return kernels.attend(
+            implementation, q, k, v, segment_ids, prompt_segment_ids, window=window, soft_cap=soft_cap, scale=scale
+        )
     if key_positions is None or key_segment_ids is None:
         key_positions, key_segment_ids = positions, segment_ids
-    length = q.shape[1]
+    if prompt_segment_ids is None:
+        prompt_segment_ids = segment_ids
     rows = jnp.arange(length) + offset
-    if choose(implementation, length) == "xla" or length <= CHUNK:
+    if implementation == "xla" or length <= CHUNK:
         mask = visible(rows, positions, segment_ids, prompt_segment_ids, key_positions, key_segment_ids, window)
         return _dense(q, k, v, mask, soft_cap, scale)
 

@@ -52,7 +52,7 @@ class Places(NamedTuple):
 
     positions: Int[Array, "B T"]
     segment_ids: Int[Array, "B T"]
-    prompt_segment_ids: Int[Array, "B T"]
+    prompt_segment_ids: Int[Array, "B T"] | None
 
 
 def frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " half"]:
@@ -217,14 +217,14 @@ def forward(
 ) -> tuple[Float[Array, "B T d"], Cache | None]:
     """The final-normed hidden states of the tokens, in `dtype`, and the cache with them in it.
 
-    positions default to 0..T-1, segment_ids to 1, prompt_segment_ids to segment_ids (see `attention.visible`). Weights
-    are rounded to `dtype` where they are used.
+    positions default to 0..T-1, segment_ids to 1; prompt_segment_ids None: no prompt is shared (`attention.visible`).
+    Weights are rounded to `dtype` where they are used.
     """
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
     if segment_ids is None:
         segment_ids = jnp.ones_like(tokens)
-    places = Places(positions, segment_ids, segment_ids if prompt_segment_ids is None else prompt_segment_ids)
+    places = Places(positions, segment_ids, prompt_segment_ids)
     if cache is not None:
         cache = dataclasses.replace(
             cache,
@@ -302,7 +302,9 @@ class Decoder(nn.Module):
     """The Flax module: `model.apply({"params": p[, "lora": l]}, tokens, ...)`.
 
     arch: the model. dtype: of the computation. remat: none, dots (keep matrix products) or full (keep each layer's
-    input). attention: see `attention.IMPLEMENTATIONS`. lora_scale: alpha / r of the adapters, None where it has none.
+    input). attention: see `attention.choose`. lora_scale: alpha / r of the adapters, None where it has none.
+    shared_prompts: False where every token's prompt is in its own segment: prompt_segment_ids are then not read, and
+    attention's kernels have less to do.
     """
 
     arch: Arch
@@ -310,6 +312,7 @@ class Decoder(nn.Module):
     remat: str = "none"
     attention: str = "auto"
     lora_scale: float | None = None
+    shared_prompts: bool = True
 
     def _params(self) -> Tree:
         params = {}
@@ -326,11 +329,22 @@ class Decoder(nn.Module):
             raise ValueError("the 'lora' collection needs a model with lora_scale set (care_jax.models.lora.attach)")
         return {"blocks": self.get_variable("lora", "blocks")}
 
-    def _forward(self, params: Tree, *inputs: Any, cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
+    def _forward(
+        self,
+        params: Tree,
+        tokens: jax.Array,
+        positions: jax.Array | None,
+        segment_ids: jax.Array | None,
+        prompt_segment_ids: jax.Array | None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
         return forward(
             self.arch,
             params,
-            *inputs,
+            tokens,
+            positions,
+            segment_ids,
+            prompt_segment_ids if self.shared_prompts else None,
             lora=self._lora(),
             lora_scale=1.0 if self.lora_scale is None else self.lora_scale,
             cache=cache,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import fsspec
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from care_jax.errors import UserError
@@ -18,12 +19,22 @@ WEIGHTS_URL = ".weights_url"
 
 
 def _first_alone(work: Callable[[], str]) -> pathlib.Path:
-    """One process works first and the others wait, so that a shared disk is filled once; then each on its own disk."""
+    """One process works first and the others wait, so that a shared disk is filled once; then each on its own disk.
+
+    What goes wrong in the first is raised there, and a UserError in the others.
+    """
     if jax.process_count() == 1:
         return pathlib.Path(work())
-    result = work() if jax.process_index() == 0 else None
-    multihost_utils.sync_global_devices("model files")
-    return pathlib.Path(work() if result is None else result)
+    found: str | None = None
+    failed: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            found = work()
+        except Exception as error:
+            failed = error  # the others wait: they hear of it first
+    if not multihost_utils.broadcast_one_to_all(np.int32(failed is None)):
+        raise failed or UserError("model.path: the first process could not read it, and says why")
+    return pathlib.Path(work() if found is None else found)
 
 
 def _from_url(url: str) -> pathlib.Path:
@@ -62,9 +73,10 @@ def _from_hub(name: str, revision: str | None) -> pathlib.Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [*_SMALL_FILES, "*.safetensors"]
+    # Some repositories hold their weights twice, in another project's layout too.
+    patterns = {"allow_patterns": [*_SMALL_FILES, "*.safetensors"], "ignore_patterns": ["consolidated*", "*/*"]}
     try:
-        return _first_alone(lambda: huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return _first_alone(lambda: huggingface_hub.snapshot_download(name, revision=revision, **patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"model.path: {name}: no such folder, and the hub does not give it: {error}") from error
 
@@ -73,11 +85,14 @@ def resolve(path: str | pathlib.Path, revision: str | None = None) -> pathlib.Pa
     """The local folder of a path, a hub id (at `revision`) or a URL; of several processes one downloads first.
 
     Of a URL the small files are copied, the weights stay where they are and are read there. UserError where there is
-    no such thing.
+    no such thing, and for a revision of what has none.
     """
-    if "://" in str(path):
-        return _from_url(str(path))
     folder = pathlib.Path(path).expanduser()
+    remote = "://" in str(path)
+    if revision is not None and (remote or folder.is_dir()):
+        raise UserError(f"model.revision: found {revision!r}, but {path} is no hub id, and has no revisions: remove it")
+    if remote:
+        return _from_url(str(path))
     if folder.is_dir():
         return folder
     name = str(path)

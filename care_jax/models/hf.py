@@ -63,7 +63,7 @@ def _model(arch: Arch, dtype: Any, remat: str, attention: str, where: str) -> De
         dtype = jnp.dtype(dtype)
     except TypeError as error:
         raise UserError(f"{where}: dtype {dtype!r} is none; expected float32 or bfloat16") from error
-    attention_lib.choose(attention, 1)
+    attention_lib.check(attention, arch.attn_soft_cap)
     if remat not in REMAT:
         raise UserError(f"model.remat: {remat!r} is not one of {', '.join(REMAT)}{nearest(remat, REMAT)}")
     return Decoder(arch, dtype=dtype, remat=remat, attention=attention)
@@ -125,6 +125,7 @@ def from_pretrained(
     folder = resolve(path, revision)
     arch = read_config(folder)
     model = _model(arch, dtype, remat, attention, str(path))
+    attention_lib.check_platform(attention)  # weights are here to run; a model without may be compiled for elsewhere
     found: dict[str, safetensors_io.Tensor] = {}
     for name, tensor in safetensors_io.folder_tensors(folder).items():
         own = _own_name(name)

@@ -7,12 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from tiny_models import GOLDEN, tiny_model
 
 import care_jax.models as models
 from care_jax import sharding
-from care_jax.errors import UserError
 from care_jax.models import attention
 
 
@@ -114,10 +112,3 @@ def test_attention_equals_a_loop_over_queries():
         implementation="xla",
     )
     np.testing.assert_allclose(ours, expected, atol=1e-5)
-
-
-def test_auto_takes_chunks_for_long_rows_only():
-    assert attention.choose("auto", 512) == "xla"
-    assert attention.choose("auto", 8192) == "xla_chunked"
-    with pytest.raises(UserError, match=r"xla_chunk'.*did you mean 'xla_chunked'"):
-        attention.choose("xla_chunk", 8)

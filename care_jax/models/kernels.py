@@ -1,0 +1,236 @@
+"""Attention kernels of accelerators behind one adapter: TPU splash, GPU Pallas. The only module that imports them.
+
+`refusal` says why a kernel cannot serve; nothing here falls back to another program. Splash compares one segment id a
+token and masks by place in the row. A prompt that stands once for several responses is served by two passes over the
+same row, one to the own segment and one to the prompt, joined by their log-sum-exps (the online softmax of Dao et al.
+2022, arXiv 2205.14135); the backward pass of each takes the joined result, which makes the sum of both exact.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jaxtyping import Array, Float, Int
+
+from care_jax import sharding
+
+KERNELS = {"splash": "tpu", "pallas": "gpu"}
+
+# Tests run the kernels' own code on the host, by Pallas's interpreter.
+INTERPRET = False
+
+_LANES = 128  # rows are padded to a multiple of it
+_BLOCKS = (512, 384, 256, 128)
+_GPU_BLOCK = 64
+# The arguments of splash's backward pass, which jax does not export: another version may have others.
+_BACKWARD = (
+    "save_residuals mask_value is_mqa block_sizes residual_checkpoint_name mask_function attn_logits_soft_cap "
+    "interpret res do"
+)
+
+
+def platform() -> str:
+    """Of the mesh in context (`jax.set_mesh`; perhaps of a machine that is only compiled for), else of this process."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return _named(jax.default_backend() if device is None else device.platform)
+
+
+def _named(backend: str) -> str:
+    return "gpu" if backend in ("cuda", "rocm") else backend
+
+
+def refusal(
+    kernel: str,
+    *,
+    rows: int,
+    length: int,
+    window: int | None,
+    soft_cap: float | None,
+    shared_prompts: bool,
+    dtype: Any,
+) -> str | None:
+    """Why this kernel cannot serve rows of this length, and what to set; None where it can."""
+    elsewhere = wrong_platform(kernel)
+    if elsewhere is not None:
+        return elsewhere
+    parts = math.prod(jax.sharding.get_abstract_mesh().shape.get(axis, 1) for axis in sharding.RULES["rows"] or ())
+    if rows % parts:
+        return f"{rows} rows do not divide by the {parts} parts of the mesh that hold them"
+    narrow = window is not None and window < length
+    if kernel == "splash":
+        if narrow and shared_prompts:
+            return (
+                f"its window goes by place in the row, and with shared prompts a window of {window} in rows of "
+                f"{length} goes by position: set batch.share_prompts: false, or batch.row_length to at most {window}"
+            )
+        found = " ".join(inspect.signature(_splash_module()._splash_attention_bwd).parameters)
+        if found != _BACKWARD:
+            return f"jax {jax.__version__} has another backward pass than 0.10 ({found})"
+        return None
+    if soft_cap is not None:
+        return no_soft_cap(soft_cap)
+    if narrow:
+        return f"it has no sliding window, and the model's is {window} in rows of {length}"
+    if shared_prompts:
+        return "it compares one segment id a token: set batch.share_prompts: false"
+    if dtype not in (jnp.bfloat16, jnp.float16) and not INTERPRET:
+        return f"it multiplies in 16 bits: set model.dtype: bfloat16 (found {jnp.dtype(dtype).name})"
+    return None
+
+
+def wrong_platform(kernel: str) -> str | None:
+    here = platform()
+    if here == KERNELS[kernel] or INTERPRET:
+        return None
+    return f"it runs on a {KERNELS[kernel].upper()}, and the devices are of platform {here!r}"
+
+
+def no_soft_cap(soft_cap: float) -> str:
+    return f"it has no soft cap, and the model's attention is capped at {soft_cap:g}: set model.attention: xla_chunked"
+
+
+def attend(
+    kernel: str,
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B T K D"],
+    v: Float[Array, "B T K D"],
+    segment_ids: Int[Array, "B T"],
+    prompt_segment_ids: Int[Array, "B T"] | None,
+    *,
+    window: int | None,
+    soft_cap: float | None,
+    scale: float,
+) -> Float[Array, "B T H D"]:
+    """Attention of packed rows by a kernel that does not refuse them; each device works on its own rows and heads."""
+    length = q.shape[1]
+    window = None if window is None or window >= length else window
+    pad = -length % (_LANES if kernel == "splash" else _GPU_BLOCK)
+    q = q * jnp.asarray(scale, q.dtype)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (q, k, v))
+    ids = [jnp.pad(x, ((0, 0), (0, pad))) for x in (segment_ids, prompt_segment_ids) if x is not None]
+    one = functools.partial(_splash, _Mask(window, soft_cap)) if kernel == "splash" else _pallas
+    return _per_device(one)(q, k, v, *ids)[:, :length]
+
+
+def _per_device(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The partitioner cannot cut a kernel: on a mesh each device runs it on its part."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or any(kind == AxisType.Manual for kind in mesh.axis_types):
+        return function
+    heads, ids = sharding.spec(("rows", None, "heads", None)), sharding.spec(("rows", None))
+
+    def spread(q: jax.Array, k: jax.Array, v: jax.Array, *segments: jax.Array) -> jax.Array:
+        specs = (heads, heads, heads, *(ids for _ in segments))
+        return jax.shard_map(function, in_specs=specs, out_specs=heads, check_vma=False)(q, k, v, *segments)
+
+    return spread
+
+
+# TPU: splash.
+
+
+class _Mask(NamedTuple):
+    """What is static of a call."""
+
+    window: int | None
+    soft_cap: float | None
+
+
+def _splash_module() -> Any:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+    return splash_attention_kernel
+
+
+def _kernel(mask: _Mask, heads: int, length: int) -> Any:
+    """Splash for one row; its forward pass gives (out, (log-sum-exp,))."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    shape = (length, length)
+    one = masks.CausalMask(shape) if mask.window is None else masks.LocalMask(shape, (mask.window - 1, 0), 0)
+    block = next(size for size in _BLOCKS if length % size == 0)
+    module = _splash_module()
+    return module.make_splash_mha_single_device(
+        masks.MultiHeadMask([one] * heads),
+        block_sizes=module.BlockSizes(*[block] * 8),
+        save_residuals=True,
+        attn_logits_soft_cap=mask.soft_cap,
+        interpret=INTERPRET,
+    )
+
+
+def _passes(segment_ids: jax.Array, prompt_segment_ids: jax.Array | None) -> list[Any]:
+    """Splash's segment ids, a pass each; every query has its own key in exactly one of them."""
+    ids = _splash_module().SegmentIds
+    if prompt_segment_ids is None:
+        return [ids(segment_ids, segment_ids)]
+    # A token of a prompt has its segment for a prompt: the second pass serves it, and the first shows it nothing.
+    own = jnp.where(segment_ids == prompt_segment_ids, -1, segment_ids)
+    return [ids(own, segment_ids), ids(prompt_segment_ids, segment_ids)]
+
+
+def _precision(dtype: Any) -> Any:
+    """float32 means float32: accelerators otherwise multiply it in fewer bits."""
+    return jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rows(mask: _Mask, q: Any, k: Any, v: Any, segment_ids: Any, prompt_segment_ids: Any) -> jax.Array:
+    """One row [H, T, D], queries already scaled."""
+    return _rows_forward(mask, q, k, v, segment_ids, prompt_segment_ids)[0]
+
+
+def _rows_forward(mask: _Mask, q: Any, k: Any, v: Any, segment_ids: Any, prompt_segment_ids: Any) -> Any:
+    kernel = _kernel(mask, q.shape[0], q.shape[1])
+    with _precision(q.dtype):
+        found = [kernel(q, k, v, ids) for ids in _passes(segment_ids, prompt_segment_ids)]
+    out, (lse,) = found[0]
+    if len(found) == 2:
+        other, (other_lse,) = found[1]
+        joined = jnp.logaddexp(lse, other_lse)
+        share, other_share = (jnp.exp(x - joined)[..., None] for x in (lse, other_lse))
+        wide = share * out.astype(jnp.float32) + other_share * other.astype(jnp.float32)
+        out, lse = wide.astype(q.dtype), joined
+    return out, (q, k, v, segment_ids, prompt_segment_ids, out, lse)
+
+
+def _rows_backward(mask: _Mask, residuals: Any, gradient: jax.Array) -> Any:
+    q, k, v, segment_ids, prompt_segment_ids, out, lse = residuals
+    kernel = _kernel(mask, q.shape[0], q.shape[1])
+    options = kernel.kwargs | {"save_residuals": False}
+    static = [options[name] for name in _BACKWARD.split()[:-2]]
+    gradients = []
+    with _precision(q.dtype):
+        for ids in _passes(segment_ids, prompt_segment_ids):
+            held = (q, k, v, ids, None, out, lse, kernel.dq_mask_info, kernel.dkv_mask_info)
+            gradients.append(_splash_module()._splash_attention_bwd(*static, held, gradient)[3:6])
+    return *(functools.reduce(jnp.add, parts) for parts in zip(*gradients)), None, None
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
+
+
+def _splash(mask: _Mask, q: Any, k: Any, v: Any, segment_ids: Any, prompt_segment_ids: Any = None) -> jax.Array:
+    """Rows [B, T, heads, D]."""
+    heads_first = (x.swapaxes(1, 2) for x in (q, k, v))
+    prompts = None if prompt_segment_ids is None else 0
+    rows = jax.vmap(functools.partial(_rows, mask), in_axes=(0, 0, 0, 0, prompts))
+    return rows(*heads_first, segment_ids, prompt_segment_ids).swapaxes(1, 2)
+
+
+# GPU: Pallas's flash attention.
+
+
+def _pallas(q: Any, k: Any, v: Any, segment_ids: Any) -> jax.Array:
+    """Rows [B, T, heads, D]; a key head is repeated for each of its query heads."""
+    from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
+
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    blocks = BlockSizes(*[_GPU_BLOCK] * 6)
+    return mha(q, k, v, segment_ids, 1.0, True, blocks, interpret=INTERPRET)

@@ -1,0 +1,225 @@
+"""Attention's programs against each other: packed against alone, windows, soft caps, shared prompts, gradients.
+
+The kernels of accelerators run their own code by Pallas's interpreter.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+from tiny_models import GOLDEN
+
+import care_jax.models as models
+from care_jax import sharding
+from care_jax.errors import UserError
+from care_jax.models import attention, kernels
+
+LENGTH, HEADS, KV_HEADS, SIZE = 160, 4, 2, 16
+SEGMENTS = {1: 50, 2: 40, 3: 34, 4: 24, 0: 12}  # a prompt, two responses, one more sequence, padding
+WINDOW = 17
+
+
+@functools.cache
+def packed(shared: bool) -> dict[str, np.ndarray]:
+    """Where the tokens of one row stand: 2 and 3 continue prompt 1, or each segment stands for itself."""
+    ids = np.repeat(list(SEGMENTS), list(SEGMENTS.values()))
+    start = {number: SEGMENTS[1] if shared and number in (2, 3) else 0 for number in SEGMENTS}
+    positions = np.concatenate([start[number] + np.arange(size) for number, size in SEGMENTS.items()])
+    found = {"positions": positions, "segment_ids": ids}
+    if shared:
+        found["prompt_segment_ids"] = np.where(np.isin(ids, (2, 3)), 1, ids)
+    return {name: x[None].astype(np.int32) for name, x in found.items()}
+
+
+def alone(shared: bool, q, k, v, **options) -> jax.Array:
+    """The same by plain XLA with every sequence in a row of its own, behind its own copy of the prompt."""
+    ids = packed(shared)["segment_ids"][0]
+    own = {number: np.flatnonzero(ids == number) for number in (1, 2, 3, 4)}
+    behind = [own[1] if shared and number in (2, 3) else own[1][:0] for number in own]
+    sequences = [np.concatenate(parts) for parts in zip(behind, own.values())]
+    width = max(map(len, sequences))
+    index = np.stack([np.pad(one, (0, width - len(one))) for one in sequences])
+    real = np.stack([np.arange(width) < len(one) for one in sequences])
+    out = attention.attend(
+        *(x[0, index] for x in (q, k, v)),
+        positions=jnp.broadcast_to(jnp.arange(width)[None], index.shape),
+        segment_ids=jnp.asarray(real, jnp.int32),
+        prompt_segment_ids=None,
+        implementation="xla",
+        **options,
+    )
+    row, place = zip(*[(row, len(behind[row]) + i) for row, one in enumerate(own.values()) for i in range(len(one))])
+    return out[np.asarray(row), np.asarray(place)][None]
+
+
+@functools.cache
+def inputs() -> tuple[jax.Array, ...]:
+    rng = np.random.default_rng(0)
+    shapes = [(1, LENGTH, heads, SIZE) for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS)]
+    return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+
+
+def numbers(attend):
+    """The outputs of the real tokens, and the gradients of a weighted sum of them."""
+
+    @jax.jit
+    def both(q, k, v, weights):
+        def loss(q, k, v):
+            out = attend(q, k, v)[:, : LENGTH - SEGMENTS[0]]
+            return jnp.sum(out * weights[:, : out.shape[1]]), out
+
+        (_, out), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+        return out, gradients
+
+    return both(*inputs())
+
+
+CASES = {  # window, soft cap, shared prompt
+    "plain": (None, None, False),
+    "window and cap": (WINDOW, 2.0, False),
+    "shared prompt and cap": (None, 2.0, True),
+    "shared prompt, window and cap": (WINDOW, 2.0, True),
+}
+SERVES = {
+    "xla": ("window and cap", "shared prompt, window and cap"),
+    "xla_chunked": ("window and cap", "shared prompt, window and cap"),
+    "splash": ("window and cap", "shared prompt and cap"),
+    "pallas": ("plain",),
+}
+
+
+@functools.cache
+def expected(case: str):
+    window, soft_cap, shared = CASES[case]
+    return numbers(functools.partial(alone, shared, window=window, soft_cap=soft_cap, scale=0.3))
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    monkeypatch.setattr(kernels, "INTERPRET", True)
+    monkeypatch.setattr(attention, "CHUNK", 64)
+
+
+@pytest.mark.parametrize(("implementation", "case"), [(name, case) for name in SERVES for case in SERVES[name]])
+def test_packed_equals_alone_in_every_program(interpreted, implementation, case):
+    window, soft_cap, shared = CASES[case]
+    places = {"prompt_segment_ids": None, **jax.tree.map(jnp.asarray, packed(shared))}
+    options = {"window": window, "soft_cap": soft_cap, "scale": 0.3, "implementation": implementation}
+    found = numbers(functools.partial(attention.attend, **places, **options))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected(case))):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+
+
+def test_on_a_mesh_each_device_runs_the_kernel_on_its_rows_and_heads(interpreted):
+    mesh = sharding.make_mesh(2, 1, 2, jax.devices()[:4])
+    rows = [jnp.concatenate([x[:, :128]] * 2) for x in (*inputs()[:3], packed(True)["segment_ids"])]
+
+    def run(*arrays):
+        attend = functools.partial(kernels.attend, "splash", window=None, soft_cap=None, scale=0.3)
+        return jax.jit(lambda q, k, v, ids: attend(q, k, v, ids, None))(*arrays)
+
+    plain = run(*rows)
+    with jax.set_mesh(mesh):
+        specs = [sharding.spec(("rows", None, "heads", None))] * 3 + [sharding.spec(("rows", None))]
+        placed = [jax.device_put(x, jax.sharding.NamedSharding(mesh, spec)) for x, spec in zip(rows, specs)]
+        spread = run(*placed)
+    assert spread.sharding.spec == specs[0]
+    np.testing.assert_allclose(spread, plain, rtol=1e-6, atol=1e-6)
+
+
+def refused(implementation: str, **changes) -> str:
+    call = {"length": 256, "rows": 2, "window": None, "soft_cap": None, "shared_prompts": False, "dtype": jnp.bfloat16}
+    with pytest.raises(UserError) as error:
+        attention.choose(implementation, **call | changes)
+    return str(error.value)
+
+
+def test_what_cannot_serve_says_why_and_what_to_set(monkeypatch):
+    assert "did you mean 'xla_chunked'" in refused("xla_chunk")
+    assert "splash cannot serve: it runs on a TPU, and the devices are of platform 'cpu'" in refused("splash")
+    monkeypatch.setattr(kernels, "platform", lambda: "tpu")
+    assert "it runs on a GPU" in refused("pallas")
+    assert "set batch.share_prompts: false" in refused("splash", shared_prompts=True, window=255)
+    monkeypatch.setattr(kernels, "_BACKWARD", "another signature")
+    assert "has another backward pass" in refused("splash")
+    monkeypatch.setattr(kernels, "platform", lambda: "gpu")
+    assert "no soft cap, and the model's attention is capped at 50: set" in refused("pallas", soft_cap=50.0)
+    assert "no sliding window, and the model's is 255" in refused("pallas", window=255)
+    assert "set batch.share_prompts: false" in refused("pallas", shared_prompts=True)
+    assert "set model.dtype: bfloat16 (found float32)" in refused("pallas", dtype=jnp.float32)
+    with jax.set_mesh(sharding.make_mesh(8, 1, 1)):
+        assert "2 rows do not divide by the 8 parts" in refused("pallas")
+
+
+def test_a_kernel_that_can_never_serve_is_refused_before_weights_are_read():
+    with pytest.raises(UserError, match="pallas cannot serve: it has no soft cap"):
+        models.from_config(GOLDEN / "gemma2", attention="pallas")
+    with pytest.raises(UserError, match="splash cannot serve: it runs on a TPU"):
+        models.from_pretrained(GOLDEN / "llama3", attention="splash")
+    assert models.from_config(GOLDEN / "llama3", attention="splash").attention == "splash"
+
+
+def test_auto_says_once_what_it_chose(monkeypatch, capsys):
+    call = {"rows": 2, "soft_cap": None, "shared_prompts": True, "dtype": jnp.bfloat16}
+    attention._say.cache_clear()
+    assert attention.choose("auto", length=512, window=4, **call) == "xla"
+    assert attention.choose("auto", length=512, window=None, **call) == "xla"
+    assert attention.choose("auto", length=8192, window=None, **call) == "xla_chunked"
+    monkeypatch.setattr(kernels, "platform", lambda: "tpu")
+    assert attention.choose("auto", length=512, window=512, **call) == "splash"
+    assert attention.choose("auto", length=512, window=4, **call) == "xla"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [
+        "attention: auto is xla on cpu, rows of 512",
+        "attention: auto is xla_chunked on cpu, rows of 8192",
+    ]
+    assert lines[2] == "attention: auto is splash on tpu, rows of 512"
+    assert "auto is xla on tpu, rows of 512: splash cannot serve: its window goes by place" in lines[3]
+    assert len(lines) == 4
+
+
+@pytest.mark.slow
+def test_the_decoder_compiles_for_a_tpu_with_splash(monkeypatch, capsys):
+    """Ahead of time, forward and backward, on a mesh of 2 x 2 chips: grouped heads, windows, caps, shared prompts."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices
+    mesh = sharding.make_mesh(1, 2, 2, devices)
+    for family, length in (("llama3", 1024), ("gemma2", 128)):
+        arch = models.read_config(GOLDEN / family)
+        kinds = tuple(dataclasses.replace(kind, window=kind.window and 128) for kind in arch.kinds)
+        arch = dataclasses.replace(arch, heads=4, kv_heads=2, head_dim=64, kinds=kinds)
+        for shared in (True, False):
+            model = models.Decoder(arch, jnp.bfloat16, remat="full", attention="splash", shared_prompts=shared)
+            rows = jax.ShapeDtypeStruct(
+                (4, length), jnp.int32, sharding=NamedSharding(mesh, sharding.spec(("rows", None)))
+            )
+
+            def loss(params, *places, model=model):
+                return jnp.sum(model.apply({"params": params}, *places, method="hidden").astype(jnp.float32))
+
+            with jax.set_mesh(mesh):
+                params = models.abstract_params(arch, mesh=mesh)
+                text = jax.jit(jax.grad(loss)).lower(params, rows, rows, rows, rows).compile().as_text()
+            passes = 2 if shared else 1
+            assert text.count('custom_call_target="tpu_custom_call"') >= 3 * passes * len(arch.kinds), text[:200]
+
+
+@pytest.mark.slow
+def test_the_kernel_of_the_gpu_lowers():
+    """Its code for CUDA is made; it is compiled and run on a GPU only."""
+    rows = jax.ShapeDtypeStruct((2, 256, 4, 64), jnp.bfloat16)
+    keys = jax.ShapeDtypeStruct((2, 256, 2, 64), jnp.bfloat16)
+    ids = jax.ShapeDtypeStruct((2, 256), jnp.int32)
+
+    def loss(q, k, v, ids):
+        out = kernels.attend("pallas", q, k, v, ids, None, window=None, soft_cap=None, scale=0.125)
+        return jnp.sum(out.astype(jnp.float32))
+
+    lowered = jax.jit(jax.grad(loss, (0, 1, 2))).trace(rows, keys, keys, ids).lower(lowering_platforms=("cuda",))
+    assert "mha_backward" in lowered.as_text()
