@@ -1,6 +1,7 @@
 """`care-jax train`."""
 
 import argparse
+import pathlib
 import sys
 
 from care_jax.cli.command import FAILED, INTERRUPTED, command
@@ -9,6 +10,7 @@ from care_jax.errors import UserError, nearest
 _MORE = """\
 RECIPE and MACHINE are YAML files, or names of what comes with the package; of a key set twice the later value holds.
 A value is YAML: loss.beta=0.2, data.pairs.policy=all, data.train.0.path=care.jsonl, data.eval={questions: 64}.
+With --from-manifest all words are machines and keys; give output_dir=FOLDER to repeat a run in another place.
 Setting loss.name resets the loss's other keys to its defaults. Run again, a stopped run goes on where it was saved.
 """
 
@@ -16,31 +18,47 @@ Setting loss.name resets the loss's other keys to its defaults. Run again, a sto
 def add(commands) -> None:
     """Adds the command to the parser."""
     train = command(commands, "train", _train, "train a model by a recipe", _MORE)
-    train.add_argument("recipe", metavar="RECIPE", help="a recipe's file or name, such as quickstart")
+    train.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's file or name, such as quickstart")
     train.add_argument("rest", metavar="MACHINE|key=value", nargs="*", help="machines, then single keys")
+    train.add_argument(
+        "--from-manifest", metavar="F", type=pathlib.Path, help="repeat the run of a manifest.json, in place of RECIPE"
+    )
     train.add_argument("--dry-run", action="store_true", help="print the whole configuration as YAML, train nothing")
 
 
 def _train(arguments: argparse.Namespace) -> int:
     from care_jax import config
 
-    overrides = [one for one in arguments.rest if "=" in one]
-    machines = [one for one in arguments.rest if "=" not in one]
-    loaded = config.load(arguments.recipe, *machines, overrides=overrides)
+    given = [] if arguments.recipe is None else [arguments.recipe]
+    words = arguments.rest if arguments.from_manifest is None else [*given, *arguments.rest]
+    overrides = [one for one in words if "=" in one]
+    machines = [one for one in words if "=" not in one]
+    identity = None
+    if arguments.from_manifest is not None:
+        from care_jax.training.manifest import read_manifest
+
+        loaded, identity = read_manifest(arguments.from_manifest, machines, overrides)
+    elif given:
+        loaded = config.load(*given, *machines, overrides=overrides)
+    else:
+        raise UserError("train: found no RECIPE (a file, or a name such as quickstart) and no --from-manifest F")
     _check_readers(loaded)
     if arguments.dry_run:
         sys.stdout.write(config.dump(loaded))
         return 0
     from care_jax.training import loop
-    from care_jax.training.gates import GateError
+    from care_jax.training.failures import RunFailed
     from care_jax.training.signals import Interrupted
 
     try:
-        loop.train(loaded)
+        if identity is None:
+            loop.train(loaded)
+        else:
+            loop.repeat(loaded, identity, str(arguments.from_manifest))
     except Interrupted as stopped:
         print(f"care-jax: {stopped}", file=sys.stderr)
         return INTERRUPTED
-    except (loop.Diverged, GateError) as wrong:
+    except RunFailed as wrong:
         print(f"care-jax: {wrong}", file=sys.stderr)
         return FAILED
     return 0

@@ -126,6 +126,18 @@ def load(recipe: str | os.PathLike[str], *machines: str | os.PathLike[str], over
     return resolve(files.with_overrides(_of_recipe(recipe, machines), files.split_overrides(overrides)))
 
 
+def over(values: Mapping[str, Any], machines: Iterable[str | os.PathLike[str]], overrides: Iterable[str]) -> Config:
+    """A whole run's values, with machines and `key=value` overrides laid over them."""
+    for machine in machines:
+        values = files.merged(values, files.read(machine, "machine"))
+    return resolve(files.with_overrides(values, files.split_overrides(overrides)))
+
+
+def parse(text: str) -> Config:
+    """What `dump` wrote."""
+    return resolve(files.parse(text, "configuration"))
+
+
 def _of_recipe(recipe: str | os.PathLike[str], machines: Iterable[str | os.PathLike[str]]) -> dict[str, Any]:
     values = files.read(recipe, "recipe")
     if values.get("name") is None:
@@ -178,6 +190,25 @@ def _maths(config: Config) -> dict[str, Any]:
 
     walk(config.model_dump(mode="json"), "")
     return flat
+
+
+# What moves sums about: equal numbers to rounding, not to the bit.
+_ROUNDING = (
+    *("mesh", "model.remat", "model.attention", "reference.mode", "optimizer.accumulate_dtype"),
+    *("batch.row_length", "batch.microbatch_rows", "batch.packing", "batch.share_responses", "batch.share_prompts"),
+)
+
+
+def rounding_differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """Key -> (value in a, value in b) of the keys that may change between two starts but not to the bit."""
+
+    def at(config: Config, key: str) -> Any:
+        value = config.model_dump(mode="json")
+        for part in key.split("."):
+            value = value[part]
+        return value
+
+    return {key: (at(a, key), at(b, key)) for key in _ROUNDING if at(a, key) != at(b, key)}
 
 
 def maths_hash(config: Config) -> str:

@@ -1,70 +1,253 @@
 """Checkpoints by Orbax: the state, its step (which is the data position) and the configuration in one atomic save."""
 
 import dataclasses
+import json
 import pathlib
 import shutil
+import time
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
+from jax.experimental import multihost_utils
+from orbax.checkpoint.future import ChainedFuture
 
+from care_jax.errors import UserError
+from care_jax.training import sums
+from care_jax.training.failures import RunFailed
+from care_jax.training.run_directory import is_writer, say
 from care_jax.training.step import State
+
+# What a disk, a file system or another process does to a save. The save is told of and tried again at the next
+# interval; the last one of a run must succeed.
+_SAVE_FAILURES = (OSError, ValueError, RuntimeError)
+_DAMAGED, _REMOVED = ".damaged", ".removed"
+
+
+class _Summed(ocp.CompositeCheckpointHandler):
+    """Writes the sums of what a save consists of before it commits: each process its own, the first the rest."""
+
+    async def async_save(self, directory: Any, args: Any) -> Any:
+        futures = await super().async_save(directory, args)
+
+        def written() -> None:
+            sums.write_part(pathlib.Path(directory), jax.process_index())
+
+        return [ChainedFuture(futures or [], written)]
+
+    def finalize(self, directory: Any) -> None:
+        super().finalize(directory)
+        sums.seal(pathlib.Path(directory))
+
+
+@ocp.args.register_with_handler(_Summed, for_save=True, for_restore=True)
+class _SummedArgs(ocp.args.Composite):
+    pass
 
 
 class Checkpoints:
-    """Saves asynchronously to `folder`; keeps the newest `keep` and, with `best`, the one highest by that metric.
+    """Saves asynchronously to `folder`; keeps the newest `keep` and, with `best`, the one best by that metric.
 
-    read_only: of a run that may be going on elsewhere, whose half-written saves are not ours to clean up.
+    best: a metric of the evaluation; of a loss the lowest is best, of all else the highest. read_only: of a run that
+    may be going on elsewhere, in whose folder nothing is changed.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int = 1, best: str | None = None, *, read_only: bool = False):
-        kept: list[Any] = [preservation_policy.LatestN(keep)]
-        if best is not None:
-            kept.append(
-                preservation_policy.BestN(
-                    get_metric_fn=lambda found: found["best"], n=1, keep_checkpoints_without_metrics=False
-                )
-            )
-        self._best = best
+        self.folder = folder.absolute()
+        self._keep, self._best, self._read_only = keep, best, read_only
+        self._good: int | None = None  # the newest that is known to be sound
+        self._looked = False
+        self._pending: tuple[int, float] | None = None
+        self._save_seconds = 0.0
+        self._last_failure: str | None = None
+        self._saver: Any = None
         if not read_only:
-            _clear(folder)
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                create=not read_only,
-                save_root_metadata=not read_only,
-                cleanup_tmp_directories=False,  # by us: Orbax does it in a thread that it never joins
-                preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
-            ),
-            item_names=("state", "meta"),
-        )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._clear()
+            # Directories are made at once: where that fails, it fails here and not in a thread.
+            options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+            handler = _Summed(
+                state=ocp.StandardCheckpointHandler(),
+                meta=ocp.JsonCheckpointHandler(),
+                composite_options=ocp.CompositeOptions(async_options=options),
+            )
+            self._saver = ocp.AsyncCheckpointer(handler, async_options=options)
+
+    # ---- What is there
+
+    def steps(self) -> list[int]:
+        """The committed checkpoints, ascending, sound or not."""
+        return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
 
     def latest(self) -> int | None:
-        return self._manager.latest_step()
+        """The newest checkpoint whose files are all as they were written; None where there is none at all.
+
+        Damaged ones above it are named and, unless read only, set aside. Raises UserError where all are damaged, or
+        where one cannot be read.
+        """
+        if self._looked:
+            return self._good
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            found = self._damage(step)
+            if found is None:
+                self._good = step
+                break
+            damaged[step] = found
+        shown = "; ".join(f"step {step}: {found}" for step, found in damaged.items())
+        if damaged and self._good is None:
+            raise UserError(
+                f"{self.folder}: no checkpoint is sound ({shown}). Delete the folder to start anew, or choose another "
+                "output_dir"
+            )
+        for step in damaged:
+            kept = "" if self._read_only else f"; the damaged one is now {self._set_aside(step)}"
+            say(
+                f"warning: the checkpoint of step {step} is damaged: {damaged[step]}. "
+                f"That of step {self._good} is used instead{kept}"
+            )
+        self._looked = True
+        return self._good
+
+    def _damage(self, step: int) -> str | None:
+        """What is wrong with one, as all processes find together, each in its share of the files."""
+        try:
+            found = sums.damage(self.folder / str(step), (jax.process_index(), jax.process_count()))
+        except PermissionError as error:
+            raise UserError(
+                f"{error.filename}: the checkpoint of step {step} cannot be read ({error.strerror}). Make it readable; "
+                f"or move {self.folder / str(step)} away, and the one before is used"
+            ) from None
+        if jax.process_count() > 1:
+            anywhere = bool(np.any(multihost_utils.process_allgather(np.asarray(found is not None))))
+            found = found or ("another process found it so" if anywhere else None)
+        return found
+
+    def _set_aside(self, step: int) -> pathlib.Path:
+        number, target = 1, self.folder / f"{step}{_DAMAGED}"
+        while target.exists():
+            number, target = number + 1, self.folder / f"{step}{_DAMAGED}{number}"
+        if is_writer():
+            (self.folder / str(step)).rename(target)
+        return target
+
+    def standing(self) -> str:
+        """From where a run that ends now goes on."""
+        if self._good is None:
+            return "no checkpoint was saved yet; the same command starts again"
+        return f"the last good checkpoint is that of step {self._good}, from which the same command goes on"
+
+    # ---- Saving
 
     def save(self, step: int, state: State, meta: dict[str, Any], metrics: dict[str, Any] | None = None) -> None:
         """Starts a save of `state` after `step` updates; it is written beside the training and commits by renaming.
 
-        metrics: of an evaluation of this very state, or None.
+        metrics: of an evaluation of this very state, or None. A failure is said, here or by `check`, and harms nothing
+        that was saved before.
         """
+        self._settle()
         value = (metrics or {}).get(self._best) if self._best else None
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(_stored(state)), meta=ocp.args.JsonSave(meta)),
-            metrics=None if value is None else {"best": value},
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(_stored(state)), meta=ocp.args.JsonSave({**meta, "metric": value})
         )
+        self._pending = step, time.monotonic()
+        try:
+            self._saver.save(self.folder / str(step), args=_SummedArgs(**dict(items.items())))
+        except _SAVE_FAILURES as error:
+            self._failed(error)
+
+    def check(self) -> None:
+        """Says if the save under way has failed; costs nothing while it goes on."""
+        if self._pending is None:
+            return
+        try:
+            self._saver.check_for_errors()
+        except _SAVE_FAILURES as error:
+            self._failed(error)
+        else:
+            if (self.folder / str(self._pending[0])).is_dir():
+                self._settle()
+
+    def wait(self) -> None:
+        """Waits for the save under way. Raises RunFailed where the newest save failed."""
+        self._settle()
+        if self._last_failure is not None:
+            raise RunFailed(f"{self._last_failure}; {self.standing()}")
+
+    def expected_seconds(self) -> float:
+        """How long the last save took."""
+        return self._save_seconds
+
+    def _settle(self) -> None:
+        if self._pending is None:
+            return
+        try:
+            self._saver.wait_until_finished()
+        except _SAVE_FAILURES as error:
+            self._failed(error)
+            return
+        (self._good, began), self._pending = self._pending, None
+        self._save_seconds, self._last_failure, self._looked = time.monotonic() - began, None, True
+        self._tidy()
+
+    def _failed(self, error: BaseException) -> None:
+        assert self._pending is not None
+        (step, _), self._pending = self._pending, None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        self._last_failure = f"the state of step {step} could not be saved in {self.folder}: {reason[:500]}"
+        say(f"warning: {self._last_failure}; {self.standing()}. The next save is tried as configured")
+        self._clear()
+
+    def _tidy(self) -> None:
+        """Removes what is neither among the newest nor the best; renamed first, so that no half of one is left."""
+        if not is_writer():
+            return
+        kept = {*self.steps()[-self._keep :], self._good, self._best_step()}
+        for step in self.steps():
+            if step not in kept:
+                self._remove(self.folder / str(step))
+
+    def _remove(self, path: pathlib.Path) -> None:
+        try:
+            gone = path.with_name(path.name + _REMOVED)
+            path.rename(gone)
+            shutil.rmtree(gone)
+        except OSError as error:
+            say(f"warning: {path} could not be removed: {error.strerror}")
+
+    def _best_step(self) -> int | None:
+        if self._best is None:
+            return None
+        sign = -1 if self._best.endswith("loss") else 1
+        measured = {}
+        for step in self.steps():
+            try:
+                value = self.meta(step).get("metric")
+            except (OSError, ValueError):  # a damaged older one is no best one
+                continue
+            if isinstance(value, int | float):
+                measured[step] = sign * value
+        return max(measured, key=lambda step: (measured[step], step), default=None)
+
+    def _clear(self) -> None:
+        """Removes what a killed or failed save, or a removal, left half done."""
+        if is_writer():
+            for pattern in (f"*{ocp.utils.TMP_DIR_SUFFIX}*", f"*{_REMOVED}"):
+                for left in self.folder.glob(pattern):
+                    shutil.rmtree(left, ignore_errors=True)
+
+    # ---- Restoring
 
     def meta(self, step: int) -> dict[str, Any]:
-        restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        return restored["meta"]
+        return json.loads((self.folder / str(step) / "meta" / "metadata").read_text(encoding="utf-8"))
 
     def restore(self, step: int, like: State) -> State:
         """The state saved after `step` updates, placed as `like` is; with adapters the base comes from `like`."""
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _stored(like))
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
-        state = dataclasses.replace(like, **restored["state"])
-        return state
+        handler = ocp.StandardCheckpointHandler()
+        restored = handler.restore(self._state_of(step), args=ocp.args.StandardRestore(wanted))
+        return dataclasses.replace(like, **restored)
 
     def restore_trained(self, step: int, like: Any, *, adapters: bool) -> Any:
         """The weights alone (or the adapters) saved after `step` updates, without what an optimizer needs beside them.
@@ -74,20 +257,17 @@ class Checkpoints:
         name = "lora" if adapters else "params"
         arguments = ocp.checkpoint_utils.construct_restore_args({name: like})
         wanted = ocp.args.PyTreeRestore({name: like}, restore_args=arguments, partial_restore=True)
-        return self._manager.restore(step, args=ocp.args.Composite(state=wanted))["state"][name]
+        return ocp.PyTreeCheckpointHandler().restore(self._state_of(step), args=wanted)[name]
 
-    def wait(self) -> None:
-        self._manager.wait_until_finished()
+    def _state_of(self, step: int) -> Any:
+        from etils import epath
+
+        return epath.Path(self.folder / str(step) / "state")
 
     def close(self) -> None:
-        self._manager.close()
-
-
-def _clear(folder: pathlib.Path) -> None:
-    """Removes what a killed save left half-written."""
-    if jax.process_index() == 0:
-        for left in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
-            shutil.rmtree(left)
+        if self._saver is not None:
+            self._settle()
+            self._saver.close()
 
 
 def _stored(state: State) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from care_jax.config import Config
 from care_jax.errors import UserError, nearest
 from care_jax.training.datasets import Prepared
 from care_jax.training.evaluate import GROUPED, MEASURED
+from care_jax.training.failures import RunFailed
 from care_jax.training.forward import ForwardPass
 from care_jax.training.objective import Objective
 
 LOGPS = ("logps/chosen", "logps/rejected")
 
 
-class GateError(RuntimeError):
+class GateError(RunFailed):
     """The run would train on numbers that cannot be right; the message says which and by how much."""
 
 

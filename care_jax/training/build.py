@@ -1,0 +1,100 @@
+"""What a run trains: the model and its weights on the mesh, adapters, the optimizer, the first or saved state."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from care_jax import models
+from care_jax.config import Config
+from care_jax.models import lora, safetensors_io
+from care_jax.training import placing
+from care_jax.training.optimizers import make_optimizer, make_schedule
+from care_jax.training.reference import fingerprint
+from care_jax.training.step import State, init_state
+
+
+@dataclasses.dataclass
+class Built:
+    """adapters: None in full training. weights: the fingerprint of `params` as the run starts from them."""
+
+    model: Any
+    params: Any
+    weights: str
+    adapters: Any
+    adapter_shardings: Any
+    optimizer: optax.GradientTransformation
+    schedule: Callable[[Any], Any]
+
+
+def build(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, total: int) -> Built:
+    """The model of `folder` and what trains it for `total` steps: all weights, or adapters on a base that stays."""
+    model, params = load_model(config, mesh, folder)
+    schedule = make_schedule(config.optimizer, total)
+    adapters, shardings = new_adapters(config, model, mesh)
+    decay = models.decay_mask(model.arch) if adapters is None else None
+    optimizer = make_optimizer(config.optimizer, schedule, decay)
+    return Built(model, params, fingerprint(params), adapters, shardings, optimizer, schedule)
+
+
+def check_folder(config: Config, folder: pathlib.Path) -> None:
+    """Raises UserError for a family or a folder that cannot be loaded, before anything is read or tokenized."""
+    models.read_config(folder)
+    if config.model.init == "pretrained":
+        safetensors_io.folder_tensors(folder)
+
+
+def load_model(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path) -> tuple[Any, Any]:
+    """The model and its weights on the mesh: pretrained, or random from a config.json and the run's seed.
+
+    With `model.lora` the weights are a base in its `base_dtype`, and the model takes adapters.
+    """
+    options = {"dtype": config.model.dtype, "remat": config.model.remat, "attention": config.model.attention}
+    adapted = config.model.lora
+    dtype = config.model.param_dtype if adapted is None else adapted.base_dtype
+    if config.model.init == "random":
+        model = models.from_config(folder, **options)
+        params = models.init_params(model, config.seed, mesh, param_dtype=dtype)
+    else:
+        model, params = models.from_pretrained(folder, mesh=mesh, param_dtype=dtype, **options)
+    model = model.clone(shared_prompts=config.batch.share_prompts and config.batch.packing)
+    return (model if adapted is None else lora.attach(model, adapted.r, adapted.alpha)), params
+
+
+def new_adapters(config: Config, model: Any, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
+    """Fresh adapters and their shardings, (None, None) in full training. B is zero: the start is the base."""
+    adapted = config.model.lora
+    if adapted is None:
+        return None, None
+    made = lora.init(model, adapted.r, adapted.target_modules, seed=config.seed, mesh=mesh)
+    return made, lora.shardings(model.arch, adapted.r, adapted.target_modules, mesh)
+
+
+def abstract_state(built: Built, mesh: jax.sharding.Mesh) -> tuple[State, State]:
+    """The state's shapes, and its shardings."""
+    abstract = jax.eval_shape(lambda params, adapters: init_state(params, built.optimizer, adapters), *_start(built))
+    weights = models.param_shardings(built.model.arch, mesh)
+    return abstract, placing.state_shardings(abstract, weights, built.optimizer, mesh, built.adapter_shardings)
+
+
+def new_state(built: Built, shardings: State, *, keep: bool) -> State:
+    """The state before the first update. keep: the starting weights are needed beside it, and stay."""
+    make = jax.jit(
+        lambda params, adapters: init_state(params, built.optimizer, adapters),
+        out_shardings=shardings,
+        donate_argnums=() if keep else (0, 1),
+    )
+    return make(*_start(built))
+
+
+def like_saved(built: Built, abstract: State, shardings: State) -> State:
+    """What a saved state is restored into: shapes and placements, and the base under adapters itself."""
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    return like if built.adapters is None else dataclasses.replace(like, params=built.params)
+
+
+def _start(built: Built) -> tuple[Any, Any]:
+    return built.params, built.adapters

@@ -1,0 +1,59 @@
+"""How a run ends where neither the user's configuration nor a signal ends it: one clear message, exit status 1."""
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator
+
+from safetensors import SafetensorError
+
+from care_jax.errors import UserError
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on; the message says why and from where the same command goes on."""
+
+
+class Diverged(RunFailed):
+    """Too many updates in a row had a non-finite loss or gradient."""
+
+
+# What a machine does to files. Any other OSError is a bug and keeps its traceback.
+_MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
+    *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOTCONN),
+}
+
+
+def machine_error(error: BaseException) -> str | None:
+    """What the machine refused ("No space left on device"), where `error` is such a refusal; else None.
+
+    safetensors and TensorStore wrap the system's error in text of their own: there it is told by its number or words.
+    """
+    code = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, SafetensorError) and (found := re.search(r"\bcode: (\d+)", str(error))):
+        code = int(found[1])
+    if code in _MACHINE:
+        return os.strerror(code)
+    if code is None:
+        return next((os.strerror(one) for one in sorted(_MACHINE) if os.strerror(one) in str(error)), None)
+    return None
+
+
+@contextlib.contextmanager
+def told(folder: object, standing: Callable[[], str]) -> Iterator[None]:
+    """A full disk, a lost permission or a failing device ends the run with one sentence, not with a traceback.
+
+    standing: says from where the run can be taken up.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, SafetensorError, ValueError) as error:
+        reason = machine_error(error)
+        if reason is None:
+            raise
+        place = getattr(error, "filename", None) or folder
+        raise RunFailed(f"{place}: {reason}; {standing()}") from error
