@@ -3,6 +3,8 @@
 In the formulas: h = logp - reference logp, s the sigmoid, b = beta, z0 = `kl`.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +30,7 @@ def kto(
         whole step's mismatched completions (each prompt with the completion of the nearest earlier example of another
         question), clamped at 0 after that mean; no gradient goes through it.
     Paper: Ethayarajh et al. 2024, arXiv 2402.01306, equation 7; weights so that desirable_weight n_desirable /
-        (undesirable_weight n_undesirable) lies in [1, 4/3] (equation 8), see
-        `kto_weight_ratio`.
+        (undesirable_weight n_undesirable) lies in [1, 4/3] (equation 8): `kto_weight_ratio`.
     Peers: the formula is TRL's and HALOs'. TRL takes z0 from the previous row of a microbatch, fixed at tokenisation
         (so its order can never be shuffled), as a mean of device means; HALOs from the next row of a microbatch. Both
         give one z0 a microbatch; here it is one a step, whatever the microbatch and the mesh.
@@ -62,13 +63,18 @@ def kto_weight_ratio(
     ratio = gains / losses
     if 1.0 <= ratio <= 4.0 / 3.0:
         return ratio, ""
-    up = [losses / desirable, 4.0 / 3.0 * losses / desirable]
-    down = [gains / undesirable / (4.0 / 3.0), gains / undesirable]
     return ratio, (
         f"KTO: desirable_weight x desirable / (undesirable_weight x undesirable) = {ratio:.3g} is outside [1, 1.33] "
-        f"({desirable} desirable, {undesirable} undesirable): set desirable_weight in [{up[0]:.3g}, {up[1]:.3g}] "
-        f"or undesirable_weight in [{down[0]:.3g}, {down[1]:.3g}]"
+        f"({desirable} desirable, {undesirable} undesirable): set desirable_weight in {_inside(losses / desirable)} "
+        f"or undesirable_weight in {_inside(0.75 * gains / undesirable)}"
     )
+
+
+def _inside(low: float) -> str:
+    """[low, 4/3 low] in three digits, rounded inwards: whoever copies an end is inside."""
+    digit = 10.0 ** (math.floor(math.log10(low)) - 2)
+    ends = math.ceil(low / digit) * digit, math.floor(4.0 / 3.0 * low / digit) * digit
+    return f"[{ends[0]:.4g}, {ends[1]:.4g}]"
 
 
 def nll(logps: Logps, lengths: Lengths) -> Losses:

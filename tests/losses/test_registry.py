@@ -160,3 +160,15 @@ def test_ktos_published_rule(counts, ratio, advice):
     assert got == pytest.approx(ratio)
     assert re.search(advice, text)
     assert bool(text) == bool(advice)
+
+
+@pytest.mark.parametrize("counts", [(872, 1777), (1777, 450), (3, 7), (99999, 1), (1, 31), (990, 1)])
+def test_ktos_advice_keeps_the_rule_as_it_is_printed(counts):
+    _, text = losses.kto_weight_ratio(*counts)
+    ranges = [[float(end) for end in ends] for ends in re.findall(r"weight in \[(\S+), (\S+)\]", text)]
+    assert len(ranges) == 2
+    for place, ends in enumerate(ranges):
+        assert ends[1] / ends[0] > 1.3
+        for end in ends:
+            weights = (end, 1.0) if place == 0 else (1.0, end)
+            assert losses.kto_weight_ratio(*counts, *weights)[1] == "", weights
