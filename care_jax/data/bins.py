@@ -15,7 +15,7 @@ class Room(NamedTuple):
     """What one microbatch holds at most: rows of row_length tokens, responses, completion tokens, pairs, lists.
 
     one_a_row: every sequence alone in its row. share_prompts: a prompt stands once in a row. merge: a response that
-    is there already is not laid out again. half_rows: what fits so many rows costs only those (0: all are run, always).
+    is there already is not laid out again.
     """
 
     rows: int
@@ -27,7 +27,6 @@ class Room(NamedTuple):
     one_a_row: bool = False
     share_prompts: bool = True
     merge: bool = True
-    half_rows: int = 0
 
 
 @dataclass(slots=True)
@@ -79,10 +78,6 @@ class Bin:
         self.clusters: list[tuple[Cluster, list[int]]] = []
         self.completions = self.pairs = self.groups = 0
 
-    def rows_run(self, rows: int, half_rows: int) -> int:
-        """half_rows where all it holds stands in those, else all of them."""
-        return rows if not half_rows or any(self.prompts[half_rows:]) else half_rows
-
     def copy(self) -> "Bin":
         other = Bin.__new__(Bin)
         other.free, other.total, other.placed = list(self.free), self.total, list(self.placed)
@@ -91,13 +86,6 @@ class Bin:
         other.clusters = list(self.clusters)
         other.completions, other.pairs, other.groups = self.completions, self.pairs, self.groups
         return other
-
-    def widen(self, room: Room) -> None:
-        """Adds the empty rows that this room has more."""
-        more = room.rows - len(self.free)
-        self.free += [room.row_length] * more
-        self.total += room.row_length * more
-        self.prompts += [set() for _ in range(more)]
 
     def fit(self, cluster: Cluster, room: Room, only: int | None = None) -> list[tuple[int, int]] | None:
         """(position in the cluster, row) of every response to add, or None where there is no room.
@@ -208,29 +196,13 @@ def pack(clusters: Sequence[Cluster], room: Room) -> list[Bin]:
             whole += cluster.parts
             divided.add(cluster.question)
     sizes = [cluster.size(room) for cluster in whole]
-    # What is counted is rows run: whole microbatches, or halves.
-    unit = room.half_rows or room.rows
-    least = max(1, -(-sum(sizes) // (unit * room.row_length))) * unit
+    least = -(-sum(sizes) // (room.rows * room.row_length))
     by_size = [whole[i] for i in sorted(range(len(whole)), key=lambda i: -sizes[i])]
-    best, rows = _halved(_best_fit(by_size, room, divided), room)
-    if rows > least and not divided and not room.one_a_row and len(by_size) <= _MANY:
-        other, other_rows = _halved(_complete(by_size, room), room)
-        best = other if (other_rows, len(other)) < (rows, len(best)) else best
+    best = _best_fit(by_size, room, divided)
+    if len(best) > max(least, 1) and not divided and not room.one_a_row and len(by_size) <= _MANY:
+        other = _complete(by_size, room)
+        best = other if len(other) < len(best) else best
     return best
-
-
-def _halved(bins: list[Bin], room: Room) -> tuple[list[Bin], int]:
-    """The microbatches, those that hold little laid into half of their rows where that is possible; rows run."""
-    half = room.half_rows
-    if half:
-        small = room._replace(rows=half)
-        for number, bin_ in enumerate(bins):
-            if bin_.total >= (room.rows - half) * room.row_length and any(bin_.prompts[half:]):
-                filled = _filled(Bin(small), [cluster for cluster, _ in bin_.clusters], small)
-                if filled is not None:
-                    filled.widen(room)
-                    bins[number] = filled
-    return bins, sum(bin_.rows_run(room.rows, half) for bin_ in bins)
 
 
 def _complete(by_size: Sequence[Cluster], room: Room) -> list[Bin]:

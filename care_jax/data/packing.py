@@ -53,8 +53,7 @@ class Layout:
     """The static sizes of a batch, the same in every step of a run (so that the step is compiled once).
 
     rows M, row_length R, responses S, completions C, pairs P, groups G, width K, microbatches A (as many as the fullest
-    step needs; 0 while not yet known: `plan_run` says). half_rows: rows that are run of a microbatch which holds
-    nothing in the others (0: all of them, always). packing, share_responses, share_prompts: as `batch.*`.
+    step needs; 0 while not yet known: `plan_run` says). packing, share_responses, share_prompts: as `batch.*`.
     """
 
     rows: int
@@ -65,7 +64,6 @@ class Layout:
     groups: int = 1
     width: int = 1
     microbatches: int = 0
-    half_rows: int = 0
     packing: bool = True
     share_responses: bool = True
     share_prompts: bool = True
@@ -81,7 +79,6 @@ class Layout:
             not self.packing,
             self.share_prompts and self.packing,
             merge and self.share_responses,
-            self.half_rows,
         )
 
 
@@ -97,7 +94,6 @@ class StepPlan:
 
     layout: Layout
     count: int  # microbatches that hold anything
-    rows_run: int  # rows of those microbatches, less the halves that are not run
     sequences: Int64[np.ndarray, "responses 2"]
     lengths: Int64[np.ndarray, " responses"]
     microbatch: Int64[np.ndarray, " responses"]
@@ -121,7 +117,7 @@ class StepPlan:
     @property
     def efficiency(self) -> float:
         """The part of the token slots run that is filled."""
-        return self.tokens / max(1, self.rows_run * self.layout.row_length)
+        return self.tokens / max(1, self.count * self.layout.rows * self.layout.row_length)
 
 
 # --- from units to clusters ------------------------------------------------------------------------------------------
@@ -235,7 +231,6 @@ def plan_step(units: Sequence[Unit], corpus: Corpus, layout: Layout, mismatched:
     return StepPlan(
         layout=layout,
         count=len(bins),
-        rows_run=sum(bin_.rows_run(layout.rows, layout.half_rows) for bin_ in bins),
         **plan,
         weights=weights,
         desirable=desirable,
@@ -247,10 +242,9 @@ def plan_step(units: Sequence[Unit], corpus: Corpus, layout: Layout, mismatched:
     )
 
 
-def count_step(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> tuple[int, int]:
-    """(microbatches, rows run) of the plan of these units, without making the rest of it."""
-    _, _, bins = _packed(units, corpus, layout)
-    return len(bins), sum(bin_.rows_run(layout.rows, layout.half_rows) for bin_ in bins)
+def count_step(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> int:
+    """Microbatches of the plan of these units, without making the rest of it."""
+    return len(_packed(units, corpus, layout)[2])
 
 
 def _packed(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> tuple[list[tuple], bool, list[Bin]]:
@@ -276,7 +270,6 @@ def plan_responses(corpus: Corpus, sequences: Sequences, layout: Layout) -> Step
     return StepPlan(
         layout=layout,
         count=len(bins),
-        rows_run=sum(bin_.rows_run(layout.rows, layout.half_rows) for bin_ in bins),
         **plan,
         weights=np.ones(len(sequences), np.float32),
         desirable=np.zeros(len(sequences), bool),

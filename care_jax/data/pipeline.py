@@ -125,19 +125,14 @@ def plan_run(
     total: int,
     mismatched: Layout | None = None,
 ) -> tuple[Layout, Layout | None]:
-    """The layouts with `microbatches` set to what the fullest of the steps to be run needs, and `half_rows` to 0 where
-    no step would run half a microbatch.
-    """
-    most, most_mismatched, halves = 0, 0, False
+    """The layouts with `microbatches` set to what the fullest of the steps to be run needs."""
+    most, most_mismatched = 0, 0
     for step in range(total):
         own = step_units(stream, step, examples)
-        count, rows = count_step(own, corpus, layout)
-        most, halves = max(most, count), halves or rows < count * layout.rows
+        most = max(most, count_step(own, corpus, layout))
         if mismatched is not None:
             most_mismatched = max(most_mismatched, count_mismatched(own, corpus, mismatched))
-    # One microbatch alone is run without a loop, and whole.
-    halves = halves and most > 1
-    sized = dataclasses.replace(layout, microbatches=most, half_rows=layout.half_rows if halves else 0)
+    sized = dataclasses.replace(layout, microbatches=most)
     return sized, None if mismatched is None else dataclasses.replace(mismatched, microbatches=most_mismatched)
 
 

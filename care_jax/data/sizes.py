@@ -29,7 +29,7 @@ def make_layout(
     Raises UserError for a unit that does not fit, with what it needs.
     """
     free = 2**60
-    layout = Layout(rows, row_length, free, free, free, free, 1, 0, 0, packing, share_responses, share_prompts)
+    layout = Layout(rows, row_length, free, free, free, free, 1, 0, packing, share_responses, share_prompts)
     room = layout.room(True)
     totals = np.zeros(5, np.int64)  # tokens, completion tokens, responses, pairs, lists
     largest = np.zeros(5, np.int64)
@@ -73,7 +73,6 @@ def mismatched_layout(layout: Layout, corpus: Corpus) -> Layout:
         groups=1,
         width=1,
         microbatches=0,
-        half_rows=0,
     )
 
 
