@@ -76,6 +76,7 @@ def repeat(config: Config, identity: Identity, manifest: str) -> Run:
 def _train(config: Config, repeats: tuple[Identity, str] | None) -> Run:
     objective = make_objective([(losses.bind(one.name, **one.hyperparameters), one.weight) for one in config.losses])
     gates.whole_step(config, objective)
+    sharding.start_processes()
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     folder = make_folder(config)
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)

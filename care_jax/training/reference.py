@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from care_jax import sharding
 from care_jax.errors import UserError
 
 Digest = bytes
@@ -62,6 +63,7 @@ class Cache:
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self._parts():
             self._remember(self._read(path))
+        sharding.barrier("reference cache read")  # all processes must miss the same, before one of them adds to it
 
     def _parts(self) -> list[pathlib.Path]:
         return sorted(self.folder.glob("part-*.safetensors"))

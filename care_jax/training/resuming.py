@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from care_jax import config as configs
+from care_jax import sharding
 from care_jax.config import Config
 from care_jax.data.report import write_whole
 from care_jax.errors import UserError
@@ -64,6 +65,7 @@ def open_run(
         assert before is not None
         _may_go_on(before, config, folder)
         _say_what_rounds(before, config, meta["where"], where(mesh), step)
+    sharding.barrier("run directory read")  # by all, before one of them writes there
     if is_writer():
         try:
             write_whole(stored, configs.dump(config))

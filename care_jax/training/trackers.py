@@ -12,7 +12,9 @@ from typing import Any, Protocol
 import jax
 from tqdm import tqdm
 
+from care_jax import sharding
 from care_jax.config import Config
+from care_jax.training.chips import CHIPS
 
 Metrics = Mapping[str, Any]
 
@@ -32,13 +34,14 @@ def plain(value: Any) -> Any:
 class MetricsFile:
     """metrics.jsonl: one object a line, a step's or an evaluation's. A resume at step n keeps the lines up to n."""
 
-    def __init__(self, path: pathlib.Path | None, resume_step: int | None):
-        """path: None in a process that does not write."""
-        self.lines: list[dict[str, Any]] = []
+    def __init__(self, path: pathlib.Path, resume_step: int | None, writes: bool = True):
+        """writes: whether this process of several does; all of them know the lines that are kept."""
         self._file = None
-        if path is None:
-            return
         kept = [] if resume_step is None else [line for line in read_lines(path) if line["step"] <= resume_step]
+        self.lines: list[dict[str, Any]] = kept
+        sharding.barrier("metrics read")
+        if not writes:
+            return
         aside = path.with_suffix(".jsonl.partial")
         with aside.open("w") as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
@@ -46,7 +49,6 @@ class MetricsFile:
             os.fsync(file.fileno())
         aside.rename(path)
         self._file = path.open("a")
-        self.lines = kept
 
     def log(self, step: int, metrics: Metrics) -> None:
         line = {"step": step, **{name: plain(value) for name, value in metrics.items()}}
@@ -113,7 +115,7 @@ class Recorder:
 
     def __init__(self, config: Config, folder: pathlib.Path, resume_step: int | None, total: int):
         writes = jax.process_index() == 0
-        self._file = MetricsFile(folder / "metrics.jsonl" if writes else None, resume_step)
+        self._file = MetricsFile(folder / "metrics.jsonl", resume_step, writes)
         self._trackers: list[Tracker] = [self._file]
         if writes:
             if "tensorboard" in config.trackers:
@@ -132,6 +134,7 @@ class Recorder:
         )
         self._clock = time.perf_counter()
         self._input_wait = 0.0
+        self._compile_seconds: float | None = None
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -140,6 +143,10 @@ class Recorder:
     def start_clock(self) -> None:
         """The time of the first step begins here."""
         self._clock = time.perf_counter()
+
+    def compiled(self, seconds: float) -> None:
+        """The train step was, before the first one."""
+        self._compile_seconds = seconds
 
     def waited(self, seconds: float) -> None:
         """The loop stood still for input."""
@@ -161,6 +168,9 @@ class Recorder:
         line["step_seconds"] = seconds
         line["input_wait_seconds"], self._input_wait = self._input_wait, 0.0
         line["mfu"] = mfu(flops_per_token * host["tokens"] / seconds)
+        line["device_memory_peak_bytes"] = memory_peak()
+        if self._compile_seconds is not None:  # in the first line of a start alone
+            line["compile_seconds"], self._compile_seconds = self._compile_seconds, None
         self._bar.set_postfix(
             {
                 "loss": _short(line["loss"]),
@@ -196,26 +206,15 @@ ALWAYS = (
 )
 STEP_NAMES = (*ALWAYS, "kl", "kl/unclamped", "kl/stderr", "grad_norm", "learning_rate")
 
-# bfloat16 peak of one chip, FLOP/s, from the vendors' data sheets.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
-
-
 def mfu(flops_per_second: float) -> float | None:
     """Share of the devices' peak, or None where the peak of this kind of device is not known."""
-    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
-    return None if peak is None else flops_per_second / (peak * jax.device_count())
+    chip = CHIPS.get(jax.devices()[0].device_kind)
+    return None if chip is None else flops_per_second / (chip.flops * jax.device_count())
+
+
+def memory_peak() -> int | None:
+    """The most bytes that this process's first device has held; None where the backend does not say (CPU)."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def _short(value: Any) -> str:

@@ -162,7 +162,9 @@ class Updates:
         )
         began = time.perf_counter()
         compiled = jitted.lower(state, batch).compile()
-        say(f"train step compiled in {time.perf_counter() - began:.1f} s")
+        seconds = time.perf_counter() - began
+        self._recorder.compiled(seconds)
+        say(f"train step compiled in {seconds:.1f} s")
         return compiled
 
     def _place(self, host_batch: Batch, shardings: Batch) -> Batch:
