@@ -206,6 +206,7 @@ ALWAYS = (
 )
 STEP_NAMES = (*ALWAYS, "kl", "kl/unclamped", "kl/stderr", "grad_norm", "learning_rate")
 
+
 def mfu(flops_per_second: float) -> float | None:
     """Share of the devices' peak, or None where the peak of this kind of device is not known."""
     chip = CHIPS.get(jax.devices()[0].device_kind)
