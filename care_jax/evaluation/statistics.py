@@ -1,0 +1,152 @@
+"""Means with intervals, paired differences, and how far two raters agree.
+
+Intervals are bootstrap percentiles, made right for small samples: n-1 of n values are drawn, so that the spread of the
+means is that of an unbiased variance, and the percentiles are those of Student's t (Hesterberg 2015, "What Teachers
+Should Know About the Bootstrap", sections 3.2 and 5.3).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+REPLICATES = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean and its interval; low and high are None where a group has a single value."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def interval(groups: Sequence[Sequence[float]], seed: int = 0, level: float = 0.95) -> Interval:
+    """The mean of the groups' means and its interval; values are drawn anew within each group.
+
+    groups: one of all values for a plain mean, or a cell each (culture x category) for a macro average.
+    """
+    arrays = [np.asarray(group, np.float64) for group in groups if len(group)]
+    count = sum(len(array) for array in arrays)
+    if not arrays:
+        return Interval(float("nan"), None, None, 0)
+    mean = float(np.mean([array.mean() for array in arrays]))
+    if any(len(array) < 2 for array in arrays):
+        return Interval(mean, None, None, count)
+    draws = np.mean([_means(array, seed + 7919 * number) for number, array in enumerate(arrays)], axis=0)
+    low, high = _percentiles(draws, count - len(arrays), level)
+    return Interval(mean, low, high, count)
+
+
+def _means(values: Float[np.ndarray, " n"], seed: int) -> Float[np.ndarray, " b"]:
+    """Means of n-1 values drawn of n, REPLICATES times."""
+    size = len(values)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(size - 1, np.full(size, 1 / size), size=REPLICATES)
+    return counts @ values / (size - 1)
+
+
+def _percentiles(draws: Float[np.ndarray, " b"], freedom: int, level: float) -> tuple[float, float]:
+    from scipy import stats
+
+    tail = float(stats.norm.cdf(-stats.t.ppf((1 + level) / 2, max(freedom, 1))))
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def crossed(values: Float[np.ndarray, "s q"], seed: int = 0, level: float = 0.95) -> Interval:
+    """The mean over seeds and questions, and its interval over both: rows and columns are drawn anew, independently.
+
+    values: [seeds, questions], every question answered by every seed's model. With one seed the interval is over the
+    questions alone. With few seeds the spread between them is itself little known.
+    """
+    seeds, questions = values.shape
+    if questions < 2:
+        return Interval(float(values.mean()), None, None, values.size)
+    rng = np.random.default_rng(seed)
+    # Of few seeds all are drawn, since n-1 of 2 would double their variance's weight; questions as in `interval`.
+    rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=REPLICATES) / seeds
+    columns = rng.multinomial(questions - 1, np.full(questions, 1 / questions), size=REPLICATES) / (questions - 1)
+    draws = np.einsum("bs,sq,bq->b", rows, values, columns, optimize=True)
+    low, high = _percentiles(draws, questions - 1, level)
+    return Interval(float(values.mean()), low, high, values.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """The difference of a system from a base over the items that both answered."""
+
+    difference: Interval
+    wins: int
+    ties: int
+    losses: int
+
+
+def paired(groups: Sequence[Sequence[tuple[float, float]]], seed: int = 0) -> Paired:
+    """groups: (system, base) values of the shared items, cell by cell."""
+    pairs = [pair for group in groups for pair in group]
+    differences = [[system - base for system, base in group] for group in groups if group]
+    return Paired(
+        interval(differences, seed),
+        sum(system > base for system, base in pairs),
+        sum(system == base for system, base in pairs),
+        sum(system < base for system, base in pairs),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How two raters of the same items agree; a measure is None where it is not defined (a rater without variance)."""
+
+    n: int
+    pearson: float | None
+    spearman: float | None
+    kappa: float | None
+    weighted_kappa: float | None
+    mean_difference: float
+
+
+def agreement(a: Sequence[float], b: Sequence[float]) -> Agreement:
+    """Pearson, Spearman (ties by mean rank), Cohen's kappa plain and with quadratic weights, of ratings on one scale.
+
+    For kappa ratings are rounded to whole numbers. mean_difference: of a minus b.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"agreement: {len(a)} and {len(b)} ratings")
+    if not a:
+        return Agreement(0, None, None, None, None, float("nan"))
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    from scipy import stats
+
+    rank = [stats.rankdata(values) for values in (x, y)]
+    whole = [np.floor(values + 0.5).astype(int) for values in (x, y)]
+    return Agreement(
+        len(a),
+        _correlation(x, y),
+        _correlation(*rank),
+        _kappa(*whole, weighted=False),
+        _kappa(*whole, weighted=True),
+        float(np.mean(x - y)),
+    )
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    x, y = x - x.mean(), y - y.mean()
+    spread = float(np.sqrt((x @ x) * (y @ y)))
+    return None if spread == 0 else float(x @ y) / spread
+
+
+def _kappa(x: np.ndarray, y: np.ndarray, *, weighted: bool) -> float | None:
+    """1 - observed disagreement / disagreement by chance (Cohen 1960, 1968)."""
+    low, high = int(min(x.min(), y.min())), int(max(x.max(), y.max()))
+    size = high - low + 1
+    table = np.zeros((size, size))
+    np.add.at(table, (x - low, y - low), 1.0)
+    table /= len(x)
+    apart = np.subtract.outer(np.arange(size), np.arange(size)).astype(np.float64)
+    cost = apart**2 if weighted else (apart != 0).astype(np.float64)
+    chance = float(np.sum(cost * np.outer(table.sum(1), table.sum(0))))
+    return None if chance == 0 else 1.0 - float(np.sum(cost * table)) / chance
