@@ -116,9 +116,12 @@ class Split(Block):
 
 
 class PairsConfig(Block):
+    """weights: what a pair counts in the loss's mean; gap: the difference of its ratings."""
+
     policy: Literal["all", "best_worst", "adjacent", "random"] = "best_worst"
     min_gap: Positive = 1.0
     max_per_question: Count | None = None
+    weights: Literal["equal", "gap"] = "equal"
 
 
 class LabelsConfig(Block):
@@ -146,8 +149,8 @@ class DataConfig(Block):
     ] = Split(fraction=0.05)
     pairs: PairsConfig = PairsConfig()
     labels: Annotated[
-        Annotated[Literal["best"], Tag("<best>")] | Annotated[LabelsConfig, Tag("<bounds>")],
-        text_or("<best>", "<bounds>"),
+        Annotated[Literal["best", "relative"], Tag("<name>")] | Annotated[LabelsConfig, Tag("<bounds>")],
+        text_or("<name>", "<bounds>"),
     ] = LabelsConfig()
     fraction: Share = 1.0
     epochs: Count | None = 1

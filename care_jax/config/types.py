@@ -109,7 +109,7 @@ _EXPECTED = {
     "loss": "a mapping such as {name: dpo, beta: 0.1}, or a list of them",
     "data.train": "a list of sources, such as [{reader: care, path: sample}]",
     "data.eval": "{fraction: 0.05}, {questions: 64}, a list of sources, or [] for none",
-    "data.labels": "{desirable_min: 7, undesirable_max: 4}, or best",
+    "data.labels": "{desirable_min: 7, undesirable_max: 4}, relative, or best",
     "model.lora.target_modules": "all, or a list of names",
 }
 _BOUNDS = {

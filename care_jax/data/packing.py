@@ -123,28 +123,27 @@ class StepPlan:
 # --- from units to clusters ------------------------------------------------------------------------------------------
 
 
-def atoms_of(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> list[tuple[Cluster, Unit, tuple]]:
-    """What may not be divided, with its unit and the pairs (positions in its responses) it serves."""
-    parts: list[tuple[Unit, tuple[int, ...], tuple]] = []  # unit, its responses here, pairs of these
+def atoms_of(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> list[tuple[Cluster, Unit]]:
+    """What may not be divided: units, or their pairs as units of their own, each with its responses as a cluster."""
+    parts: list[Unit] = []
     for unit in units:
         if unit.pairs and not layout.share_responses:
-            parts += [(unit, (unit.responses[i], unit.responses[j]), ((0, 1),)) for i, j in unit.pairs]
+            for (i, j), weight in zip(unit.pairs, unit.weights):
+                parts.append(Unit(unit.question, (unit.responses[i], unit.responses[j]), ((0, 1),), None, weight))
         else:
-            parts.append((unit, unit.responses, unit.pairs))
-    questions = np.asarray([unit.question for unit, _, _ in parts], np.int64)
+            parts.append(unit)
+    questions = np.asarray([part.question for part in parts], np.int64)
     first = corpus.first_response[questions].tolist()
-    names = [[base + response for response in responses] for base, (_, responses, _) in zip(first, parts)]
+    names = [[base + response for response in part.responses] for base, part in zip(first, parts)]
     prompts, lengths = _lengths(corpus, questions, names)
-    found: list[tuple[Cluster, Unit, tuple]] = []
+    found: list[tuple[Cluster, Unit]] = []
     at = 0
-    for number, (unit, _, pairs) in enumerate(parts):
-        is_list = not pairs and unit.desirable is None
-        own_lengths = lengths[at : at + len(names[number])]
-        at += len(own_lengths)
-        cluster = Cluster(
-            unit.question, prompts[number], names[number], own_lengths, len(pairs), int(is_list), uses=[number]
-        )
-        found.append((cluster, unit, pairs))
+    for number, (part, own) in enumerate(zip(parts, names)):
+        is_list = not part.pairs and part.desirable is None
+        own_lengths = lengths[at : at + len(own)]
+        at += len(own)
+        cluster = Cluster(part.question, prompts[number], own, own_lengths, len(part.pairs), int(is_list), [number])
+        found.append((cluster, part))
     return found
 
 
@@ -215,16 +214,19 @@ def plan_step(units: Sequence[Unit], corpus: Corpus, layout: Layout, mismatched:
     weights = np.zeros(len(plan["lengths"]), np.float32)
     desirable = np.zeros(len(plan["lengths"]), bool)
     first = [0, *itertools.accumulate(len(bin_.placed) for bin_ in bins)]
-    pairs, pair_weights, lists, list_weights = [], [], [], []
-    for use, (_, unit, own_pairs) in enumerate(atoms):
+    pairs: list[tuple[int, int, int]] = []
+    pair_weights: list[float] = []
+    lists: list[tuple[int, tuple[int, ...]]] = []
+    list_weights: list[float] = []
+    for use, (_, unit) in enumerate(atoms):
         number, own = slots[use]
         final = [order[number][slot] for slot in own]
         if unit.desirable is not None:
             weights[first[number] + final[0]] = unit.weight
             desirable[first[number] + final[0]] = unit.desirable
-        elif own_pairs:
-            pairs += [(number, final[chosen], final[rejected]) for chosen, rejected in own_pairs]
-            pair_weights += [unit.weight] * len(own_pairs)
+        elif unit.pairs:
+            pairs += [(number, final[chosen], final[rejected]) for chosen, rejected in unit.pairs]
+            pair_weights += unit.weights
         else:
             lists.append((number, tuple(final)))
             list_weights.append(unit.weight)
@@ -252,7 +254,7 @@ def _packed(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> tuple[list
     atoms = atoms_of(units, corpus, layout)
     # A response that two labelled units name is two units, and stands twice.
     merge = layout.share_responses and not any(unit.desirable is not None for unit in units)
-    return atoms, merge, _pack(_gathered([cluster for cluster, _, _ in atoms], merge), layout, merge, corpus)
+    return atoms, merge, _pack(_gathered([cluster for cluster, _ in atoms], merge), layout, merge, corpus)
 
 
 def plan_responses(corpus: Corpus, sequences: Sequences, layout: Layout) -> StepPlan:

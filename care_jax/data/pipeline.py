@@ -92,8 +92,9 @@ def units(
 ) -> "grain.MapDataset[Unit]":
     """The units of some questions (or of a corpus) for a loss of this view, as an endless stream of shuffled epochs.
 
-    options: of `preferences.make_units` (policy, min_gap, max_per_question, unit, desirable_min, undesirable_max, best,
-    reduction). `Unit.question` indexes `questions`. Any MapDataset of units may stand in its place.
+    options: of `preferences.make_units` (policy, min_gap, max_per_question, weights, unit, reduction, labels,
+    desirable_min, undesirable_max). `Unit.question` indexes `questions`. Any MapDataset of units may stand in its
+    place.
     """
     asked = questions.questions if isinstance(questions, Corpus) else questions
     made = make_units(asked, view, seed=seed, **options)

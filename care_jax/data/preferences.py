@@ -19,7 +19,10 @@ from care_jax.errors import UserError, nearest
 
 POLICIES = ("all", "best_worst", "adjacent", "random")
 VIEWS = ("pairs", "unpaired", "lists")
+PAIR_WEIGHTS = ("equal", "gap")
+LABELS = ("thresholds", "relative", "best")
 Number = int | float
+_EQUAL = 1e-9  # ratings closer than this are the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,8 @@ class Unit:
 
     question: index in the corpus. responses: indices within that question. pairs: (chosen, rejected) as positions in
     `responses`; none in the other views. desirable: the label in the unpaired view, where `responses` is one. A unit
-    with neither is a list. weight: of each of its pairs, of its response, or of the list.
+    with neither is a list. weight: of each of its pairs, of its response, or of the list. pair_weights: of its pairs
+    where they differ.
     """
 
     question: int
@@ -36,6 +40,12 @@ class Unit:
     pairs: tuple[tuple[int, int], ...] = ()
     desirable: bool | None = None
     weight: Number = 1.0
+    pair_weights: tuple[Number, ...] = ()
+
+    @property
+    def weights(self) -> tuple[Number, ...]:
+        """The weight of each pair."""
+        return self.pair_weights or (self.weight,) * len(self.pairs)
 
 
 def stable_hash(*parts: object) -> int:
@@ -134,30 +144,39 @@ def make_units(
     max_per_question: int | None = None,
     seed: int = 0,
     unit: str = "pair",
+    weights: str = "equal",
+    labels: str = "thresholds",
     desirable_min: Number = 7,
     undesirable_max: Number = 4,
-    best: str | None = None,
     reduction: str = "pair",
 ) -> list[Unit]:
     """The units of `questions` for a loss of this view, question by question in their order.
 
-    pairs: by policy (`pair_indices`); unit `pair` or `group` (all pairs of a question); reduction `group` weighs a pair
-    by 1/(pairs of its question). unpaired: a response rated at least desirable_min is desirable, at most
-    undesirable_max undesirable, between left out; a label in the data itself goes first; best `only`: only the best
-    response of each question, desirable. lists: the rated responses of every question with two distinct ratings.
+    pairs: by policy (`pair_indices`); unit `pair` or `group` (all pairs of a question); weights `equal`, or `gap`: a
+    pair weighs the difference of its ratings; reduction `group`: the weights of a question's pairs sum to 1.
+    unpaired: a label in the data itself goes first, then labels `thresholds`: a response rated at least desirable_min
+    is desirable, at most undesirable_max undesirable, between left out; `relative`: above or below the mean rating of
+    its question, at the mean left out; `best`: only the best response of each question, desirable.
+    lists: the rated responses of every question with two distinct ratings.
     """
-    for name, value, valid in (("view", view, VIEWS), *((n, v, ("pair", "group")) for n, v in _named(unit, reduction))):
+    choices = (
+        ("view", view, VIEWS),
+        ("batch.unit", unit, ("pair", "group")),
+        ("batch.reduction", reduction, ("pair", "group")),
+        ("data.pairs.weights", weights, PAIR_WEIGHTS),
+        ("data.labels", labels, LABELS),
+    )
+    for name, value, valid in choices:
         if value not in valid:
             raise UserError(f"{name}: expected {' or '.join(valid)}, found {value!r}{nearest(value, valid)}")
-    if best not in (None, "only"):
-        raise UserError(f"data.labels.best: expected only, found {best!r}")
     units: list[Unit] = []
     for index, question in enumerate(questions):
         if view == "pairs":
             pairs = question_pairs(question, policy, min_gap, max_per_question, seed)
-            units += pair_units(index, pairs, unit, reduction)
+            gaps = [_gap(question, pair) for pair in pairs] if weights == "gap" else [1.0] * len(pairs)
+            units += pair_units(index, pairs, gaps, unit, reduction)
         elif view == "unpaired":
-            units += _labelled(index, question, desirable_min, undesirable_max, best)
+            units += _labelled(index, question, labels, desirable_min, undesirable_max)
         else:
             rated = [i for i, response in enumerate(question.responses) if response.rating is not None]
             if len({question.responses[i].rating for i in rated}) > 1:
@@ -167,38 +186,54 @@ def make_units(
     return units
 
 
-def _named(unit: str, reduction: str) -> tuple[tuple[str, str], ...]:
-    return ("batch.unit", unit), ("batch.reduction", reduction)
+def _gap(question: Question, pair: tuple[int, int]) -> float:
+    chosen, rejected = (question.responses[i].rating for i in pair)
+    if chosen is None or rejected is None or chosen <= rejected:
+        raise UserError(
+            f"data.pairs.weights: gap needs a chosen response rated above the rejected one; {question.file}, row "
+            f"{question.responses[pair[0]].row} has {chosen} and {rejected}"
+        )
+    return chosen - rejected
 
 
-def pair_units(question: int, pairs: Sequence[tuple[int, int]], unit: str, reduction: str) -> list[Unit]:
-    """One question's pairs (indices of its responses) as units."""
+def pair_units(
+    question: int, pairs: Sequence[tuple[int, int]], weights: Sequence[Number], unit: str, reduction: str
+) -> list[Unit]:
+    """One question's pairs (indices of its responses), each with its weight, as units."""
     if not pairs:
         return []
-    weight = 1.0 / len(pairs) if reduction == "group" else 1.0
+    if reduction == "group":
+        whole = sum(weights)
+        weights = [weight / whole for weight in weights]
     if unit == "pair":
-        return [Unit(question, pair, ((0, 1),), None, weight) for pair in pairs]
+        return [Unit(question, pair, ((0, 1),), None, weight) for pair, weight in zip(pairs, weights)]
     needed = sorted({response for pair in pairs for response in pair})
     place = {response: position for position, response in enumerate(needed)}
-    return [Unit(question, tuple(needed), tuple((place[i], place[j]) for i, j in pairs), None, weight)]
+    own = tuple((place[i], place[j]) for i, j in pairs)
+    differ = tuple(weights) if len(set(weights)) > 1 else ()
+    return [Unit(question, tuple(needed), own, None, 1.0 if differ else weights[0], differ)]
 
 
 def _labelled(
-    index: int, question: Question, desirable_min: Number, undesirable_max: Number, best: str | None
+    index: int, question: Question, labels: str, desirable_min: Number, undesirable_max: Number
 ) -> list[Unit]:
-    if best == "only":
+    if labels == "best":
         found = best_response(question)
         return [] if found is None else [Unit(index, (found,), (), True)]
+    if labels == "relative":
+        rated = [response.rating for response in question.responses if response.rating is not None]
+        mean = sum(rated) / len(rated) if rated else 0.0
     units = []
     for number, response in enumerate(question.responses):
         label = response.desirable
         if label is None and response.field in ("chosen", "rejected"):
             label = response.field == "chosen"
         if label is None and response.rating is not None:
-            if response.rating >= desirable_min:
-                label = True
-            elif response.rating <= undesirable_max:
-                label = False
+            high, low = response.rating >= desirable_min, response.rating <= undesirable_max
+            if labels == "relative":
+                # The mean of equal ratings may be off by a rounding; that is no difference.
+                high, low = response.rating - mean > _EQUAL, mean - response.rating > _EQUAL
+            label = True if high else False if low else None
         if label is not None:
             units.append(Unit(index, (number,), (), label))
     return units
@@ -325,6 +360,7 @@ def _first_pairs(units: list[Unit], room: int, reduction: str) -> list[Unit]:
         return []
     if len(units) > 1 or len(units[0].pairs) == 1:
         cut = units[:room]
-        return [dataclasses.replace(u, weight=1 / len(cut)) for u in cut] if reduction == "group" else cut
+        whole = sum(unit.weight for unit in cut)
+        return [dataclasses.replace(u, weight=u.weight / whole) for u in cut] if reduction == "group" else cut
     pairs = [(units[0].responses[i], units[0].responses[j]) for i, j in units[0].pairs[:room]]
-    return pair_units(units[0].question, pairs, "group", reduction)
+    return pair_units(units[0].question, pairs, units[0].weights[:room], "group", reduction)

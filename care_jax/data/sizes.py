@@ -1,15 +1,16 @@
 """The static sizes of a run's batches, from its units: large enough for each, so that the step is compiled once."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
-
-import numpy as np
 
 from care_jax.data.bins import Bin
 from care_jax.data.corpus import Corpus
 from care_jax.data.packing import Layout, atoms_of, refusal
 from care_jax.data.preferences import Unit
 from care_jax.errors import UserError
+
+_CHUNK = 4096  # units looked at together
 
 
 def make_layout(
@@ -31,33 +32,33 @@ def make_layout(
     free = 2**60
     layout = Layout(rows, row_length, free, free, free, free, 1, 0, packing, share_responses, share_prompts)
     room = layout.room(True)
-    totals = np.zeros(5, np.int64)  # tokens, completion tokens, responses, pairs, lists
-    largest = np.zeros(5, np.int64)
+    totals, largest = [0] * 5, [0] * 5  # tokens, completion tokens, responses, pairs, lists
     width = 1
     smallest = row_length
-    for unit in units:
-        for cluster, _, _ in atoms_of([unit], corpus, layout):
+    left = iter(units)
+    while some := list(itertools.islice(left, _CHUNK)):
+        for cluster, _ in atoms_of(some, corpus, layout):
             size, completions = cluster.size(room), sum(cluster.lengths)
             if (size > row_length or not packing) and Bin(room).fit(cluster, room) is None:
                 raise UserError(refusal(cluster, layout, True, corpus))
-            own = (size, completions, len(cluster.names), cluster.pairs, cluster.groups)
-            totals += own
-            largest = np.maximum(largest, own)
+            own = size, completions, len(cluster.names), cluster.pairs, cluster.groups
+            totals = [total + value for total, value in zip(totals, own)]
+            largest = [max(most, value) for most, value in zip(largest, own)]
             smallest = min(smallest, min(cluster.lengths))
             if cluster.groups:
                 width = max(width, len(cluster.names))
     if not totals[0]:
         raise UserError("no unit is left to train on: every question was filtered away or has no pair")
     slots = rows * row_length
-    share = totals / totals[0]
+    share = [total / totals[0] for total in totals]
     most = rows if not packing else min(slots // smallest, int(4 * share[2] * slots) + 16)
-    completions = min(slots, max(int(largest[1]), longest_completion, int(1.15 * share[1] * slots)))
+    completions = min(slots, max(largest[1], longest_completion, int(1.15 * share[1] * slots)))
     return dataclasses.replace(
         layout,
-        responses=_up(max(most, int(largest[2])), 1 if not packing else 8),
+        responses=_up(max(most, largest[2]), 1 if not packing else 8),
         completions=min(slots, _up(completions, 128)),
-        pairs=_up(max(1, int(largest[3]), int(4 * share[3] * slots)), 8) if totals[3] else 1,
-        groups=_up(max(1, int(largest[4]), int(4 * share[4] * slots)), 8) if totals[4] else 1,
+        pairs=_up(max(1, largest[3], int(4 * share[3] * slots)), 8) if totals[3] else 1,
+        groups=_up(max(1, largest[4], int(4 * share[4] * slots)), 8) if totals[4] else 1,
         width=width,
     )
 

@@ -216,13 +216,14 @@ def _read(source: SourceConfig, strict: bool) -> Reading:
 def _view(config: Config) -> dict[str, Any]:
     """`make_units`' options, from the data and batch blocks."""
     data, batch = config.data, config.batch
-    labels: dict[str, Any] = {"best": "only"}
+    labels: dict[str, Any] = {"labels": data.labels}
     if not isinstance(data.labels, str):
         labels = {"desirable_min": data.labels.desirable_min, "undesirable_max": data.labels.undesirable_max}
     return {
         "policy": data.pairs.policy,
         "min_gap": data.pairs.min_gap,
         "max_per_question": data.pairs.max_per_question,
+        "weights": data.pairs.weights,
         "seed": config.seed,
         "unit": batch.unit,
         "reduction": batch.reduction,

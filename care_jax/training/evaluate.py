@@ -74,7 +74,7 @@ def _table(corpus: Corpus, units: Sequence[Unit], places: dict[Sequence_, int], 
     """The numbers of a Batch, one microbatch without its leading axis, slots being positions in the sequences."""
     slots = [[places[unit.question, corpus.response_id(unit.question, r)] for r in unit.responses] for unit in units]
     pairs = [(own[c], own[r]) for unit, own in zip(units, slots) for c, r in unit.pairs]
-    pair_weights = [unit.weight for unit in units for _ in unit.pairs]
+    pair_weights = [weight for unit in units for weight in unit.weights]
     width = max((len(own) for own in slots), default=0)
     groups = np.zeros((len(units), width), np.int32)
     mask = np.zeros((len(units), width), bool)

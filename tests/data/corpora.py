@@ -32,7 +32,9 @@ def spelled(corpus: Corpus, units: list[Unit]) -> list[tuple]:
     for unit in units:
         responses = [words(unit, response) for response in unit.responses]
         if unit.pairs:
-            found += [("pair", responses[i], responses[j], unit.weight) for i, j in unit.pairs]
+            found += [
+                ("pair", responses[i], responses[j], w) for (i, j), w in zip(unit.pairs, unit.weights, strict=True)
+            ]
         elif unit.desirable is None:
             found.append(("list", *responses, unit.weight))
         else:
@@ -62,6 +64,7 @@ def read_back(batch) -> list[tuple]:
 VIEWS = {
     "pair": {"policy": "all"},
     "group": {"policy": "all", "unit": "group"},
+    "gap": {"policy": "all", "unit": "group", "weights": "gap"},
     "unpaired": {"view": "unpaired", "desirable_min": 8},
     "lists": {"view": "lists"},
 }

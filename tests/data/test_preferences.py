@@ -79,26 +79,59 @@ def test_data_that_name_the_pair_are_taken_at_their_word():
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(RATINGS, min_size=1, max_size=5))
-def test_groups_hold_the_pairs_of_the_pair_units(all_ratings):
+@given(st.lists(RATINGS, min_size=1, max_size=5), st.sampled_from(preferences.PAIR_WEIGHTS))
+def test_groups_hold_the_pairs_of_the_pair_units(all_ratings, weights):
     questions = [question(ratings, f"q{i}") for i, ratings in enumerate(all_ratings)]
-    single = make_units(questions, policy="all", reduction="group")
-    groups = make_units(questions, policy="all", unit="group", reduction="group")
 
-    def spelled(units):
-        return sorted((u.question, u.responses[i], u.responses[j], u.weight) for u in units for i, j in u.pairs)
+    def spelled(unit, reduction):
+        made = make_units(questions, policy="all", unit=unit, weights=weights, reduction=reduction)
+        return sorted(
+            (u.question, u.responses[i], u.responses[j], w) for u in made for (i, j), w in zip(u.pairs, u.weights)
+        )
 
-    assert spelled(single) == spelled(groups)
-    for unit in groups:
-        assert abs(unit.weight * len(unit.pairs) - 1) < 1e-12
-    assert all(unit.weight == 1 for unit in make_units(questions, policy="all"))
+    for reduction in ("pair", "group"):
+        assert spelled("pair", reduction) == spelled("group", reduction)
+    for number, first, second, weight in spelled("group", "pair"):
+        own = all_ratings[number]
+        assert weight == (own[first] - own[second] if weights == "gap" else 1)
+    whole: dict[int, float] = {}
+    for number, *_, weight in spelled("pair", "group"):
+        whole[number] = whole.get(number, 0) + weight
+    assert all(abs(total - 1) < 1e-9 for total in whole.values())
+
+
+def test_weights_by_gap():
+    one = question([9.0, 5.0, 4.0])
+    (group,) = make_units([one], policy="all", unit="group", weights="gap")
+    assert dict(zip(group.pairs, group.weights)) == {(0, 1): 4, (0, 2): 5, (1, 2): 1}
+    (group,) = make_units([one], policy="all", unit="group", weights="gap", reduction="group")
+    assert group.weights == pytest.approx((0.4, 0.5, 0.1))
+    cut = preferences.limit_units([one], [group], pairs=2, reduction="group")[0]
+    assert cut.weights == pytest.approx((4 / 9, 5 / 9))
+    named = question([0.0, 1.0], fields={0: "rejected", 1: "chosen"})
+    assert make_units([named], weights="gap")[0].weight == 1
+    with pytest.raises(UserError, match=r"data\.pairs\.weights: gap needs .*row 1 has 0.0 and 1.0"):
+        make_units([question([1.0, 0.0], fields={0: "rejected", 1: "chosen"})], weights="gap")
+    with pytest.raises(UserError, match="did you mean 'gap'"):
+        make_units([one], weights="gaps")
+
+
+@settings(max_examples=30, deadline=None)
+@given(RATINGS)
+def test_labels_relative_to_the_mean(ratings):
+    units = make_units([question(ratings)], "unpaired", labels="relative")
+    mean = sum(ratings) / len(ratings)
+    assert {u.responses[0]: u.desirable for u in units} == {
+        i: rating > mean for i, rating in enumerate(ratings) if abs(rating - mean) > 1e-6
+    }
+    assert (len(units) == 0) == (len(set(ratings)) == 1)
 
 
 def test_unpaired_and_lists():
     one = question([9.0, 7.0, 5.0, 4.0, 1.0])
     labels = {u.responses[0]: u.desirable for u in make_units([one], "unpaired")}
     assert labels == {0: True, 1: True, 3: False, 4: False}
-    assert [u.responses for u in make_units([one], "unpaired", best="only")] == [(0,)]
+    assert [u.responses for u in make_units([one], "unpaired", labels="best")] == [(0,)]
     explicit = question([None, None], labels={0: True, 1: False})
     assert [u.desirable for u in make_units([explicit], "unpaired")] == [True, False]
     lists = make_units([one, question([5.0, 5.0]), question([1.0])], "lists")
