@@ -6,15 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from care_jax import models
+from care_jax import models, sharding
 from care_jax.config import Config
 from care_jax.models import lora, safetensors_io
 from care_jax.training import placing
+from care_jax.training.objective import Objective
 from care_jax.training.optimizers import make_optimizer, make_schedule
 from care_jax.training.reference import fingerprint
-from care_jax.training.step import State, init_state
+from care_jax.training.step import State, init_state, make_step
 
 
 @dataclasses.dataclass
@@ -78,6 +80,28 @@ def abstract_state(built: Built, mesh: jax.sharding.Mesh) -> tuple[State, State]
     abstract = jax.eval_shape(lambda params, adapters: init_state(params, built.optimizer, adapters), *_start(built))
     weights = models.param_shardings(built.model.arch, mesh)
     return abstract, placing.state_shardings(abstract, weights, built.optimizer, mesh, built.adapter_shardings)
+
+
+def train_program(
+    config: Config,
+    objective: Objective,
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    shardings: tuple[State, Any],
+) -> Any:
+    """The jitted step of a run, (state, batch) -> (state, metrics), the state donated: what `plan` compiles too.
+
+    shardings: of the state and of the batch.
+    """
+    step = make_step(
+        model,
+        objective,
+        optimizer,
+        accumulate_dtype=jnp.dtype(config.optimizer.accumulate_dtype),
+        examples=config.batch.examples,
+    )
+    everywhere = sharding.replicated(shardings[0].step.mesh)
+    return jax.jit(step, in_shardings=shardings, out_shardings=(shardings[0], everywhere), donate_argnums=0)
 
 
 def new_state(built: Built, shardings: State, *, keep: bool) -> State:

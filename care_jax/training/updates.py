@@ -9,17 +9,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from care_jax import models, sharding
+from care_jax import models
 from care_jax.config import Config, steps_of
 from care_jax.data import pipeline
 from care_jax.data.packing import Batch
 from care_jax.errors import UserError
 from care_jax.training import gates, placing
 from care_jax.training.alarms import Alarms, chosen_tokens
-from care_jax.training.build import Built
+from care_jax.training.build import Built, train_program
 from care_jax.training.checkpoints import Checkpoints
 from care_jax.training.datasets import Prepared
 from care_jax.training.diagnosis import Diagnosis, Finding
@@ -29,7 +28,7 @@ from care_jax.training.frozen import Frozen
 from care_jax.training.objective import LOG_RATIO, Objective
 from care_jax.training.run_directory import is_writer, say
 from care_jax.training.signals import Interrupted, StopSignal
-from care_jax.training.step import State, make_step
+from care_jax.training.step import State
 from care_jax.training.trackers import Recorder
 
 _SHOWN = 8  # questions of a step that a message names
@@ -147,18 +146,9 @@ class Updates:
 
     def _compile(self, state: State, batch: Batch, shardings: State, batch_shardings: Batch) -> Any:
         """One program for the whole run; everything static comes from the data's plan."""
-        step = make_step(
-            self._built.model,
-            self._objective,
-            self._built.optimizer,
-            accumulate_dtype=jnp.dtype(self._config.optimizer.accumulate_dtype),
-            examples=self._config.batch.examples,
-        )
-        jitted = jax.jit(
-            step,
-            in_shardings=(shardings, batch_shardings),
-            out_shardings=(shardings, sharding.replicated(self._mesh)),
-            donate_argnums=0,
+        built = self._built
+        jitted = train_program(
+            self._config, self._objective, built.model, built.optimizer, (shardings, batch_shardings)
         )
         began = time.perf_counter()
         compiled = jitted.lower(state, batch).compile()
