@@ -1,0 +1,81 @@
+"""The nearest change of a configuration that fits, found by trying: each is compiled before it is told."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from care_jax.config import Config
+from care_jax.errors import UserError
+from care_jax.models.arch import Arch
+from care_jax.plan import SHARE, Advice, Say, prepare
+from care_jax.plan.programs import Program, compile_train, least
+from care_jax.plan.targets import Target
+
+Changes = dict[str, Any]
+
+
+def candidates(config: Config, parts: int) -> Iterator[Changes]:
+    """Changes from the nearest to the farthest: what leaves the numbers alone, what rounds them, other weights.
+
+    parts: devices that share the rows; a microbatch has at least one row for each.
+    """
+    same: Changes = {}
+    if config.model.remat != "full":
+        same = {"model.remat": "full"}
+        yield same
+    rows = config.batch.microbatch_rows
+    fewer: list[Changes] = []
+    while rows % 2 == 0 and rows // 2 >= parts and (rows // 2) % parts == 0:
+        rows //= 2
+        fewer.append({**same, "batch.microbatch_rows": rows})
+    yield from fewer
+    smallest = fewer[-1] if fewer else same
+    rounded: Changes = {"optimizer.accumulate_dtype": "bfloat16"}
+    if config.optimizer.name in ("adamw", "lion"):
+        rounded["optimizer.moment_dtype"] = "bfloat16"
+    if config.model.lora is None:
+        yield rounded
+        if smallest:
+            yield {**smallest, **rounded}
+    for tensor in (2, 4, 8):
+        if parts % tensor == 0 and config.mesh.tensor == 1:
+            yield {**smallest, "mesh.tensor": tensor}
+    if config.model.lora is None:
+        adapters = {"model.lora": {"r": 16}}
+        yield adapters
+        if smallest:
+            yield {**smallest, **adapters}
+
+
+def nearest_that_fits(config: Config, target: Target, arch: Arch, failed: Program, say: Say) -> Advice:
+    """Tries changes in turn; one whose arrays alone are too many is passed over without compiling it."""
+    assert target.memory is not None
+    limit = SHARE * target.memory
+    mesh = config.mesh
+    parts = max(1, len(target.devices) // max(1, mesh.tensor))
+    tried = 0
+    for changes in candidates(config, parts):
+        try:
+            changed = Config.from_any(config, **changes)
+            made = prepare(changed, target, arch)
+        except UserError:
+            continue  # a mesh that does not divide the model
+        if least(made) > limit:
+            continue
+        shown = shown_changes(changes)
+        say(f"trying {' '.join(shown)}")
+        tried += 1
+        program, _ = compile_train(made, lambda text: None)
+        if program.total <= limit:
+            return Advice(shown, program, tried)
+    return Advice(None, None, tried)
+
+
+def shown_changes(changes: Changes) -> tuple[str, ...]:
+    """As the command line takes them."""
+
+    def value(given: Any) -> str:
+        if isinstance(given, dict):
+            return "{" + ", ".join(f"{key}: {inner}" for key, inner in given.items()) + "}"
+        return str(given)
+
+    return tuple(f"{key}={value(given)}" for key, given in changes.items())

@@ -1,0 +1,108 @@
+"""Reading a compiled program's text: which collectives run, how often and of how many bytes; the arrays it holds."""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_BYTES = {"pred": 1, "s4": 1, "u4": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}
+_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_OPERATION = re.compile(r"(?:^|[\s)}])([a-z][a-z0-9\-]*)\(")
+_CALLED = re.compile(
+    r"(?:body|condition|calls|to_apply|called_computations|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array of the program's text: element type, dimensions on one device."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        size = _BYTES.get(self.dtype)
+        if size is None:
+            found = re.search(r"\d+", self.dtype)
+            size = max(1, int(found[0]) // 8) if found else 0
+        return size * math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One instruction. times: how often it runs in a call; a loop without a known end counts once."""
+
+    name: str
+    kind: str
+    results: tuple[Array, ...]
+    times: int
+    text: str
+
+
+def arrays(text: str) -> tuple[Array, ...]:
+    return tuple(
+        Array(dtype, tuple(int(size) for size in sizes.split(",") if size)) for dtype, sizes in _ARRAY.findall(text)
+    )
+
+
+def operations(text: str) -> Iterator[Operation]:
+    """Every instruction of a module, those of loops and calls with how often they run."""
+    bodies: dict[str, list[str]] = {}
+    entry, current = "", ""
+    for line in text.splitlines():
+        begins = _COMPUTATION.match(line)
+        if begins:
+            current = begins[2]
+            bodies[current] = []
+            entry = current if begins[1] else entry
+        elif current and line.startswith(" "):
+            bodies[current].append(line)
+    times = Counter({entry: 1})
+    # Callees stand before their callers in the text, so one pass from the end meets each caller first.
+    for name in reversed(list(bodies)):
+        if not times[name]:
+            continue
+        for line in bodies[name]:
+            trips = _TRIPS.search(line) if " while(" in line else None
+            for called in _CALLED.findall(line):
+                for callee in re.findall(r"[\w.\-]+", called):
+                    if callee in bodies:
+                        times[callee] += times[name] * (int(trips[1]) if trips else 1)
+    for name, lines in bodies.items():
+        for line in lines:
+            found = _INSTRUCTION.match(line)
+            operation = _OPERATION.search(found[2]) if found else None
+            if found and operation and times[name]:
+                results = arrays(found[2][: operation.start(1)])
+                yield Operation(found[1], operation[1], results, times[name], line)
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Of one kind of collective in one call: how many run, and the bytes of their results on a device."""
+
+    count: int
+    bytes: int
+
+
+def collectives(text: str) -> dict[str, Traffic]:
+    """Traffic by kind. An asynchronous pair counts once, at its start."""
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for one in operations(text):
+        kind = one.kind.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        results = one.results
+        if one.kind.endswith("-start") and len(results) > 1:
+            results = (max(results, key=lambda array: array.bytes),)  # the others are its operand and contexts
+        counts[kind] += one.times
+        sizes[kind] += one.times * sum(array.bytes for array in results)
+    return {kind: Traffic(counts[kind], sizes[kind]) for kind in KINDS if counts[kind]}

@@ -1,0 +1,127 @@
+"""The programs of a run, compiled ahead of time from shapes: what each device holds, does and sends."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from care_jax import sharding
+from care_jax.plan import flops, hlo
+from care_jax.plan.shapes import Shapes, bytes_a_device
+from care_jax.training.build import train_program
+from care_jax.training.step import make_logps
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled program; bytes are a device's.
+
+    held: by name, what the run holds while it runs, in its arguments or beside them; temporaries: the compiler's own
+    sum, results that are no argument's place and code included. temporaries is None where the compiler itself said that
+    the memory does not suffice: `needed` is then its figure for all. flops: of one call on all devices.
+    """
+
+    name: str
+    held: dict[str, int]
+    temporaries: int | None
+    needed: int | None
+    arguments: int
+    flops: int
+    collectives: dict[str, hlo.Traffic]
+    compile_seconds: float
+
+    @property
+    def total(self) -> int:
+        if self.temporaries is None:
+            assert self.needed is not None
+            return self.needed
+        return sum(self.held.values()) + self.temporaries
+
+
+_USED = re.compile(r"[Uu]sed (\d+(?:\.\d+)?)([KMGT]?) of (\d+(?:\.\d+)?)([KMGT]?)")
+_UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _compile(
+    name: str, jitted: Any, arguments: tuple[Any, ...], held: dict[str, int], trips: int
+) -> tuple[Program, Any]:
+    began = time.perf_counter()
+    traced = jitted.trace(*arguments)
+    operations = flops.count(traced.jaxpr, trips)
+    lowered = traced.lower()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = _USED.search(str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or found is None:
+            raise
+        needed = int(float(found[1]) * _UNIT[found[2]])
+        return Program(name, held, None, needed, 0, operations, {}, time.perf_counter() - began), None
+    seconds = time.perf_counter() - began
+    sizes = compiled.memory_analysis()
+    beside = sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.generated_code_size_in_bytes
+    program = Program(
+        name,
+        held,
+        sizes.temp_size_in_bytes + beside,
+        None,
+        sizes.argument_size_in_bytes,
+        operations,
+        hlo.collectives(compiled.as_text()),
+        seconds,
+    )
+    return program, compiled
+
+
+def compile_train(shapes: Shapes, say: Callable[[str], None]) -> tuple[Program, Any]:
+    """The train step and its executable (None where the memory does not suffice)."""
+    say("compiling the train step")
+    jitted = train_program(
+        shapes.config,
+        shapes.objective,
+        shapes.model,
+        shapes.optimizer,
+        (shapes.state_shardings, shapes.batch_shardings),
+    )
+    held = {**held_by_state(shapes), "batch": bytes_a_device(shapes.batch)}
+    online = shapes.objective.needs_ref and shapes.config.reference.mode == "online"
+    if online:
+        held["reference"] = bytes_a_device(shapes.state.params)
+    with jax.set_mesh(shapes.mesh):
+        return _compile("train", jitted, (shapes.state, shapes.batch), held, shapes.layout.microbatches)
+
+
+def compile_forward(shapes: Shapes, say: Callable[[str], None]) -> list[Program]:
+    """The pass without a gradient, as the reference's (the weights alone are there) and as the evaluation's."""
+    state = shapes.state
+    say("compiling the pass of the reference and of the evaluation")
+    jitted = jax.jit(make_logps(shapes.model), out_shardings=sharding.replicated(shapes.mesh))
+    everything = held_by_state(shapes) | {"batch": bytes_a_device(shapes.forward_batch)}
+    with jax.set_mesh(shapes.mesh):
+        evaluation, _ = _compile("evaluation", jitted, (state.variables(), shapes.forward_batch), everything, 1)
+    if not shapes.objective.needs_ref:
+        return [evaluation]
+    alone = {**everything, "optimizer": 0}
+    return [dataclasses.replace(evaluation, name="reference", held=alone), evaluation]
+
+
+def held_by_state(shapes: Shapes) -> dict[str, int]:
+    """Bytes a device of what a run holds from its first step to its last."""
+    state = shapes.state
+    found = {"parameters": bytes_a_device(state.params), "optimizer": bytes_a_device(state.opt_state)}
+    if state.lora is not None:
+        found["adapters"] = bytes_a_device(state.lora)
+    return found
+
+
+def least(shapes: Shapes) -> int:
+    """Bytes a device that the train step needs whatever the compiler does: state, batch, gradients."""
+    gradients = bytes_a_device(shapes.state.trainable())
+    width = {"float32": 4, "bfloat16": 2}
+    if shapes.layout.microbatches > 1:
+        kept = width[shapes.config.optimizer.accumulate_dtype] / width[shapes.config.model.param_dtype]
+        gradients = int(gradients * kept) if shapes.state.lora is None else gradients
+    return sum(held_by_state(shapes).values()) + bytes_a_device(shapes.batch) + gradients

@@ -1,0 +1,157 @@
+"""What a run would hold, as shapes: state and batch without a weight read or a question seen."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from care_jax import losses, models, sharding
+from care_jax.config import Config
+from care_jax.data.packing import Batch, Layout
+from care_jax.models import arch as arch_lib
+from care_jax.models import lora
+from care_jax.models.arch import Arch
+from care_jax.models.decoder import Decoder
+from care_jax.training import placing
+from care_jax.training.objective import Objective, make_objective
+from care_jax.training.optimizers import make_optimizer, make_schedule
+from care_jax.training.step import State, init_state
+
+# Without the data: an example is not longer than this on the average (CARE: 275 tokens a pair), and a response has at
+# least so many tokens.
+_TYPICAL_TOKENS, _SHORTEST = 512, 16
+
+
+def objective_of(config: Config) -> Objective:
+    return make_objective([(losses.bind(one.name, **one.hyperparameters), one.weight) for one in config.losses])
+
+
+def layout_of(config: Config, objective: Objective) -> Layout:
+    """The static sizes without the data: every token may be a completion's, so that nothing is larger in the run.
+
+    One microbatch only where a step surely fits into one; else as many as a step of typical examples takes, at least
+    two (their number changes no size on the device but that of the batch).
+    """
+    batch = config.batch
+    slots = batch.microbatch_rows * batch.row_length
+    responses = batch.microbatch_rows if not batch.packing else _up(slots // _SHORTEST)
+    many = objective.view == "lists" or (objective.view == "pairs" and batch.unit == "group")
+    most = config.data.max_length * (2 if objective.view == "pairs" else 1)
+    sure = not many and batch.packing and batch.examples * most <= slots
+    typical = _TYPICAL_TOKENS * (4 if many else 1)
+    return Layout(
+        rows=batch.microbatch_rows,
+        row_length=batch.row_length,
+        responses=responses,
+        completions=slots,
+        pairs=_up(2 * responses) if objective.view == "pairs" else 1,
+        groups=_up(responses // 2) if objective.view == "lists" else 1,
+        width=16 if objective.view == "lists" else 1,
+        microbatches=1 if sure else max(2, math.ceil(batch.examples * typical / slots)),
+        packing=batch.packing,
+        share_responses=batch.share_responses,
+        share_prompts=batch.share_prompts,
+    )
+
+
+def _up(value: int) -> int:
+    return max(8, -(-value // 8) * 8)
+
+
+def abstract_batch(layout: Layout, mismatched: Layout | None = None) -> Batch:
+    """The shapes and dtypes that `data.filling.fill` makes of a plan of this layout."""
+    held = layout.microbatches
+
+    def array(*shape: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((held, *shape), dtype)
+
+    rows = layout.rows, layout.row_length
+    names = ("tokens", "positions", "segment_ids", "prompt_segment_ids")
+    return Batch(
+        **{name: array(*rows) for name in names},
+        completion_positions=array(layout.completions),
+        predictor_positions=array(layout.completions),
+        completion_segments=array(layout.completions),
+        lengths=array(layout.responses),
+        ratings=array(layout.responses, dtype=np.float32),
+        ref_logps=array(layout.responses, dtype=np.float32),
+        desirable=array(layout.responses, dtype=np.bool_),
+        segment_weights=array(layout.responses, dtype=np.float32),
+        pairs=array(layout.pairs, 2),
+        pair_weights=array(layout.pairs, dtype=np.float32),
+        groups=array(layout.groups, layout.width),
+        group_mask=array(layout.groups, layout.width, dtype=np.bool_),
+        group_weights=array(layout.groups, dtype=np.float32),
+        n_microbatches=jax.ShapeDtypeStruct((), np.int32),
+        mismatched=None if mismatched is None else abstract_batch(mismatched),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """Everything that the programs of a run take, abstract and placed on the mesh."""
+
+    config: Config
+    objective: Objective
+    model: Decoder
+    optimizer: Any
+    mesh: jax.sharding.Mesh
+    layout: Layout
+    state: State
+    state_shardings: State
+    batch: Batch
+    batch_shardings: Batch
+    forward_batch: Batch  # one microbatch, sized for single responses: of the reference and the evaluation
+    forward_shardings: Batch
+
+
+def shapes(config: Config, arch: Arch, mesh: jax.sharding.Mesh, layout: Layout | None = None) -> Shapes:
+    """Raises UserError, with the numbers, for sizes that the mesh does not divide."""
+    objective = objective_of(config)
+    layout = layout_of(config, objective) if layout is None else layout
+    sharding.sharding(mesh, ("rows",), (config.batch.microbatch_rows,), "batch.microbatch_rows")
+    single = dataclasses.replace(layout, pairs=1, groups=1, width=1, microbatches=1)
+    mismatched = dataclasses.replace(single, microbatches=layout.microbatches) if objective.needs_kl else None
+    adapted = config.model.lora
+    model = Decoder(
+        arch, dtype=jnp.dtype(config.model.dtype), remat=config.model.remat, attention=config.model.attention
+    )
+    model = model.clone(shared_prompts=config.batch.share_prompts and config.batch.packing)
+    dtype = config.model.param_dtype if adapted is None else adapted.base_dtype
+    params = models.abstract_params(arch, dtype, mesh)
+    adapters = adapter_shardings = None
+    if adapted is not None:
+        model = lora.attach(model, adapted.r, adapted.alpha)
+        declared = lora.declarations(arch, adapted.r, adapted.target_modules)
+        adapter_shardings = lora.shardings(arch, adapted.r, adapted.target_modules, mesh)
+        adapters = arch_lib.map_weights(lambda _, w: jax.ShapeDtypeStruct(w.shape, jnp.float32), declared)
+    decay = models.decay_mask(arch) if adapted is None else None
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 100), decay)
+    abstract = jax.eval_shape(lambda p, a: init_state(p, optimizer, a), params, adapters)
+    state_shardings = placing.state_shardings(
+        abstract, models.param_shardings(arch, mesh), optimizer, mesh, adapter_shardings
+    )
+    batch, forward = abstract_batch(layout, mismatched), abstract_batch(single)
+    batch_where, forward_where = placing.batch_shardings(batch, mesh), placing.batch_shardings(forward, mesh)
+    return Shapes(
+        config, objective, model, optimizer, mesh, layout,
+        _placed(abstract, state_shardings), state_shardings,
+        _placed(batch, batch_where), batch_where,
+        _placed(forward, forward_where), forward_where,
+    )  # fmt: skip
+
+
+def _placed(abstract: Any, where: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+
+
+def bytes_a_device(tree: Any) -> int:
+    """Bytes that each device holds of a tree of placed shapes."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
+        total += math.prod(shape) * np.dtype(leaf.dtype).itemsize
+    return total
