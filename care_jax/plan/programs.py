@@ -20,7 +20,7 @@ class Program:
     """One compiled program; bytes are a device's.
 
     held: by name, what the run holds while it runs, in its arguments or beside them; temporaries: the compiler's own
-    sum, results that are no argument's place and code included. temporaries is None where the compiler itself said that
+    sum; results that take no argument's place, code, and what arguments are padded by included. temporaries is None where the compiler itself said that
     the memory does not suffice: `needed` is then its figure for all. flops: of one call on all devices.
     """
 
@@ -28,7 +28,6 @@ class Program:
     held: dict[str, int]
     temporaries: int | None
     needed: int | None
-    arguments: int
     flops: int
     collectives: dict[str, hlo.Traffic]
     compile_seconds: float
@@ -59,16 +58,16 @@ def _compile(
         if "RESOURCE_EXHAUSTED" not in str(error) or found is None:
             raise
         needed = int(float(found[1]) * _UNIT[found[2]])
-        return Program(name, held, None, needed, 0, operations, {}, time.perf_counter() - began), None
+        return Program(name, held, None, needed, operations, {}, time.perf_counter() - began), None
     seconds = time.perf_counter() - began
     sizes = compiled.memory_analysis()
     beside = sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.generated_code_size_in_bytes
+    padding = sizes.argument_size_in_bytes - bytes_a_device(arguments)  # of small dimensions, on TPUs
     program = Program(
         name,
         held,
-        sizes.temp_size_in_bytes + beside,
+        sizes.temp_size_in_bytes + beside + padding,
         None,
-        sizes.argument_size_in_bytes,
         operations,
         hlo.collectives(compiled.as_text()),
         seconds,

@@ -117,9 +117,12 @@ def shapes(config: Config, arch: Arch, mesh: jax.sharding.Mesh, layout: Layout |
     mismatched = dataclasses.replace(single, microbatches=layout.microbatches) if objective.needs_kl else None
     adapted = config.model.lora
     model = Decoder(
-        arch, dtype=jnp.dtype(config.model.dtype), remat=config.model.remat, attention=config.model.attention
+        arch,
+        dtype=jnp.dtype(config.model.dtype),
+        remat=config.model.remat,
+        attention=config.model.attention,
+        shared_prompts=config.batch.share_prompts and config.batch.packing,
     )
-    model = model.clone(shared_prompts=config.batch.share_prompts and config.batch.packing)
     dtype = config.model.param_dtype if adapted is None else adapted.base_dtype
     params = models.abstract_params(arch, dtype, mesh)
     adapters = adapter_shardings = None

@@ -54,7 +54,8 @@ def as_text(plan: Plan) -> str:
     kind = target.chip.name if target.chip is not None else target.name
     memory = "memory unknown" if target.memory is None else f"{gib(target.memory)} GiB a device"
     lines = [
-        f"{plan.config.name} ({plan.config.model.path}) on {target.name}: {len(target.devices)} x {kind}, {memory}; {mesh}",
+        f"{plan.config.name} ({plan.config.model.path}) on {target.name}: {len(target.devices)} x {kind}, {memory}",
+        f"mesh {mesh}",
         f"microbatches of {plan.rows} x {plan.row_length} tokens; sizes without the data: every token a completion's",
         "",
     ]
