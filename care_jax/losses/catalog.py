@@ -140,8 +140,8 @@ def curves(
     """A loss along its margin: {label: (margin [points] in nats, loss, slope of the loss by the margin)}.
 
     Pairs: half of the margin is the chosen's gain over the reference, half the rejected's loss (without a reference:
-    over each other). Responses have 100 tokens. Unpaired: the margin is logp - reference, a curve for each label,
-    z0 = 0. Lists: two responses, rated 9 and 5.
+    over each other). Responses have 100 tokens. Unpaired: the margin is logp - reference (without one: logp less that
+    of an ordinary response), a curve for each label, z0 = 0. Lists: two responses, rated 9 and 5.
     """
     import jax
     import jax.numpy as jnp
@@ -194,12 +194,14 @@ def draw(name: str, path: str | pathlib.Path, **hyperparameters: Any) -> pathlib
     for label, (margins, values, slopes) in curves(name, **hyperparameters).items():
         value_axes.plot(margins, values, label=label)
         slope_axes.plot(margins, slopes, label=label)
-    axis = "logp - reference (nats)" if known.view == "unpaired" else "margin: chosen over rejected (nats)"
+    axis = "margin: chosen over rejected (nats)"
+    if known.view == "unpaired":
+        axis = "logp - reference (nats)" if known.needs_ref else "logp less an ordinary response's (nats)"
     for axes, title in ((value_axes, "loss"), (slope_axes, "d loss / d margin")):
         axes.set(title=f"{known.name}: {title}", xlabel=axis)
         axes.axvline(0.0, color="0.8", zorder=0)
         axes.axhline(0.0, color="0.8", zorder=0)
-        if known.view == "unpaired":
+        if "desirable" in known.needs:
             axes.legend()
     figure.suptitle(f"{_hyperparameters(known)}", fontsize="small")
     figure.savefig(path, dpi=150)
