@@ -136,11 +136,10 @@ class Answerer:
             max_tokens=arguments.max_tokens or task.max_tokens, date=arguments.template_date,
             chat_template=arguments.chat_template or "model", batch_size=arguments.batch_size,
         )  # fmt: skip
-        rows = [answer.Asked(one.row, one.fields, one.prompt) for one in asked]
         try:
             with StopSignal() as stop:
                 answer.answer_file(
-                    self._opened, rows, path, settings, self._mesh, check=lambda: stop.check("between two answers")
+                    self._opened, asked, path, settings, self._mesh, check=lambda: stop.check("between two answers")
                 )
         except Interrupted as stopped:
             print(f"care-jax: {stopped}", file=sys.stderr)

@@ -7,7 +7,7 @@ import pathlib
 import sys
 from typing import Any
 
-from care_jax.cli.command import command
+from care_jax.cli.command import calls, command
 from care_jax.errors import UserError
 
 _EVALUATE = """\
@@ -49,7 +49,7 @@ def add(commands) -> None:
     )
     evaluate.add_argument("--prompt", metavar="ID", help="which of the task's prompts (blend_sa: inst-4, pers-3, ...)")
     evaluate.add_argument("--columns", metavar="MAP", help="field=column,... for a table of one's own")
-    _asking(evaluate)
+    calls(evaluate)
     evaluate.add_argument("--temperature", type=float, metavar="T", help="default: the task's")
     evaluate.add_argument("--top-p", type=float, default=1.0, metavar="P")
     evaluate.add_argument("--max-tokens", type=int, metavar="N", help="of an answer (default: the task's)")
@@ -85,20 +85,13 @@ def add(commands) -> None:
     judge.add_argument("--cache", metavar="F", help="answers by content (default: OUT.cache.jsonl)")
     judge.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     judge.add_argument("--json", action="store_true", help="print the account as one JSON object")
-    _asking(judge)
+    calls(judge)
 
     report = command(commands, "report", _report, "tables, plots and a page to browse, over any number of systems")
     report.add_argument("folders", metavar="DIR", nargs="+", help="folders or files of judged or scored answers")
     report.add_argument("--base", metavar="NAME", help="the system that others are compared with")
     report.add_argument("--out", metavar="DIR", default="report", help="default: report")
     report.add_argument("--json", action="store_true", help="print every cell as one JSON object")
-
-
-def _asking(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--concurrency", type=int, default=16, metavar="N", help="calls under way at once (default: 16)")
-    one.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds a call may take (default: 60)")
-    one.add_argument("--retries", type=int, default=5, metavar="N", help="of a failed call (default: 5)")
-    one.add_argument("--requests-per-minute", type=float, metavar="N", help="at most so many calls are begun")
 
 
 def at_least(*given: tuple[str, float | None, float]) -> None:

@@ -4,8 +4,10 @@ import argparse
 import json
 import pathlib
 import sys
+from collections.abc import Mapping
+from typing import Any
 
-from care_jax.cli.command import INTERRUPTED, command
+from care_jax.cli.command import INTERRUPTED, calls, command
 from care_jax.errors import UserError
 
 _MODEL = "a folder, a hub id, a run directory, or `sample`"
@@ -22,7 +24,8 @@ def add(commands) -> None:
     _compute(score)
 
     generate = command(commands, "generate", _generate, "answers of a model to questions; goes on where it stopped")
-    generate.add_argument("--model", metavar="M", required=True, help=_MODEL)
+    generate.add_argument("--model", metavar="M", help=f"{_MODEL}; or a model's name at --base-url")
+    generate.add_argument("--base-url", metavar="U", help="an OpenAI-compatible endpoint, such as vLLM's")
     generate.add_argument(
         "--data", metavar="D", required=True, help="rows with question, or prompt (messages, or text as it stands)"
     )
@@ -36,6 +39,7 @@ def add(commands) -> None:
     generate.add_argument("--seed", type=int, default=0, metavar="N")
     generate.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
     _compute(generate)
+    calls(generate)
 
     export = command(commands, "export", _export, "a run's newest checkpoint as a Hugging Face folder")
     export.add_argument("run_directory", metavar="RUN", help="a run directory")
@@ -99,7 +103,15 @@ def _generate(arguments: argparse.Namespace) -> int:
             raise UserError(f"{option}: found {value}, expected at least {least}")
     if not 0 < arguments.top_p <= 1:
         raise UserError(f"--top-p: found {arguments.top_p}, expected above 0 and at most 1")
+    if arguments.model is None and arguments.base_url is None:
+        raise UserError("expected --model M or --base-url U: who answers?")
     _same_file("--out", arguments.out, arguments.data)
+
+    from care_jax.evaluation.prompts import read_prompts
+
+    asked, dropped = read_prompts(arguments.data, arguments.limit)
+    if arguments.base_url is not None:
+        return _ask_endpoint(arguments, asked, dropped)
 
     from care_jax import sharding
     from care_jax.evaluation import answer
@@ -107,7 +119,6 @@ def _generate(arguments: argparse.Namespace) -> int:
     from care_jax.training.run_directory import say
     from care_jax.training.signals import Interrupted, StopSignal
 
-    asked, dropped = answer.read_prompts(arguments.data, arguments.limit)
     mesh = sharding.make_mesh()
     opened = open_model(arguments.model, mesh, arguments.dtype)
     settings = answer.Settings(
@@ -127,10 +138,31 @@ def _generate(arguments: argparse.Namespace) -> int:
     except Interrupted as stopped:
         print(f"care-jax: {stopped}", file=sys.stderr)
         return INTERRUPTED
-    lost = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count) or "nothing"
+    lost = _lost(dropped)
     went_on = f", {held} of them there before" if held else ""
     say(f"{arguments.out}: {total} answers to {len(asked)} rows{went_on}; dropped: {lost}")
     return 0
+
+
+def _lost(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count) or "nothing"
+
+
+def _ask_endpoint(arguments: argparse.Namespace, asked: list[Any], dropped: Mapping[str, int]) -> int:
+    from care_jax.cli.evaluate import endpoint, progress
+    from care_jax.cli.stopping import interruptible
+    from care_jax.evaluation.asking import ask_file
+
+    served = endpoint(arguments, arguments.model)
+    with interruptible() as status, progress(len(asked) * arguments.n, "answers") as update:
+        counts = ask_file(
+            served, asked, arguments.out, temperature=arguments.temperature, top_p=arguments.top_p,
+            max_tokens=arguments.max_tokens, n=arguments.n, seed=arguments.seed,
+            raw=arguments.chat_template == "none", progress=update,
+        )  # fmt: skip
+        shown = ", ".join(f"{count} {name}" for name, count in counts.items())
+        print(f"{arguments.out}: {len(asked)} rows; dropped: {_lost(dropped)}; {shown}", file=sys.stderr)
+    return status.value
 
 
 def _export(arguments: argparse.Namespace) -> int:

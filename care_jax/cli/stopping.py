@@ -19,7 +19,7 @@ class Status:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Status]:
-    """What was under way ends by itself and is kept; the status then says to run again. A second signal ends at once."""
+    """What was under way ends by itself and is kept; the status then says to run again."""
     status = Status()
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -2,22 +2,12 @@
 
 import pathlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from care_jax.data.questions import Content
 from care_jax.data.readers_rated import user_turn
 from care_jax.evaluation.items import Item
+from care_jax.evaluation.prompts import Asked
 from care_jax.evaluation.responses import read_answers, write_lines
-
-
-@dataclass(frozen=True)
-class Asked:
-    """As `answer.Asked`, which needs jax."""
-
-    row: int
-    fields: dict[str, Any]
-    prompt: Content
 
 
 def asked(items: Sequence[Item], task: str) -> list[Asked]:

@@ -2,29 +2,19 @@
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from care_jax.data.preferences import stable_hash
 from care_jax.data.questions import Content, is_messages, plain_text
 from care_jax.errors import UserError
 from care_jax.evaluation.endpoint import Cache, Client, Endpoint, request_body
+from care_jax.evaluation.prompts import Asked
 from care_jax.evaluation.responses import write_lines
-
-
-class Row(Protocol):
-    """What is asked: `answer.Asked`, without jax."""
-
-    @property
-    def row(self) -> int: ...
-    @property
-    def fields(self) -> dict[str, Any]: ...
-    @property
-    def prompt(self) -> Content: ...
 
 
 def ask_file(
     endpoint: Endpoint,
-    asked: Sequence[Row],
+    asked: Sequence[Asked],
     out: str | pathlib.Path,
     *,
     temperature: float,

@@ -1,0 +1,224 @@
+"""BLEnD: its formats, its traps, and its scores against a computation by hand on the real files."""
+
+import json
+import re
+
+import pytest
+
+from care_jax.errors import UserError
+from care_jax.evaluation import blend, tasks
+from care_jax.evaluation.items import Options
+from care_jax.evaluation.responses import Answer
+
+
+def entry(answers=(), *, idk=0, no_answer=0, not_applicable=0, **more):
+    votes = [{"answers": list(local), "en_answers": list(english), "count": count} for local, english, count in answers]
+    idks = {"idk": idk, "no-answer": no_answer, "not-applicable": not_applicable, "我不太懂体育": 9}
+    return {"question": "问", "en_question": "Q", "annotations": votes, "idks": idks, **more}
+
+
+def write(folder, name, value):
+    path = folder / name
+    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    return str(path)
+
+
+def answer(id_, text, **row):
+    return Answer(row, id_, None, text, None, None)
+
+
+def score(path, answers, **options):
+    task, own = tasks.find("blend_sa", Options(**options))
+    return tasks.score(task, tasks.read(task, path, own), answers, own)[0]
+
+
+def test_exclusions_are_the_authors(tmp_path):
+    one = [(["茶"], ["tea"], 3)]
+    path = write(
+        tmp_path,
+        "China_data.json",
+        {
+            "kept": entry(one, idk=4, no_answer=2),
+            "unanswerable": entry(one, no_answer=1, not_applicable=2),
+            "unknown": entry(one, idk=5),
+            "none": entry(),
+        },
+    )
+    taken = blend.read_short(path, Options())
+    assert [item.id for item in taken.items] == ["kept"]
+    assert taken.excluded == {"unanswerable": 1, "unknown": 1, "no_annotations": 1}
+
+
+def test_scores_by_hand(tmp_path):
+    """Votes 4 and 1: the second answer is worth a quarter; local answers are looked for before English ones."""
+    votes = [(["米饭"], ["rice"], 4), (["绿茶", "茶"], ["green tea"], 1)]
+    data = {name: entry(votes) for name in ("local", "second", "english", "wrong", "missing", "hyphen")}
+    path = write(tmp_path, "China_data.json", data)
+    result = score(
+        path,
+        [
+            answer("local", "我们吃米饭。"),
+            answer("second", "喝茶"),
+            answer("english", "They eat RICE."),
+            answer("wrong", "面条"),
+            answer("hyphen", "Green-tea"),
+        ],
+    )
+    assert (result["n"], result["missing"], result["failed"]) == (6, 1, 0)
+    assert result["score"] == pytest.approx(100 * 4 / 6)
+    assert result["scores"]["SEM-W(lite)"] == pytest.approx(100 * (1 + 0.25 + 1 + 0.25) / 6)
+    assert result["metric"] == "SEM-B(lite)"
+    assert result["by"]["country"] == {"China": pytest.approx(100 * 4 / 6)}
+
+
+def test_an_english_speaking_country_has_english_answers_only(tmp_path):
+    path = write(tmp_path, "US_data.json", {"a": entry([(["zzz"], ["pie"], 1)])})
+    assert score(path, [answer("a", "zzz")])["score"] == 0
+    assert score(path, [answer("a", "apple pie")])["score"] == 100
+
+
+def test_the_last_of_several_lines_is_a_sample_of_the_mean(tmp_path):
+    path = write(tmp_path, "US_data.json", {"a": entry([([], ["pie"], 1)])})
+    assert score(path, [answer("a", "pie"), answer("a", "cake")])["score"] == 50
+
+
+@pytest.mark.parametrize(
+    ("said", "response", "parity", "strict"),
+    [
+        ("tea", "steak", True, False),  # within a word
+        ("green-tea", "green tea", True, True),
+        ("green tea", "green-tea", True, True),
+        ("milk tea", "tea with milk", True, True),  # word by word
+        ("!", "anything", True, False),  # no word at all is found in any response
+        ("rice", "noodles", False, False),
+    ],
+)
+def test_matching_and_the_quirks_that_strict_mends(said, response, parity, strict):
+    assert blend.matches(said, response, "English") is parity
+    assert blend.matches(said, response, "English", strict=True) is strict
+
+
+def test_arabic_is_compared_without_vowel_signs_and_forms():
+    assert blend.matches("الكُسْكُسي", "كسكسى لذيذ", "Arabic")
+    assert not blend.matches("شاي", "قهوة", "Arabic")
+
+
+def test_responses_are_cleaned_as_the_script_does():
+    prompt = "阅读问题。\n\n问题：早餐吃什么？\n答案："
+    assert blend.cleaned(f"{prompt}豆浆。", prompt) == "豆浆"
+    assert blend.cleaned("答案： 豆浆、油条。", prompt) == "豆浆,油条"
+    assert blend.cleaned("Note: Soup.", prompt) == "note: soup"  # a word that the prompt has not stays
+
+
+def test_the_hubs_list_and_the_files_dict_are_one(tmp_path):
+    rows = [{"ID": "a", **entry([(["茶"], ["tea"], 2)])}, {"ID": "b", **entry([(["饭"], ["rice"], 2)])}]
+    rows[0]["idks"]["other"] = {"x": 1}
+    listed = blend.read_short(write(tmp_path, "China_data.json", rows), Options())
+    as_dict = {row["ID"]: row for row in rows}
+    mapped = blend.read_short(write(tmp_path, "China_data.json", as_dict), Options())
+    assert listed == mapped
+    older = {"a": {**as_dict["a"], "aggregated_answers": as_dict["a"]["annotations"]}}
+    del older["a"]["annotations"]
+    assert blend.read_short(write(tmp_path, "China_data.json", older), Options()).items[0] == listed.items[0]
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_question_and_translation_are_told_apart_by_what_they_hold(tmp_path, swapped):
+    local, english = "在中国，早餐吃什么？", "What is eaten for breakfast in China?"
+    pair = (english, local) if swapped else (local, english)
+    path = tmp_path / "China_questions.csv"
+    path.write_text(f',ID,Topic,Source,Question,Translation\n0,a,Food,x,"{pair[0]}","{pair[1]}"\n', encoding="utf-8")
+    assert blend.read_questions(path) == {"a": (local, english, "Food")}
+
+
+def test_a_file_that_is_none_of_these_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no `idks`"):
+        blend.read_short(write(tmp_path, "China_data.json", {"a": {"question": "x"}}), Options())
+
+
+# --- the real files --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("country", "prompt"), [("China", "阅读以下问题"), ("Algeria", "")])
+def test_the_real_files_equal_a_computation_by_hand(shared, country, prompt):
+    """The first answer of every third item, 'zzz' for every second of the rest; written out without the library."""
+    path = shared / "blend" / f"{country}_data.sample.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    answers, valid, hits, weight = [], 0, 0, 0.0
+    for number, (id_, row) in enumerate(data.items()):
+        idks = row["idks"]
+        if idks["no-answer"] + idks["not-applicable"] >= 3 or idks["idk"] >= 5 or not row["annotations"]:
+            continue
+        valid += 1
+        last = row["annotations"][-1]
+        if number % 3 == 0:
+            said = (last["answers"] or last["en_answers"])[0].lower().strip(".")
+            answers.append(answer(id_, said))
+            found = next(
+                vote["count"]
+                for vote in row["annotations"]
+                for one in (*vote["answers"], *vote["en_answers"])
+                if any(
+                    form in said for form in (one.lower(), one.lower().replace("-", " "), one.lower().replace(" ", "-"))
+                )
+            )
+            hits, weight = hits + 1, weight + found / row["annotations"][0]["count"]
+        elif number % 2:
+            answers.append(answer(id_, "zzz"))
+    result = score(str(path), answers)
+    assert (result["n"], result["excluded"]) == (valid, len(data) - valid)
+    assert result["missing"] == valid - len(answers)
+    assert result["score"] == pytest.approx(100 * hits / valid)
+    assert result["scores"]["SEM-W(lite)"] == pytest.approx(100 * weight / valid)
+    item = blend.read_short(str(path), Options()).items[0]
+    assert item.prompt.startswith(prompt)
+    assert item.question in item.prompt
+    assert item.groups["topic"] == "Food"
+
+
+def test_the_prompts_are_the_files_and_follow_the_query(shared):
+    path = str(shared / "blend" / "China_data.sample.json")
+    english = blend.read_short(path, Options(query_language="english", prompt="pers-3")).items[0]
+    assert english.prompt.startswith("You are a person from China")
+    assert re.search(r"snack for preschool kids", english.prompt)
+    with pytest.raises(UserError, match=r"no 'pers-9' .*it has inst-1"):
+        blend.read_short(path, Options(prompt="pers-9"))
+
+
+def test_both_questions_files_are_read_the_right_way_round(shared):
+    for country, word in (("China", "中国"), ("Algeria", "الجزائر")):
+        found = blend.read_questions(shared / "blend" / f"{country}_questions.sample.csv")
+        local, english, topic = found["Al-en-01"]
+        assert word in local
+        assert country in english
+        assert topic == "Food"
+
+
+# --- multiple choice -------------------------------------------------------------------------------------------------
+
+
+def choices_file(tmp_path):
+    rows = [
+        ("a_0", "a", "China", {"A": "golf", "B": "tennis"}, "B"),
+        ("a_1", "a", "China", {"A": "rugby", "B": "tennis", "C": "golf"}, "B"),
+        ("b_0", "b", "US", {"A": "dummy", "B": "Tea"}, "A"),
+    ]
+    lines = ["MCQID,ID,country,prompt,choices,choice_countries,answer_idx"]
+    for mcqid, id_, country, options, right in rows:
+        quoted = json.dumps(options).replace('"', '""')
+        lines.append(f'{mcqid},{id_},{country},"Pick one of {mcqid}","{quoted}",{{}},{right}')
+    path = tmp_path / "mc_questions_file-1.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_multiple_choice_micro_and_per_id(tmp_path):
+    path = choices_file(tmp_path)
+    answers = [answer("a_0", '{"answer_choice":"B"}'), answer("a_1", "The answer is B"), answer("b_0", "A")]
+    for mode, micro, macro in (("parity", 2 / 3, (0.5 + 1) / 2), ("strict", 1.0, 1.0)):
+        task, options = tasks.find("blend_mc", Options(mode=mode))
+        result, _ = tasks.score(task, tasks.read(task, path, options), answers, options)
+        assert result["score"] == pytest.approx(micro)
+        assert result["scores"]["acc per ID (macro)"] == pytest.approx(macro)
+        assert result["failed"] == (1 if mode == "parity" else 0)  # 'T' is no option
+    assert result["by"]["country"] == {"China": 1.0, "US": 1.0}

@@ -1,0 +1,358 @@
+"""The judge: what it is asked, what becomes of a bad day at the endpoint, and agreement."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from care_jax import cli
+from care_jax.errors import UserError
+from care_jax.evaluation import endpoint, judge, rubrics
+from care_jax.evaluation.endpoint import Cache, Client, Endpoint, content_key
+from tests.evaluation.servers import Server, completion
+
+CATEGORIES = ("Cultural entities", "Cultural commonsense", "Social norms", "Opinion", "Literacy")
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def rows(count):
+    cultures = ("Native (Arab)", "Native (Chinese)", "Native (Japanese)")
+    return [
+        {
+            "question": f"Question <{number}>?", "answer": "gold", "response": f"answer {number}", "system": "m",
+            "culture_type": CATEGORIES[number % 5], "associated_culture": cultures[number % 3],
+            "human_rating": 1 + number % 10,
+        }
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def number_of(prompt):
+    return int(re.search(r"Question <(\d+)>", prompt)[1])
+
+
+def rating_of(number):
+    return 1 + number % 10
+
+
+# --- rubrics ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["entities_opinion", "norms_commonsense", "literacy"])
+def test_fields_are_put_in_once_whatever_they_hold(name):
+    text = rubrics.BUILT_IN[name].prompt("what is {answer}?", "{response} {x}", "a {question} \\1 {")
+    assert "## Question:\nwhat is {answer}?\n" in text
+    assert "## Reference answer:\n{response} {x}\n" in text
+    assert "## Answer to be rated:\na {question} \\1 {\n" in text
+
+
+def published(folder):
+    for name in rubrics.FILES:
+        (folder / f"{name}.txt").write_text(f"{name} {{question}} {{answer}} {{response}}\n## Golden answer:")
+    return str(folder)
+
+
+def test_criteria_both_ways_and_from_the_published_files(tmp_path):
+    """By their content two of the published names are swapped."""
+    folder = published(tmp_path)
+    names = ("entities", "opinion", "norms", "commonsense", "literacy")
+    found = {
+        (source, criteria): [rubrics.load(source, criteria).of(name).name for name in names]
+        for source in (None, folder)
+        for criteria in ("by_content", "as_published")
+    }
+    own = ["entities_opinion", "entities_opinion", "norms_commonsense", "norms_commonsense", "literacy"]
+    swapped = ["entities_opinion", "entities_opinion", "literacy", "literacy", "norms_commonsense"]
+    assert found[None, "by_content"] == own
+    assert found[None, "as_published"] == swapped
+    assert found[folder, "as_published"] == [f"{name}.txt" for name in own]
+    assert found[folder, "by_content"] == [f"{name}.txt" for name in swapped]
+    assert rubrics.load(folder, "by_content").of("Social norms").prompt("q", "a", "r").startswith("literacy q a r")
+    (tmp_path / "literacy.txt").write_text("no fields")
+    with pytest.raises(UserError, match=r"literacy.txt has no \{question\} and no \{response\}"):
+        rubrics.load(folder, "by_content")
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [("so: CORRECT", 1.0), ("CORRECT_BUT_WRONG_LANGUAGE", 0.0), ("CORRECT? no, INCORRECT", 0.0), ("hm", None)],
+)
+def test_labels_stand_for_scores(text, score):
+    assert rubrics.BUILT_IN["care_pro"].parse(text) == score
+
+
+# --- the endpoint ----------------------------------------------------------------------------------------------------
+
+
+def bad_day(prompt, before, call):
+    """5 % malformed ratings (a third of these always), 5 % time-outs, 429 with Retry-After, one burst of 500."""
+    number = number_of(prompt)
+    if 100 <= call < 116:
+        return 500, {}, {"error": "burst"}, 0.0
+    if number % 20 == 0 and (before == 0 or number % 60 == 0):
+        return 200, {}, completion("I would rather not say"), 0.0
+    if number % 20 == 1 and before == 0:
+        return 200, {}, completion("late"), 1.5
+    if number % 50 == 2 and before == 0:
+        return 429, {"Retry-After": "0.1"}, {"error": "slow down"}, 0.0
+    if number % 100 == 3 and before == 0:
+        return 200, {}, "<html>not JSON</html>", 0.0
+    return 200, {}, completion(f"Fine.\nRating: [[{rating_of(number)}]]"), 0.002
+
+
+FLAGS = ["--timeout", "0.5", "--json"]
+
+
+def test_a_bad_day_all_judged_or_counted(tmp_path, capsys):
+    source, out = write(tmp_path / "answers.jsonl", rows(450)), tmp_path / "rated.jsonl"
+    with Server(bad_day) as server:
+        words = ["judge", "--responses", source, "--out", str(out), "--judge-model", "j", "--base-url", server.url]
+        assert cli.main([*words, *FLAGS]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert server.most_at_once <= 16
+        assert (found["rows"], found["judged"], found["failed"], found["empty"]) == (450, 442, 8, 0)
+        assert found["problems"] == {"no rating in the judgement": 8}
+        assert found["counts"]["time out"] == 23
+        assert found["counts"]["HTTP 429"] == 9
+        assert found["counts"]["not JSON"] == 5
+        assert found["counts"]["HTTP 500"] == 16
+        assert found["agreement_with_people"]["pearson"] == pytest.approx(1.0)
+        assert found["agreement_with_people"]["kappa"] == 1.0
+        for number, line in enumerate(lines(out)):
+            failed = number % 60 == 0
+            assert line["rating"] == (None if failed else rating_of(number))
+            assert ("judge_failed" in line) is failed
+            assert line["rubric"] == rubrics.load(None, "by_content").of(CATEGORIES[number % 5]).name
+        # Once more: everything is in the cache, the failures with their three judgements too.
+        calls, before = sum(server.calls.values()), out.read_bytes()
+        assert cli.main([*words, *FLAGS]) == 0
+        assert sum(server.calls.values()) == calls
+        assert out.read_bytes() == before
+        capsys.readouterr()
+        assert cli.main([*words, "--dry-run", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["calls"] == 0
+
+
+def start(words):
+    return subprocess.Popen([sys.executable, "-m", "care_jax", *words], stderr=subprocess.DEVNULL)
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_no_call_is_made_twice_after_a_stop_and_a_kill(tmp_path):
+    """A stop (SIGTERM) waits for the calls under way. A kill loses those alone: at most as many as run at once."""
+
+    def slow(prompt, before, call):
+        return 200, {}, completion(f"Rating: [[{rating_of(number_of(prompt))}]]"), 0.03
+
+    source, out = write(tmp_path / "answers.jsonl", rows(450)), tmp_path / "rated.jsonl"
+    with Server(slow) as server:
+        words = ["judge", "--responses", source, "--out", str(out), "--judge-model", "j", "--base-url", server.url]
+        process = start(words)
+        wait_for(lambda: len(server.bodies) > 60)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75
+        stopped = set(server.calls)
+        assert len(stopped) < 450
+        assert set(server.calls.values()) == {1}
+        held = len(lines(tmp_path / "rated.jsonl.cache.jsonl"))
+        assert held == len(stopped)
+
+        process = start(words)
+        wait_for(lambda: len(server.bodies) > len(stopped) + 60)
+        process.kill()
+        process.wait(60)
+        wait_for(lambda: server.at_once == 0)
+        kept = {
+            json.loads(line)["key"] for line in (tmp_path / "rated.jsonl.cache.jsonl").read_text().splitlines()[:-1]
+        }
+        before = server.calls.copy()
+        assert cli.main(words) == 0
+        again = {prompt for prompt, count in server.calls.items() if count > 1}
+        assert not again & stopped
+        assert len(again) <= 16
+        asked_twice = {content_key(body) for body in server.bodies if body["messages"][0]["content"] in again}
+        assert not asked_twice & kept
+        assert set(before) <= set(server.calls)
+        assert len(server.calls) == 450
+        assert [line["rating"] for line in lines(out)] == [rating_of(number) for number in range(450)]
+
+
+def test_a_wrong_key_ends_it_at_once(tmp_path, capsys):
+    def refuse(prompt, before, call):
+        return 401, {}, {"error": "no such key"}, 0.0
+
+    source = write(tmp_path / "a.jsonl", rows(30))
+    with Server(refuse) as server:
+        words = ["judge", "--responses", source, "--out", str(tmp_path / "o"), "--judge-model", "j"]
+        assert cli.main([*words, "--base-url", server.url]) == 2
+        assert len(server.bodies) <= 16
+    err = capsys.readouterr().err
+    assert "answers 401 (the key comes from the environment: OPENAI_API_KEY)" in err
+    assert "Traceback" not in err
+
+
+def test_an_answer_that_cannot_be_had_is_counted(tmp_path, capsys):
+    def broken(prompt, before, call):
+        return (400, {}, {"error": "too long"}, 0.0) if number_of(prompt) == 1 else (503, {}, "", 0.0)
+
+    source, out = write(tmp_path / "a.jsonl", [*rows(2), {**rows(3)[2], "response": " "}]), tmp_path / "o.jsonl"
+    with Server(broken) as server:
+        words = ["judge", "--responses", source, "--out", str(out), "--judge-model", "j", "--base-url", server.url]
+        assert cli.main([*words, "--retries", "1", "--json"]) == 0
+        assert sorted(server.calls.values()) == [1, 2]  # 400 is not asked again, 503 once
+    found = json.loads(capsys.readouterr().out)
+    assert (found["judged"], found["failed"], found["empty"], found["mean"]) == (0, 2, 1, None)
+    assert [line["judge_failed"].split(":")[0] for line in lines(out)] == ["HTTP 503", "HTTP 400", "no response"]
+
+
+def test_a_rate_limit_spreads_the_calls():
+    def answer(prompt, before, call):
+        return 200, {}, completion("x"), 0.0
+
+    with Server(answer) as server:
+        client = Client(Endpoint(server.url, "m", requests_per_minute=1200))
+        began = time.monotonic()
+        bodies = [endpoint.request_body("m", [{"role": "user", "content": str(n)}]) for n in range(11)]
+        assert len(list(client.ask_all(bodies))) == 11
+        assert time.monotonic() - began >= 0.5
+        assert endpoint.only_model(server.url) == "only-one"
+
+
+def test_retry_after_is_a_number_or_a_date():
+    assert endpoint._retry_after({"Retry-After": "7"}) == 7.0
+    assert endpoint._retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
+    assert (
+        3000
+        < endpoint._retry_after(
+            {"Retry-After": time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 3600))}
+        )
+        <= 3600
+    )
+    assert endpoint._retry_after({"Retry-After": "soon"}) is None
+    assert endpoint._retry_after({}) is None
+
+
+def test_a_torn_cache_is_gone_on_with(tmp_path):
+    path = tmp_path / "cache.jsonl"
+    cache = Cache(path)
+    cache.put("a", {"text": "1"})
+    cache.close()
+    with open(path, "a") as file:
+        file.write('{"key": "b", "te')
+    cache = Cache(path)
+    assert cache.get("a")["text"] == "1"
+    assert cache.get("b") is None
+    cache.put("c", {"text": "3"})
+    cache.close()
+    assert [line["key"] for line in lines(path)] == ["a", "c"]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def batch(line, text, status=200):
+    return {
+        "custom_id": line["custom_id"],
+        "response": {"status_code": status, "body": completion(text)},
+        "error": None,
+    }
+
+
+def test_requests_out_answers_in_and_a_second_round(tmp_path, capsys):
+    source, requests, out = write(tmp_path / "a.jsonl", rows(7)), tmp_path / "requests.jsonl", tmp_path / "o.jsonl"
+    assert cli.main(["judge", "--responses", source, "--requests-out", str(requests), "--judge-model", "gpt-x"]) == 0
+    asked = lines(requests)
+    assert len(asked) == len({line["custom_id"] for line in asked}) == 7
+    assert {line["url"] for line in asked} == {"/v1/chat/completions"}
+    assert asked[0]["body"]["model"] == "gpt-x"
+    assert asked[0]["body"]["temperature"] == 0.0
+    assert "answer 0" in asked[0]["body"]["messages"][0]["content"]
+    first = [batch(line, f"Rating: [[{n + 1}]]") for n, line in enumerate(asked[:5])] + [batch(asked[5], "hm")]
+    first[4] = {"custom_id": asked[4]["custom_id"], "response": None, "error": {"code": "expired"}}
+    answers = write(tmp_path / "first.jsonl", [*first, {"custom_id": "stranger", "response": None}])
+    again = tmp_path / "again.jsonl"
+    words = ["judge", "--responses", source, "--out", str(out), "--judge-model", "gpt-x", "--json", "--answers-in"]
+    assert cli.main([*words, answers, "--requests-out", str(again)]) == 0
+    streams = capsys.readouterr()
+    assert "1 answers belong to no row" in streams.err
+    assert json.loads(streams.out)["judged"] == 4
+    left = lines(again)
+    assert [line["custom_id"] for line in left] == [line["custom_id"] for line in asked[4:]]
+    second = write(tmp_path / "second.jsonl", [batch(line, "Rating: [[9]]") for line in left])
+    assert cli.main([*words, answers, second]) == 0
+    assert json.loads(capsys.readouterr().out)["judged"] == 7
+    assert [line["rating"] for line in lines(out)] == [1, 2, 3, 4, 9, 9, 9]
+    # A second judge is compared over what both rated.
+    other = write(
+        tmp_path / "other.jsonl", [{**line, "rating": line["rating"] + n % 2} for n, line in enumerate(lines(out))]
+    )
+    assert cli.main([*words, answers, second, "--second", other]) == 0
+    found = json.loads(capsys.readouterr().out)["agreement_with_second"]
+    assert found["n"] == 7
+    assert found["mean_difference"] == pytest.approx(-3 / 7)
+
+
+def test_answers_to_other_answers_are_not_taken(tmp_path):
+    work = judge.jobs(write(tmp_path / "a.jsonl", rows(2)), rubrics.load(None, "by_content"), "j")
+    changed = [{**row, "response": row["response"] + "!"} for row in rows(2)]
+    other = judge.jobs(write(tmp_path / "b.jsonl", changed), rubrics.load(None, "by_content"), "j")
+    assert not {job.custom_id for job in work} & {job.custom_id for job in other}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "expected a judge"),
+        (["--judge-model", "gpt-4o"], "no folder 'gpt-4o' here"),
+        (["--judge-model", "j", "--base-url", "localhost"], "expected something like http://localhost:8000/v1"),
+        (["--judge-model", "j", "--base-url", "http://127.0.0.1:9", "--tries", "0"], "--tries: found 0"),
+        (["--requests-out", "answers.jsonl"], "is the responses"),
+    ],
+)
+def test_mistakes(tmp_path, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "answers.jsonl", rows(1))
+    assert cli.main(["judge", "--responses", "answers.jsonl", "--out", "o.jsonl", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_judging_and_reporting_load_no_jax(tmp_path):
+    source = write(tmp_path / "a.jsonl", rows(6))
+    code = f"""
+import sys
+from care_jax import cli
+from tests.evaluation.servers import Server, completion
+with Server(lambda prompt, before, call: (200, {{}}, completion("Rating: [[5]]"), 0.0)) as server:
+    words = ["judge", "--responses", {source!r}, "--out", "rated/o.jsonl"]
+    assert cli.main([*words, "--judge-model", "j", "--base-url", server.url]) == 0
+    assert cli.main(["generate", "--base-url", server.url, "--data", {source!r}, "--out", "generated.jsonl"]) == 0
+assert cli.main(["report", "rated", "--out", "report"]) == 0
+assert cli.main(["evaluate", "--task", "care_eval", "--responses", "rated/o.jsonl", "--data", {source!r}]) == 0
+assert "jax" not in sys.modules and "torch" not in sys.modules
+"""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": root}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "5.000" in done.stdout
