@@ -12,7 +12,7 @@ from care_jax import sharding
 from care_jax.config import Config
 from care_jax.models.arch import Arch
 from care_jax.plan.known import arch_of
-from care_jax.plan.programs import Program, compile_forward, compile_train, least
+from care_jax.plan.programs import Program, compile_forward, compile_train
 from care_jax.plan.shapes import Shapes, shapes
 from care_jax.plan.targets import Target
 
@@ -99,4 +99,7 @@ def compiled_step(config: Config, target: Target, say: Say = print) -> tuple[Sha
     return made, compile_train(made, say)[1]
 
 
-__all__ = ["SHARE", "Advice", "Plan", "Program", "Target", "compiled_step", "least", "plan", "prepare"]
+__all__ = [
+    "SHARE", "Advice", "Plan", "Program", "Target",
+    "compile_forward", "compile_train", "compiled_step", "plan", "prepare",
+]  # fmt: skip

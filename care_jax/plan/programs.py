@@ -19,9 +19,9 @@ from care_jax.training.step import make_logps
 class Program:
     """One compiled program; bytes are a device's.
 
-    held: by name, what the run holds while it runs, in its arguments or beside them; temporaries: the compiler's own
-    sum; results that take no argument's place, code, and what arguments are padded by included. temporaries is None where the compiler itself said that
-    the memory does not suffice: `needed` is then its figure for all. flops: of one call on all devices.
+    held: by name, what the run holds while it runs, in its arguments or beside them. temporaries: the compiler's own
+    sum, with results that take no argument's place, code, and what pads the arguments; None where the compiler itself
+    said that the memory does not suffice: `needed` is then its figure for all. flops: of one call on all devices.
     """
 
     name: str

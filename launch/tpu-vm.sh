@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# launch/tpu-vm.sh NAME COMMAND [argument ...]: `care-jax COMMAND ...` on a TPU slice of its own, by a queued resource.
+#   TYPE=v5p-16 ZONE=us-east5-a launch/tpu-vm.sh mine train dpo-llama3.1-8b v5p-16 output_dir=/mnt/bucket/runs/mine
+# Environment: ZONE, TYPE (accelerator), VERSION (of the runtime image), PROJECT (default: gcloud's), BUCKET (mounted at
+# /mnt/bucket on every host), SPOT=1, HF_TOKEN (for gated weights; passed on by a file that only its owner reads).
+# Restart-safe: run it again after a preemption; the slice is asked for anew and the run goes on from its checkpoint.
+set -euo pipefail
+if [ $# -lt 2 ]; then sed -n '2,6p' "$0" | cut -c3- >&2; exit 2; fi
+name=$1; shift
+: "${ZONE:?ZONE is not set}" "${TYPE:?TYPE is not set, such as v5p-16}"
+VERSION=${VERSION:-v2-alpha-tpuv5}
+where=(--zone "$ZONE"); [ -z "${PROJECT:-}" ] || where+=(--project "$PROJECT")
+root=$(cd "$(dirname "$0")/.." && pwd)
+
+state() { gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' 2>/dev/null; }
+if [[ "$(state)" =~ ^(FAILED|SUSPENDED)$ ]]; then
+    gcloud compute tpus queued-resources delete "$name" "${where[@]}" --quiet --force
+fi
+if [ -z "$(state)" ]; then
+    options=(--node-id "$name" --accelerator-type "$TYPE" --runtime-version "$VERSION")
+    [ -z "${SPOT:-}" ] || options+=(--spot)
+    gcloud compute tpus queued-resources create "$name" "${where[@]}" "${options[@]}"
+fi
+until [ "$(state)" = ACTIVE ]; do
+    [[ "$(state)" != FAILED ]] || { echo "the request for $name failed" >&2; exit 1; }
+    echo "waiting for $name: $(state)" >&2
+    sleep 30
+done
+
+everywhere() { gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command "$1"; }
+send() { gcloud compute tpus tpu-vm scp "$1" "$name:$2" "${where[@]}" --worker=all; }
+package=$(mktemp -d); trap 'rm -rf "$package"' EXIT
+tar -czf "$package/care_jax.tgz" -C "$root" pyproject.toml README.md LICENSE care_jax configs
+(umask 077; printf 'export HF_TOKEN=%q\n' "${HF_TOKEN:-}" >"$package/token")
+send "$package/care_jax.tgz" care_jax.tgz
+send "$package/token" .care_jax_token
+mount=true
+if [ -n "${BUCKET:-}" ]; then
+    mount="sudo mkdir -p /mnt/bucket && sudo chmod 777 /mnt/bucket && { mountpoint -q /mnt/bucket ||"
+    mount+=" gcsfuse --implicit-dirs --rename-dir-limit 200000 $(printf %q "$BUCKET") /mnt/bucket; }"
+fi
+everywhere "set -e; mkdir -p care_jax && tar -xzf care_jax.tgz -C care_jax; $mount;
+    [ -d venv ] || python3 -m venv venv; venv/bin/pip install -q './care_jax[tpu]' gcsfs"
+command=$(printf ' %q' "$@")
+everywhere ". ./.care_jax_token; export CARE_JAX_DISTRIBUTED=auto JAX_COMPILATION_CACHE_DIR=\$HOME/compiled;
+    exec venv/bin/care-jax$command"

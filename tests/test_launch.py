@@ -1,0 +1,85 @@
+"""What starts a job: manifests say what they must, scripts pass shellcheck, files stay short. The local one is run in
+test_processes.py.
+"""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+import care_jax
+from care_jax import config
+
+LAUNCH = pathlib.Path(care_jax.__file__).parents[1] / "launch"
+SCRIPTS = sorted(LAUNCH.glob("*.sh"))
+
+
+def test_every_way_to_start_is_there_and_short():
+    names = {path.name for path in LAUNCH.iterdir()}
+    assert names >= {"Dockerfile", "gke-jobset.yaml", "tpu-vm.sh", "slurm.sh", "local.sh", "README.md"}
+    for path in [*SCRIPTS, LAUNCH / "Dockerfile", LAUNCH / "gke-jobset.yaml"]:
+        assert len(path.read_text().splitlines()) <= 60, path
+    assert all(path.stat().st_mode & 0o111 for path in SCRIPTS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_pass_shellcheck(script):
+    found = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
+    if found is None:
+        pytest.skip("shellcheck is not installed (the test extra has it)")
+    done = subprocess.run([found, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_say_how_they_are_used(script):
+    done = subprocess.run([str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"launch/{script.name}" in done.stderr
+
+
+def test_the_jobset_is_one_slice_that_restarts_and_is_told_of_its_end():
+    job = yaml.safe_load((LAUNCH / "gke-jobset.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert job["spec"]["failurePolicy"]["maxRestarts"] > 0
+    (slice_,) = job["spec"]["replicatedJobs"]
+    spec = slice_["template"]["spec"]
+    assert spec["parallelism"] == spec["completions"]
+    pod = spec["template"]["spec"]
+    assert pod["restartPolicy"] == "Never", "a pod alone cannot join the others again"
+    (container,) = pod["containers"]
+    chips = 1
+    for size in pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"):
+        chips *= int(size)
+    assert container["resources"]["limits"]["google.com/tpu"] * spec["completions"] == chips
+    assert {"name": "CARE_JAX_DISTRIBUTED", "value": "auto"} in container["env"]
+    token = next(one for one in container["env"] if one["name"] == "HF_TOKEN")
+    assert "value" not in token, "a token belongs into a secret"
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+    command, *arguments = container["args"]
+    assert command == "train"
+    words = [one for one in arguments if "=" not in one]
+    loaded = config.load(*words, overrides=[one for one in arguments if "=" in one])
+    assert loaded.output_dir.startswith("/bucket/")
+
+
+def test_commands_that_the_pages_show_load():
+    shown = "".join(path.read_text() for path in LAUNCH.iterdir())
+    found = re.findall(r"(?:train|plan) ((?:dpo|kto|simpo)-[\w.\-]+) ([\w\-]+)", shown)
+    assert found
+    for recipe, machine in found:
+        config.load(recipe, machine)
+
+
+def test_the_image_holds_what_the_package_needs_and_passes_signals_on():
+    lines = (LAUNCH / "Dockerfile").read_text()
+    root = LAUNCH.parent
+    copied = [word for line in re.findall(r"^COPY (.*)$", lines, re.M) for word in line.split()[:-1]]
+    assert all((root / name).exists() for name in copied)
+    assert {"care_jax", "configs", "pyproject.toml"} <= set(copied)
+    assert 'ENTRYPOINT ["tini", "--", "care-jax"]' in lines

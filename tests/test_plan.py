@@ -1,0 +1,298 @@
+"""What a plan counts, and what the compiled step holds and sends."""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import care_jax
+from care_jax import cli, config, plan
+from care_jax.config import Config
+from care_jax.errors import UserError
+from care_jax.plan import advice, flops, hlo, known, targets, text
+from care_jax.plan.shapes import abstract_batch, bytes_a_device, layout_of, objective_of
+from care_jax.training.chips import CHIPS
+
+MODULE = """\
+HloModule jit_step
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(f32[] %x, f32[] %y)
+}
+
+%layer (carry: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+  %gathered = bf16[64,16]{1,0:T(8,128)} all-gather(bf16[8,16]{1,0} %w), dimensions={0}
+  %start = (f32[8,16], f32[8,16]) all-reduce-start(f32[8,16] %h), to_apply=%add
+  ROOT %next = (s32[], f32[8,16]) tuple(%i, %done)
+}
+
+%end (carry: (s32[], f32[8,16])) -> pred[] {
+  ROOT %less = pred[] compare(s32[] %i, s32[] %n), direction=LT
+}
+
+ENTRY %main (a: f32[8,16]) -> f32[8,16] {
+  %loop = (s32[], f32[8,16]) while(%t), condition=%end, body=%layer, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %out = f32[8,2]{1,0} reduce-scatter(f32[8,16] %y), dimensions={1}, to_apply=%add
+}
+"""
+
+
+def test_collectives_are_counted_as_often_as_their_loop_runs():
+    found = hlo.collectives(MODULE)
+    assert found == {
+        "all-gather": hlo.Traffic(5, 5 * 64 * 16 * 2),
+        "all-reduce": hlo.Traffic(5, 5 * 8 * 16 * 4),
+        "reduce-scatter": hlo.Traffic(1, 8 * 2 * 4),
+    }
+
+
+def test_flops_are_those_of_matrix_products_loops_and_recomputation_included():
+    def layers(x, weights):
+        @jax.checkpoint
+        def one(x, w):
+            return jnp.tanh(x @ w), None
+
+        return jnp.sum(jax.lax.scan(one, x, weights)[0])
+
+    x, weights = jnp.ones((4, 8)), jnp.ones((3, 8, 8))
+    forward = 3 * 2 * 4 * 8 * 8
+    assert flops.count(jax.make_jaxpr(layers)(x, weights)) == forward
+    # Two products a layer backward, and its forward again.
+    assert flops.count(jax.make_jaxpr(jax.grad(layers, (0, 1)))(x, weights)) == 4 * forward
+
+    def looped(x, w, n):
+        return jax.lax.fori_loop(0, n, lambda _, x: x @ w, x)
+
+    assert flops.count(jax.make_jaxpr(looped)(x, weights[0], 7), unknown_trips=5) == 5 * 2 * 4 * 8 * 8
+
+
+def test_the_known_models_have_their_published_size():
+    billions = {
+        "Qwen/Qwen2.5-0.5B-Instruct": 0.494,
+        "Qwen/Qwen2.5-1.5B-Instruct": 1.544,
+        "Qwen/Qwen2.5-7B-Instruct": 7.616,
+        "Qwen/Qwen2.5-72B-Instruct": 72.706,
+        "meta-llama/Llama-3.2-1B-Instruct": 1.236,
+        "meta-llama/Llama-3.1-8B-Instruct": 8.030,
+        "mistralai/Mistral-7B-Instruct-v0.3": 7.248,
+        "google/gemma-2-2b-it": 2.614,
+        "google/gemma-2-9b-it": 9.242,
+    }
+    from care_jax.models.arch import num_params
+
+    assert billions.keys() == known.KNOWN.keys()
+    for name, size in billions.items():
+        assert num_params(known.arch_of(name)) / 1e9 == pytest.approx(size, abs=6e-4), name
+
+
+def test_every_shipped_recipe_names_a_known_model_and_every_machine_a_target():
+    root = pathlib.Path(care_jax.__file__).parents[1] / "configs"
+    for recipe in root.glob("*.yaml"):
+        path = config.load(recipe).model.path
+        assert path == "sample" or path in known.KNOWN, recipe
+    machines = {path.stem for path in (root / "machines").glob("*.yaml")}
+    assert machines - {"cpu"} == set(targets.MACHINES)
+    assert all(card is None or card in CHIPS for _, card in targets.MACHINES.values())
+
+
+@pytest.fixture
+def quickstart():
+    return config.load("quickstart", overrides=["data.train.0.cultures=[chinese]", "data.max_length=128"])
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto", "plackett_luce"])
+def test_abstract_batches_are_those_of_a_real_layout(quickstart, tmp_path, loss):
+    """The shapes that are compiled without the data are the ones that a run fills, sizes set to the run's."""
+    from care_jax.data import pipeline
+    from care_jax.data.chat import load_tokenizer
+    from care_jax.evaluation.opened import local_folder
+    from care_jax.training.datasets import prepare
+
+    changed = Config.from_any(quickstart, **{"loss": {"name": loss}, "data.eval": [], "data.max_steps": 2})
+    data = prepare(changed, load_tokenizer(str(local_folder("sample"))), objective_of(changed), tmp_path)
+    plan_ = pipeline.plan_step(
+        pipeline.step_units(data.stream, 0, data.examples), data.corpus, data.layout, data.mismatched
+    )
+    filled = pipeline.fill(plan_, data.corpus)
+    expected = abstract_batch(data.layout, data.mismatched)
+    assert jax.tree.structure(filled) == jax.tree.structure(expected)
+    for found, shape in zip(jax.tree.leaves(filled), jax.tree.leaves(expected)):
+        assert (np.shape(found), np.asarray(found).dtype) == (shape.shape, shape.dtype)
+    bound = layout_of(changed, objective_of(changed))
+    for name in ("rows", "row_length", "responses", "completions", "pairs", "groups", "width"):
+        assert getattr(bound, name) >= getattr(data.layout, name), f"{name}: the bound is none"
+
+
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 2048,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A recipe whose model is a config.json alone: nothing else is read."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "config.json").write_text(json.dumps(TINY))
+    return Config.from_any(
+        "quickstart",
+        **{
+            "model": {"path": str(folder), "dtype": "bfloat16", "remat": "full"},
+            "data.train": [{"reader": "care", "path": "nowhere.jsonl"}],
+            "batch": {"examples": 64, "row_length": 256, "microbatch_rows": 64},
+            "mesh": {"data": 1, "fsdp": 4, "tensor": 2},
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def step(tiny):
+    """(shapes, compiled train step) on eight devices of this host."""
+    return plan.compiled_step(tiny, targets.local(), say=lambda line: None)
+
+
+def test_no_array_is_as_large_as_rows_times_length_times_vocabulary(step):
+    made, compiled = step
+    rows = made.layout.rows // (made.mesh.shape["data"] * made.mesh.shape["fsdp"])
+    logits = rows * made.layout.row_length * made.model.arch.vocab_size
+    largest = max(math.prod(one.shape) for each in hlo.operations(compiled.as_text()) for one in each.results)
+    assert largest < logits, "a device holds all logits of its rows"
+
+
+def test_the_vocabulary_matrix_is_never_gathered_whole_in_float32(step):
+    made, compiled = step
+    whole = made.model.arch.vocab_size * made.model.arch.hidden
+    for each in hlo.operations(compiled.as_text()):
+        if each.kind.startswith("all-gather"):
+            for one in each.results:
+                assert one.dtype != "f32" or math.prod(one.shape) < whole, each.text
+
+
+def test_what_the_rules_shard_is_sharded_in_the_compiled_step(step):
+    made, compiled = step
+    (state, _), _ = compiled.input_shardings
+    weights = jax.tree.leaves(made.state.params)
+    assert len(weights) == len(jax.tree.leaves(state.params))
+    for abstract, found in zip(weights, jax.tree.leaves(state.params)):
+        assert found.shard_shape(abstract.shape) == abstract.sharding.shard_shape(abstract.shape)
+        if abstract.ndim > 2 or abstract.size > 10_000:
+            assert not found.is_fully_replicated, abstract
+    moments = [x for x in jax.tree.leaves(made.state.opt_state) if x.ndim > 2]
+    assert len(moments) >= 2
+    assert all(not x.sharding.is_fully_replicated for x in moments)
+
+
+def test_a_plan_adds_up_and_says_so(tiny, step, capsys):
+    """On the compiled step of the fixture: the cache holds it."""
+    target = dataclasses.replace(targets.local(), memory=2**30)
+    made = plan.plan(tiny, target, say=lambda line: None)
+    train = made.programs[0]
+    params = bytes_a_device(step[0].state.params)
+    assert train.held["parameters"] == params
+    assert train.held["optimizer"] == pytest.approx(2 * params, rel=0.01)
+    assert train.total == sum(train.held.values()) + train.temporaries
+    assert made.fits
+    assert {program.name for program in made.programs} == {"train", "reference", "evaluation"}
+    assert {"all-gather", "all-reduce"} & set(train.collectives)
+    # Rows x length tokens a microbatch; 2 a multiply-add, forward, recomputed and twice backward: 8 a weight and token.
+    blocks = sum(x.size for x in jax.tree.leaves(step[0].state.params["blocks"]) if x.ndim > 2)
+    slots = made.microbatches * made.rows * made.row_length
+    assert 8 * blocks * slots < train.flops < 14 * blocks * slots
+    shown = text.as_text(made)
+    assert "fits: " in shown
+    assert "all-gather" in shown
+    assert json.loads(json.dumps(text.as_json(made)))["fits"] is True
+
+
+def test_the_nearest_change_is_compiled_and_fits(tiny, monkeypatch):
+    """With a compiler that only adds up, so that nothing is compiled here."""
+    target = dataclasses.replace(targets.local(), memory=10**9)
+    seen = []
+
+    def compile_train(made, say):
+        rows = made.layout.rows
+        seen.append((made.config.model.remat, rows))
+        return plan.Program("train", {"parameters": 0}, rows * 5 * 10**7, None, 0, {}, 0.0), None
+
+    monkeypatch.setattr(advice, "compile_train", compile_train)
+    changed = Config.from_any(tiny, **{"model.remat": "none"})
+    failed, _ = compile_train(plan.prepare(changed, target), None)
+    found = advice.nearest_that_fits(changed, target, known.arch_of(tiny.model.path), failed, lambda line: None)
+    assert found.changes == ("model.remat=full", "batch.microbatch_rows=16")
+    assert seen == [("none", 64), ("full", 64), ("full", 32), ("full", 16)]
+    assert found.program.total <= plan.SHARE * 10**9
+
+
+def test_what_cannot_fit_is_not_compiled(tiny, monkeypatch):
+    target = dataclasses.replace(targets.local(), memory=10**5)
+    monkeypatch.setattr(advice, "compile_train", functools.partial(pytest.fail, "compiled"))
+    failed = plan.Program("train", {"parameters": 10**9}, 0, None, 0, {}, 0.0)
+    found = advice.nearest_that_fits(tiny, target, known.arch_of(tiny.model.path), failed, lambda line: None)
+    assert (found.changes, found.tried) == (None, 0)
+
+
+@pytest.mark.parametrize(("given", "size"), [("24GB", 24 * 10**9), ("22.5GiB", int(22.5 * 2**30))])
+def test_memory_is_given_with_its_unit(given, size):
+    assert targets.parse_memory(given) == size
+    with pytest.raises(UserError, match="--memory"):
+        targets.parse_memory("24")
+
+
+@pytest.mark.parametrize("name", ["v5:2x2", "v5p", "v5p:2", "v5p:2x2x2x2", "h100:2x2"])
+def test_a_topology_is_a_generation_and_its_chips(name):
+    with pytest.raises(UserError, match="--topology"):
+        targets.topology(name)
+
+
+def test_a_mesh_that_does_not_divide_is_refused_before_anything_is_compiled(capsys):
+    status = cli.main(["plan", "quickstart", "mesh.fsdp=8", "batch.microbatch_rows=4", "--no-advice"])
+    assert status == 2
+    assert "batch.microbatch_rows has rows=4, which does not divide by the 8 parts" in capsys.readouterr().err
+
+
+def needs_libtpu():
+    try:
+        targets.topology("v5e:2x2")
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+def test_eight_billion_weights_on_tpus_as_far_as_the_prototype():
+    """PERFORMANCE: 8B, float32 AdamW, rows of 1024: v5p:2x2x1 at 16k tokens a chip, v5e:8x8 at 1k; GiB a chip."""
+    needs_libtpu()
+    rows = ["data.max_length=1024", "batch.row_length=1024", "batch.examples=16"]
+    for name, microbatch, arguments, temporaries in (("v5p:2x2x1", 64, 23, 25), ("v5e:8x8", 64, 1.5, 2.0)):
+        recipe = config.load("dpo-llama3.1-8b", overrides=[*rows, f"batch.microbatch_rows={microbatch}"])
+        made = plan.prepare(recipe, targets.topology(name))
+        program, _ = plan.compile_train(made, lambda line: None)
+        assert sum(program.held.values()) / 2**30 <= arguments
+        assert program.temporaries / 2**30 <= temporaries
+
+
+@pytest.mark.slow
+def test_depth_costs_no_compile_time(tmp_path, request):
+    """Layers are scanned: 32 compile as fast as 8."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    request.addfinalizer(lambda: jax.config.update("jax_enable_compilation_cache", before))
+    seconds = {}
+    for layers in (8, 32):
+        (tmp_path / "config.json").write_text(json.dumps({**TINY, "num_hidden_layers": layers}))
+        recipe = Config.from_any("quickstart", **{"model.path": str(tmp_path)})
+        made = plan.prepare(recipe, targets.local(memory=10**9))
+        seconds[layers] = plan.compile_train(made, lambda line: None)[0].compile_seconds
+    assert seconds[32] <= 1.3 * seconds[8]

@@ -1,0 +1,169 @@
+"""Several processes are one run: the same numbers, one writer, and none waits for a dead one."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import care_jax as care_jax_package
+from care_jax.errors import UserError
+from care_jax.sharding import Agreement, barrier, start_processes
+
+LOCAL = pathlib.Path(care_jax_package.__file__).parents[1] / "launch" / "local.sh"
+SHORT = ["data.max_steps=3", "checkpoint.every=2", "eval_every=null", "data.train.0.cultures=[chinese]", "trackers=[]"]
+SMALL = ["data.max_length=128", "batch.row_length=128", "data.train.0.limit={questions: 40}"]
+
+
+def environment(**more):
+    flags = "--xla_backend_optimization_level=0"
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COORDINATOR")}
+    program = str(pathlib.Path(sys.executable).with_name("care-jax"))
+    return kept | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "CARE_JAX": program} | more
+
+
+def train(count, folder, *arguments, **more):
+    words = ["train", "quickstart", *SHORT, *SMALL, *arguments]
+    return subprocess.Popen(
+        [str(LOCAL), str(count), *words],
+        cwd=folder,
+        env=environment(CARE_JAX_LOGS=str(folder / "logs"), **more),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(started):
+    said = started.communicate(timeout=400)[1]
+    assert started.returncode == 0, said
+    return said
+
+
+def numbers(folder):
+    lines = [json.loads(line) for line in (folder / "runs/quickstart/metrics.jsonl").read_text().splitlines()]
+    clock = ("_seconds", "_per_second", "_bytes")
+    return [{k: v for k, v in line.items() if not k.endswith(clock) and k != "mfu"} for line in lines]
+
+
+def same_run(found, expected):
+    """To 1e-5; a margin of step 1 is a rounding, and its sign decides the accuracy."""
+    for one, other in zip(numbers(found), numbers(expected), strict=True):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            if one["step"] <= 1 and name.endswith("accuracies"):
+                continue
+            if isinstance(value, float):
+                np.testing.assert_allclose(one[name], value, rtol=1e-5, atol=2e-5, err_msg=f"step {one['step']} {name}")
+            else:
+                assert one[name] == value, name
+    weights = load_file(expected / "runs/quickstart/export/model.safetensors")
+    for name, value in load_file(found / "runs/quickstart/export/model.safetensors").items():
+        np.testing.assert_allclose(
+            value, weights[name], rtol=1e-5, atol=1e-5 * np.abs(weights[name]).max(), err_msg=name
+        )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    finished(train(1, folder))
+    return folder
+
+
+def test_two_processes_are_one_run(alone, tmp_path):
+    said = finished(train(2, tmp_path))
+    assert said.count("train step compiled") == 1, "one process speaks"
+    run = tmp_path / "runs" / "quickstart"
+    assert json.loads((run / "manifest.json").read_text())["processes"] == 2
+    assert {path.name for path in run.iterdir()} == {path.name for path in (alone / "runs/quickstart").iterdir()}
+    same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["{data: 4, fsdp: 1, tensor: 1}", "{data: 1, fsdp: 2, tensor: 2}"])
+def test_four_processes_are_one_run(alone, tmp_path, mesh):
+    finished(train(4, tmp_path, f"mesh={mesh}"))
+    same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_where_one_is_killed_the_others_end_and_the_run_goes_on(tmp_path, victim):
+    longer = ["data.max_steps=40", "checkpoint.every=5"]
+    started = train(2, tmp_path, *longer)
+    run = tmp_path / "runs" / "quickstart"
+    deadline = time.monotonic() + 300
+    while not (run / "checkpoints" / "5").exists():
+        assert started.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(process(started.pid, victim), signal.SIGKILL)
+    killed = time.monotonic()
+    started.communicate(timeout=100)
+    assert time.monotonic() - killed < 60
+    assert started.returncode != 0
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    finished(train(2, whole, *longer))
+    said = finished(train(2, tmp_path, *longer))
+    assert "resumed at step" in said
+    same_run(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
+    started = train(2, tmp_path, "data.max_steps=40", "checkpoint.every=null")
+    metrics = tmp_path / "runs" / "quickstart" / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+        assert started.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(process(started.pid, 1), signal.SIGTERM)
+    said = started.communicate(timeout=120)[1]
+    assert started.returncode == 75, said
+    assert any((tmp_path / "runs/quickstart/checkpoints").glob("[0-9]*"))
+
+
+def process(parent, number):
+    """The process id of process `number` of the script `parent`."""
+    children = pathlib.Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    for child in children:
+        if f"JAX_PROCESS_ID={number}".encode() in pathlib.Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"process {number} is not there")
+
+
+def test_an_address_needs_its_numbers(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    monkeypatch.delenv("JAX_PROCESS_ID", raising=False)
+    with pytest.raises(UserError, match="JAX_NUM_PROCESSES"):
+        start_processes()
+
+
+def test_alone_nothing_is_joined_and_nobody_waits(monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES", "SLURM_STEP_NUM_TASKS", "CARE_JAX_DISTRIBUTED"):
+        monkeypatch.delenv(name, raising=False)
+    start_processes()
+    barrier("here")
+    assert Agreement().any(True, False) == (True, False)
+
+
+def test_the_script_hands_on_what_ends_a_process(tmp_path):
+    program = tmp_path / "program"
+    program.write_text('#!/usr/bin/env bash\n[ "$JAX_PROCESS_ID" = "$1" ] && exit 75\nexit 0\n')
+    program.chmod(0o755)
+    for number, status in ((0, 75), (1, 75), (2, 0)):
+        done = subprocess.run(
+            [str(LOCAL), "2", str(number)], env=environment(CARE_JAX=str(program)), capture_output=True, check=False
+        )
+        assert done.returncode == status
+    assert shutil.which("bash")
