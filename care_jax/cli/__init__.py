@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from care_jax.cli import data, evaluate, losses, models, plan, train
+from care_jax.cli import data, evaluate, losses, models, plan, study, train
 from care_jax.cli.command import ENDED_BY_USER, FAILED, LEAKAGE, MISTAKE
 from care_jax.errors import Leakage, UserError, nearest
 
 # Each adds its commands; what they run is imported when it runs, so that --help costs nothing.
-_PARTS = (train, plan, data, models, evaluate, losses)
+_PARTS = (train, plan, data, models, evaluate, study, losses)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,7 +17,8 @@ def draw(report: Report, folder: pathlib.Path) -> list[pathlib.Path]:
     return files
 
 
-def _figure(width: float, height: float, **options: Any) -> Any:
+def new_figure(width: float, height: float, **options: Any) -> Any:
+    """A matplotlib figure of inches, drawn without a display."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -26,7 +27,8 @@ def _figure(width: float, height: float, **options: Any) -> Any:
     return pyplot.figure(figsize=(width, height), layout="constrained", **options)
 
 
-def _save(figure: Any, path: pathlib.Path) -> pathlib.Path:
+def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
+    """Writes the picture and closes the figure; returns the path."""
     from matplotlib import pyplot
 
     figure.savefig(path, dpi=130)
@@ -38,7 +40,7 @@ def _radar(report: Report, task: str, path: pathlib.Path) -> pathlib.Path:
     cultures = report.cultures[task]
     categories = [name for name in report.categories[task] if name != ALL]
     angles = [2 * math.pi * place / len(categories) for place in range(len(categories))]
-    figure = _figure(4.6 * len(cultures), 4.8)
+    figure = new_figure(4.6 * len(cultures), 4.8)
     top = max((cell.value for cell in report.cells if cell.task == task and cell.kind == "cell"), default=1.0)
     for number, culture in enumerate(cultures, start=1):
         axes = figure.add_subplot(1, len(cultures), number, projection="polar")
@@ -54,12 +56,12 @@ def _radar(report: Report, task: str, path: pathlib.Path) -> pathlib.Path:
         axes.set_title(culture)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))), frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _bars(report: Report, task: str, path: pathlib.Path) -> pathlib.Path:
     scopes = [*report.cultures[task], *([ALL] if len(report.cultures[task]) > 1 else [])]
-    figure = _figure(max(5.0, 1.2 + 0.5 * len(scopes) * (len(report.systems) + 1)), 4.0)
+    figure = new_figure(max(5.0, 1.2 + 0.5 * len(scopes) * (len(report.systems) + 1)), 4.0)
     axes = figure.add_subplot()
     width = 0.8 / len(report.systems)
     for number, system in enumerate(report.systems):
@@ -82,7 +84,7 @@ def _bars(report: Report, task: str, path: pathlib.Path) -> pathlib.Path:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(task)
     figure.legend(loc="outside lower center", ncols=min(4, len(report.systems)), frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _arm(cell: Cell, end: float | None) -> float:

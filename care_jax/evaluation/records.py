@@ -18,7 +18,8 @@ _FALLBACKS = {"culture": ("country", "language"), "category": ("topic", "domain"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One answer of one system, with its rating or score (None where it failed). item: what it is paired by."""
+    """One answer of one system, with its rating or score (None where it failed). item: what it is paired by
+    across systems; id: the task's own."""
 
     system: str
     task: str
@@ -32,7 +33,7 @@ class Record:
     judgement: str
     judge: str
     language: str
-    run: str = ""
+    id: str = ""
     missing: bool = False
 
 
@@ -101,7 +102,7 @@ def _record(row: Mapping[str, Any], found: Mapping[str, Any], name: str) -> Reco
         judgement=str(row.get("judgement") or row.get("prediction") or ""),
         judge=str(row.get("judge") or ""),
         language=detect(str(response or "")),
-        run=str(row.get("run") or ""),
+        id=str(row.get("id") or ""),
         missing=missing,
     )
 

@@ -1,0 +1,48 @@
+"""`care-jax study`: a grid of runs, and its table."""
+
+import argparse
+import sys
+
+from care_jax.cli.command import FAILED, INTERRUPTED, command
+from care_jax.errors import UserError
+
+_MORE = """\
+STUDY is a YAML file of base, arms, grid, seeds, evaluate; or the name of one that comes with the package. Finished runs
+are kept, stopped ones go on. Where a judge by files is asked, the study stops with status 75 and names the request
+files; with the answers beside them the same command goes on.
+"""
+
+
+def add(commands) -> None:
+    """Adds the command to the parser."""
+    study = command(commands, "study", _study, "a grid of runs, resumable, with one table and its plots", _MORE)
+    study.add_argument("study", metavar="STUDY", help="a file, or a name such as data_fraction")
+    study.add_argument("--jobs", type=int, default=1, metavar="N", help="commands at once (default: 1)")
+    study.add_argument("--run", metavar="NAME", help="train this one run only, for a launch job of its own")
+    study.add_argument("--list", action="store_true", help="print the unfinished runs, each with its command")
+    study.add_argument("--out", metavar="DIR", help="instead of the study's output_dir")
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    from care_jax.study import jobs, spec, stages
+
+    if arguments.jobs < 1:
+        raise UserError(f"--jobs: found {arguments.jobs}, expected at least 1")
+    study = spec.load(arguments.study)
+    if arguments.out is not None:
+        study = study.model_copy(update={"output_dir": arguments.out})
+    if arguments.list:
+        stages.keep_spec(study)
+        print("\n".join(stages.list_commands(study)))
+        return 0
+    try:
+        folder = stages.run(study, at_once=arguments.jobs, only=arguments.run)
+    except (jobs.Stopped, stages.Paused) as stopped:
+        print(f"care-jax: {stopped or 'stopped'}: the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    except stages.Failed as failed:
+        print(f"care-jax: {failed}", file=sys.stderr)
+        return FAILED
+    if arguments.run is None:
+        print((folder / "report.md").read_text(encoding="utf-8"), end="")
+    return 0

@@ -1,0 +1,71 @@
+"""Search results as answers: snippets, judged like any other response, of which the best of a question counts."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from care_jax.data.fields import Fields
+from care_jax.data.files import open_rows
+from care_jax.errors import UserError
+from care_jax.evaluation.items import Item
+from care_jax.evaluation.responses import write_lines
+
+_FIELDS = {
+    "question_id": ("question_id", "id"),
+    "question": ("question", "query"),
+    "engine": ("engine",),
+    "language": ("language", "lang"),
+    "rank": ("rank", "position"),
+    "url": ("url", "link"),
+    "response": ("snippet", "response", "text"),
+}
+
+
+def read_snippets(
+    path: str,
+    items: Sequence[Item],
+    system: str,
+    best: int | None = None,
+    engine: str | None = None,
+    language: str | None = None,
+) -> list[dict[str, Any]]:
+    """Rows {question_id, engine, language, rank, url, snippet} as answers to the items, the first `best` ranks of each.
+
+    Rows that hold `response` instead are taken as they are. engine, language: only these. Raises UserError where no
+    row belongs to any item.
+    """
+    fields = Fields.make(_FIELDS, None)
+    by_id = {item.id: item for item in items}
+    by_question = {item.question: item for item in items}
+    lines = []
+    for row in open_rows(path):
+        if row.value is None:
+            raise UserError(f"{row.place}: {row.problem}")
+        found = fields.of(row.value)
+        if "response" not in found:
+            raise UserError(f"{row.place}: no snippet and no response; its keys are {', '.join(map(str, row.value))}")
+        item = by_id.get(str(found.get("question_id"))) or by_question.get(str(found.get("question")))
+        rank = int(found.get("rank") or 1)
+        wanted = (engine in (None, found.get("engine")), language in (None, found.get("language")))
+        if item is None or not all(wanted) or (best is not None and rank > best):
+            continue
+        about = {key: found[key] for key in ("engine", "rank", "url") if key in found}
+        lines.append(
+            {"id": item.id, "question": item.question, **item.groups, **item.fields, **about,
+             "response": found["response"], "system": system}
+        )  # fmt: skip
+    if not lines:
+        raise UserError(f"{path}: no row answers any of the task's {len(items)} questions (by question_id or question)")
+    return lines
+
+
+def best_of(rated: pathlib.Path, out: pathlib.Path) -> None:
+    """Keeps each question's best-rated line; a question none of whose lines was rated keeps its first."""
+    best: dict[str, dict[str, Any]] = {}
+    for text in rated.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        held = best.setdefault(str(line["id"]), line)
+        if line["rating"] is not None and (held["rating"] is None or line["rating"] > held["rating"]):
+            best[str(line["id"])] = line
+    write_lines(out, best.values())

@@ -1,0 +1,90 @@
+"""Commands in child processes, several at once; a signal reaches all of them, and what they saved is gone on from."""
+
+import ctypes
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+INTERRUPTED = 75
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """words: of `care-jax`; log: where its stdout and stderr go."""
+
+    name: str
+    words: tuple[str, ...]
+    log: pathlib.Path
+
+    @property
+    def shown(self) -> str:
+        return " ".join(("care-jax", *self.words))
+
+
+class Stopped(Exception):
+    """A signal ended it; the same study goes on from what is saved."""
+
+
+def _die_with_parent() -> None:
+    """On Linux a child gets SIGTERM when its parent is killed, so that the next start finds nobody in its folder."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def run_all(commands: Sequence[Command], jobs: int, compiled: pathlib.Path) -> dict[str, int]:
+    """Exit status by name. compiled: a folder of compiled programs that the children share.
+
+    Raises Stopped after a signal, once every child has saved and ended.
+    """
+    waiting, running, status = list(commands), {}, {}
+    stop = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal stop
+        stop = True
+        for child, *_ in running.values():
+            child.send_signal(signal.SIGTERM)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(compiled), **os.environ}
+    try:
+        while (waiting and not stop) or running:
+            while waiting and len(running) < jobs and not stop:
+                command = waiting.pop(0)
+                print(f"[{len(status) + len(running) + 1}/{len(commands)}] {command.name}", file=sys.stderr, flush=True)
+                command.log.parent.mkdir(parents=True, exist_ok=True)
+                log = open(command.log, "ab")  # noqa: SIM115  # closed when the child ends
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "care_jax", *command.words],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,  # Ctrl-C reaches it once, through `ask`
+                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                )
+                running[command.name] = (child, log)
+            time.sleep(0.05)
+            for name, (child, log) in list(running.items()):
+                code = child.poll()
+                if code is not None:
+                    log.close()
+                    del running[name]
+                    status[name] = code
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stop or INTERRUPTED in status.values():
+        raise Stopped
+    return status
+
+
+def tail(path: pathlib.Path, lines: int = 12) -> str:
+    """The last lines of a log."""
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
