@@ -94,7 +94,7 @@ def add(commands) -> None:
     report.add_argument("--json", action="store_true", help="print every cell as one JSON object")
 
 
-def at_least(*given: tuple[str, float | None, float]) -> None:
+def at_least(*given: tuple[str, int | float | None, int | float]) -> None:
     """Raises UserError for an option below its least value."""
     for option, value, least in given:
         if value is not None and not value >= least:

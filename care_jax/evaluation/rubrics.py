@@ -62,7 +62,7 @@ Rating: [[number]]
 
 def _rating_rubric(name: str, head: str, low: int = 1, high: int = 10) -> Rubric:
     end = _END.replace("{low}", str(low)).replace("{high}", str(high))
-    return Rubric(name, f"{head}\n{end}", low, high)
+    return Rubric(name, f"{head}\n{end}", float(low), float(high))
 
 
 BUILT_IN: dict[str, Rubric] = {

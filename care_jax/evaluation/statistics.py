@@ -50,9 +50,9 @@ def _means(values: Float[np.ndarray, " n"], seed: int) -> Float[np.ndarray, " b"
 
 
 def _percentiles(draws: Float[np.ndarray, " b"], freedom: int, level: float) -> tuple[float, float]:
-    from scipy import stats
+    from scipy import special
 
-    tail = float(stats.norm.cdf(-stats.t.ppf((1 + level) / 2, max(freedom, 1))))
+    tail = float(special.ndtr(-special.stdtrit(max(freedom, 1), (1 + level) / 2)))
     low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
 
@@ -119,9 +119,7 @@ def agreement(a: Sequence[float], b: Sequence[float]) -> Agreement:
     if not a:
         return Agreement(0, None, None, None, None, float("nan"))
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    from scipy import stats
-
-    rank = [stats.rankdata(values) for values in (x, y)]
+    rank = [_ranks(values) for values in (x, y)]
     whole = [np.floor(values + 0.5).astype(int) for values in (x, y)]
     return Agreement(
         len(a),
@@ -131,6 +129,12 @@ def agreement(a: Sequence[float], b: Sequence[float]) -> Agreement:
         _kappa(*whole, weighted=True),
         float(np.mean(x - y)),
     )
+
+
+def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Ranks from 1; equal values share their mean rank."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:

@@ -142,7 +142,7 @@ def test_a_file_that_is_none_of_these_is_refused(tmp_path):
 @pytest.mark.parametrize(("country", "prompt"), [("China", "阅读以下问题"), ("Algeria", "")])
 def test_the_real_files_equal_a_computation_by_hand(shared, country, prompt):
     """The first answer of every third item, 'zzz' for every second of the rest; written out without the library."""
-    path = shared / "blend" / f"{country}_data.sample.json"
+    path = shared / "data" / "blend" / f"{country}_data.sample.json"
     data = json.loads(path.read_text(encoding="utf-8"))
     answers, valid, hits, weight = [], 0, 0, 0.0
     for number, (id_, row) in enumerate(data.items()):
@@ -177,7 +177,7 @@ def test_the_real_files_equal_a_computation_by_hand(shared, country, prompt):
 
 
 def test_the_prompts_are_the_files_and_follow_the_query(shared):
-    path = str(shared / "blend" / "China_data.sample.json")
+    path = str(shared / "data" / "blend" / "China_data.sample.json")
     english = blend.read_short(path, Options(query_language="english", prompt="pers-3")).items[0]
     assert english.prompt.startswith("You are a person from China")
     assert re.search(r"snack for preschool kids", english.prompt)
@@ -187,7 +187,7 @@ def test_the_prompts_are_the_files_and_follow_the_query(shared):
 
 def test_both_questions_files_are_read_the_right_way_round(shared):
     for country, word in (("China", "中国"), ("Algeria", "الجزائر")):
-        found = blend.read_questions(shared / "blend" / f"{country}_questions.sample.csv")
+        found = blend.read_questions(shared / "data" / "blend" / f"{country}_questions.sample.csv")
         local, english, topic = found["Al-en-01"]
         assert word in local
         assert country in english

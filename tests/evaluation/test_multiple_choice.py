@@ -178,7 +178,7 @@ def test_a_task_that_is_none(tmp_path):
 
 
 def test_care_eval_items_and_ratings(shared):
-    task, own, taken = read("care_eval", str(shared / "care_eval"))
+    task, own, taken = read("care_eval", str(shared / "data" / "care_eval"))
     assert len(taken.items) == 450
     assert taken.items[0].id == "arab-0001"
     assert taken.items[0].fields["reference"].startswith("نعم")
