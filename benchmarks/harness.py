@@ -1,0 +1,460 @@
+"""What the benchmarks share: made-up questions, the modes of a step, interleaved timing, the printed and stored record.
+
+A benchmark builds `Case`s, each one optimizer step in some mode, and hands them to `measure`: rounds in which every
+case runs once, so that whatever else the machine does meets all of them. Ratios are of medians within one run.
+"""
+
+import argparse
+import ctypes
+import dataclasses
+import gc
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from care_jax import losses, models
+from care_jax.data import pipeline
+from care_jax.data.corpus import Corpus, Encodings, build
+from care_jax.data.packing import Batch, StepPlan, plan_step
+from care_jax.data.preferences import Unit, make_units
+from care_jax.data.questions import Question, Response
+from care_jax.errors import UserError
+from care_jax.training.step import init_state, make_logps, make_step
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+B1, B2, RATE = 0.9, 0.999, 1e-6  # AdamW on every side; the rate is small: every round sees nearly the same weights
+BETA = 0.1
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def parser(description: str | None, rounds: int = 5) -> argparse.ArgumentParser:
+    """Flags that every benchmark has."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--quick", action="store_true", help="tiny shapes and few rounds: only shows that it runs")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--rounds", type=int, default=rounds)
+    made.add_argument("--json", type=pathlib.Path, help="where the record goes (default: benchmarks/results/NAME.json)")
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """A Qwen 2 of made-up size; the head is tied, as in the family's small models."""
+
+    vocabulary: int = 32768
+    layers: int = 6
+    width: int = 256
+    mlp: int = 1024
+    heads: int = 4
+    kv_heads: int = 2
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "model_type": "qwen2",
+            "architectures": ["Qwen2ForCausalLM"],
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.width,
+            "intermediate_size": self.mlp,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "max_position_embeddings": 4096,
+            "rope_theta": 10000.0,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+        }
+
+
+QUICK = Sizes(vocabulary=512, layers=2, width=32, mlp=64)
+
+
+def make_model(folder: pathlib.Path, sizes: Sizes, remat: str = "none", **changes: Any) -> Any:
+    """The model of a config.json written to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(sizes.config() | changes))
+    return models.from_config(folder, dtype="float32", remat=remat)
+
+
+# --- made-up questions ----------------------------------------------------------------------------------------------
+
+
+def corpus_of(parts: Sequence[tuple[list[int], list[list[int]], list[float]]], max_length: int) -> Corpus:
+    """A corpus from (prompt ids, completions' ids, ratings) of each question."""
+    questions, encodings = [], []
+    for number, (prompt, completions, ratings) in enumerate(parts):
+        responses = tuple(Response(tuple(ids), rating, "", number) for ids, rating in zip(completions, ratings))
+        questions.append(Question(tuple(prompt), responses, str(number)))
+        encodings.append(Encodings(prompt, completions))
+    return build(questions, encodings, max_length)
+
+
+def care_like(seed: int, questions: int, responses: int, vocabulary: int, scale: float = 1.0) -> Corpus:
+    """Questions of CARE's lengths: prompts of 20 to 60 tokens, responses lognormal around 110, clipped to 20..256.
+
+    Ratings are 1 to 10, normal around 6, so that a seventh of the pairs is tied; two responses never are. scale: of the
+    lengths.
+    """
+    rng = np.random.default_rng(seed)
+
+    def ids(size: float) -> list[int]:
+        return rng.integers(3, vocabulary, max(2, round(size * scale))).tolist()
+
+    parts = []
+    for _ in range(questions):
+        ratings = np.clip(np.rint(rng.normal(6, 2, responses)), 1, 10).tolist() if responses > 2 else [1.0, 2.0]
+        lengths = np.clip(rng.lognormal(np.log(98), 0.5, responses), 20, 256)
+        parts.append((ids(rng.integers(20, 60)), [ids(length) for length in lengths], ratings))
+    return corpus_of(parts, 316)
+
+
+def all_pairs(corpus: Corpus) -> list[Unit]:
+    return make_units(corpus.questions, "pairs", policy="all", unit="group")
+
+
+def count_pairs(units: Sequence[Unit]) -> int:
+    return sum(len(unit.pairs) for unit in units)
+
+
+# --- modes of a step -------------------------------------------------------------------------------------------------
+
+
+def longest(corpus: Corpus, multiple: int = 8) -> int:
+    """Tokens of the longest prompt with a response of its own, rounded up."""
+    most = max(
+        int(corpus.prompt_lengths[q]) + corpus.length(q, corpus.response_id(q, r))
+        for q in range(len(corpus))
+        for r in range(len(corpus.questions[q].responses))
+    )
+    return -(-most // multiple) * multiple
+
+
+def planned(units: Sequence[Unit], corpus: Corpus, rows: int, row_length: int, **switches: bool) -> StepPlan:
+    """The plan of one step in a mode of `batch.*`, its layout as a run would size it."""
+    layout = pipeline.make_layout(units, corpus, rows=rows, row_length=row_length, **switches)
+    plan = plan_step(units, corpus, layout)
+    return dataclasses.replace(plan, layout=dataclasses.replace(plan.layout, microbatches=plan.count))
+
+
+def exact(plan: StepPlan) -> StepPlan:
+    """The same with room for just this step's completion tokens, as a run of steps all alike would have."""
+    most = int(np.bincount(plan.microbatch, weights=plan.lengths).max())
+    return dataclasses.replace(plan, layout=dataclasses.replace(plan.layout, completions=-(-most // 64) * 64))
+
+
+def grouped(units: Sequence[Unit], corpus: Corpus, rows: Sequence[int] = range(2, 33)) -> StepPlan:
+    """Everything shared and packed, as one microbatch of the rows that leave the fewest token slots empty.
+
+    Rows of at most twice the longest sequence: attention's work grows with their length.
+    """
+    least, best = longest(corpus), None
+    total = sum(sum(corpus.length(u.question, corpus.response_id(u.question, r)) for r in u.responses) for u in units)
+    for count in rows:
+        start = max(least, -(-total // count))
+        for length in range(-(-start // 16) * 16, 2 * least + 16, 16):
+            if best is not None and count * length >= best.layout.rows * best.layout.row_length:
+                break
+            try:
+                plan = planned(units, corpus, count, length)
+            except UserError:
+                continue
+            if plan.count == 1:
+                best = plan
+                break
+    assert best is not None
+    return exact(best)
+
+
+EXPANDED = {"packing": False, "share_responses": False, "share_prompts": False}
+
+
+def optimizer() -> optax.GradientTransformation:
+    return optax.adamw(RATE, b1=B1, b2=B2, weight_decay=0.0)
+
+
+@dataclasses.dataclass
+class Case:
+    """One way to take a step. run() takes it and returns (loss, gradient as a tree, or None).
+
+    facts: what is printed beside the times. free: called when all is measured.
+    """
+
+    name: str
+    run: Callable[[], float]
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    gradient: Any = None  # of the first step, from the initial weights
+    loss: float = float("nan")
+
+
+def first_moment(opt_state: Any) -> Any:
+    """AdamW's first moment after one step is (1 - b1) times the gradient: a gradient without another program."""
+    moment = next(
+        part.mu for part in jax.tree.leaves(opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu")
+    )
+    return jax.tree.map(lambda x: np.asarray(x) / np.float32(1 - B1), moment)
+
+
+def step_case(name: str, program: Any, state: Any, inputs: Sequence[Any], facts: dict[str, Any]) -> Case:
+    """A case from a jitted (state, *inputs) -> (state, metrics) that donates its state; compiled and run once here."""
+    began = time.perf_counter()
+    compiled = program.lower(state, *inputs).compile()
+    compiling = time.perf_counter() - began
+    plan = compiled.memory_analysis()
+    held = [jax.tree.map(jnp.copy, state)]
+    facts = facts | {"compile_seconds": compiling, "temp_bytes": plan.temp_size_in_bytes}
+
+    def run() -> float:
+        held[0], metrics = compiled(held[0], *inputs)
+        return float(jax.block_until_ready(metrics)["loss"])
+
+    loss = run()
+    return Case(name, run, facts, first_moment(held[0].opt_state), loss)
+
+
+def library_case(
+    name: str,
+    model: Any,
+    params: Any,
+    reference: Any,
+    plan: StepPlan,
+    corpus: Corpus,
+    *,
+    online: bool = False,
+    loss: Any = None,
+) -> Case:
+    """The library's own step on a plan; the reference precomputed, or run before every step."""
+    batch = jax.tree.map(jnp.asarray, pipeline.fill(plan, corpus))
+    logps = jax.jit(make_logps(model))
+    ref_logps = logps({"params": reference}, batch)
+    batch = dataclasses.replace(batch, ref_logps=ref_logps)
+    step = make_step(model, losses.bind("dpo", beta=BETA) if loss is None else loss, optimizer())
+    program = jax.jit(step, donate_argnums=0)
+    facts = {
+        "tokens": plan.tokens,
+        "token_slots": plan.count * plan.layout.rows * plan.layout.row_length,
+        "fill": plan.efficiency,
+        "microbatches": plan.count,
+        "rows": plan.layout.rows,
+        "row_length": plan.layout.row_length,
+    }
+    case = step_case(name, program, init_state(params, optimizer()), (batch,), facts)
+    if online:
+        own = case.run
+
+        def run() -> float:
+            jax.block_until_ready(logps({"params": reference}, batch))
+            return own()
+
+        case.run = run
+    return case
+
+
+def naive_case(
+    name: str, model: Any, params: Any, reference: Any, plan: StepPlan, corpus: Corpus, *, online: bool
+) -> Case:
+    """What is usually written: every pair's two sequences in padded rows of their own, log-softmax over all logits.
+
+    plan: an expanded one, rows of the longest sequence. The reference on the fly inside the step, or precomputed.
+    """
+    batch = jax.tree.map(jnp.asarray, pipeline.fill(plan, corpus))
+
+    def logps(weights: Any, one: Batch) -> jax.Array:
+        logits = model.apply({"params": weights}, one.tokens, one.positions, one.segment_ids)[:, :-1]
+        scores = jax.nn.log_softmax(logits, axis=-1)
+        found = jnp.take_along_axis(scores, one.tokens[:, 1:, None], axis=-1)[..., 0]
+        places = (
+            jnp.zeros(one.tokens.size, bool)
+            .at[one.completion_positions]
+            .set(one.completion_segments < plan.layout.rows)
+        )
+        return jnp.sum(found * places.reshape(one.tokens.shape)[:, 1:], axis=-1)
+
+    def part(index: jax.Array) -> Batch:
+        whole = dataclasses.replace(batch, n_microbatches=None)
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False), whole)
+
+    count, total = plan.count, jnp.sum(batch.pair_weights)
+
+    def share(weights: Any, one: Batch, ref: jax.Array) -> jax.Array:
+        ratios = logps(weights, one) - ref
+        margins = ratios[one.pairs[:, 0]] - ratios[one.pairs[:, 1]]
+        return jnp.sum(one.pair_weights * -jax.nn.log_sigmoid(BETA * margins)) / total
+
+    rule = optimizer()
+    known = jax.jit(lambda w: jax.lax.map(lambda index: logps(w, part(index)), jnp.arange(count)))(reference)
+
+    def step(state: Any, reference: Any, known: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        def body(index: jax.Array, carry: Any) -> Any:
+            one = part(index)
+            ref = logps(reference, one) if online else known[index]
+            value, gradient = jax.value_and_grad(share)(state.params, one, ref)
+            return carry[0] + value, jax.tree.map(jnp.add, carry[1], gradient)
+
+        start = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params)
+        loss, gradient = jax.lax.fori_loop(0, count, body, start)
+        updates, opt_state = rule.update(gradient, state.opt_state, state.params)
+        after = state.with_trainable(optax.apply_updates(state.params, updates), opt_state=opt_state)
+        return after, {"loss": loss}
+
+    facts = {
+        "tokens": plan.tokens,
+        "token_slots": plan.count * plan.layout.rows * plan.layout.row_length,
+        "fill": plan.efficiency,
+        "microbatches": plan.count,
+        "rows": plan.layout.rows,
+        "row_length": plan.layout.row_length,
+    }
+    program = jax.jit(step, donate_argnums=0)
+    return step_case(name, program, init_state(params, rule), (reference, known), facts)
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def resident() -> int:
+    """Resident bytes of this process."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Peak:
+    """The largest resident memory inside the block above what there was at its start, bytes."""
+
+    def __enter__(self) -> "Peak":
+        gc.collect()
+        if platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier cases have freed counts for none
+        self.start, self.most, self._done = resident(), 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.02):
+            self.most = max(self.most, resident() - self.start)
+
+    def __exit__(self, *_: Any) -> None:
+        self._done.set()
+        self._thread.join()
+        self.most = max(self.most, resident() - self.start)
+
+
+def measure(cases: Sequence[Case], rounds: int) -> dict[str, dict[str, Any]]:
+    """Every case once a round, in turn: wall and process seconds, and the peak of resident memory."""
+    found: dict[str, dict[str, Any]] = {case.name: {"wall": [], "process": [], "peak": 0} for case in cases}
+    for number in range(rounds):
+        for case in cases:
+            with Peak() as peak:
+                wall, process = time.perf_counter(), time.process_time()
+                case.run()
+                wall, process = time.perf_counter() - wall, time.process_time() - process
+            one = found[case.name]
+            one["wall"].append(wall)
+            one["process"].append(process)
+            one["peak"] = max(one["peak"], peak.most)
+            print(f"  round {number + 1}: {case.name} {wall:.2f} s", file=sys.stderr, flush=True)
+    for case in cases:
+        one = found[case.name]
+        one |= {"median": statistics.median(one["wall"]), "minimum": min(one["wall"])}
+        one |= {"process_median": statistics.median(one["process"]), **case.facts, "loss": case.loss}
+    return found
+
+
+def relative_error(found: Any, expected: Any) -> float:
+    """The largest over the leaves of max |a - b| / max |b|."""
+    errors = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b)) / np.max(np.abs(b))), found, expected)
+    return max(jax.tree.leaves(errors))
+
+
+def errors(cases: Sequence[Case], oracle: Case) -> dict[str, dict[str, float]]:
+    """Loss and gradient of each case's first step against the oracle's: one row a sequence."""
+    return {
+        case.name: {
+            "loss_error": abs(case.loss - oracle.loss) / abs(oracle.loss),
+            "gradient_error": relative_error(case.gradient, oracle.gradient),
+        }
+        for case in cases
+        if case.gradient is not None
+    }
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "commit": subprocess.run(
+            ["git", "-C", str(pathlib.Path(__file__).parent), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip(),
+    }
+
+
+def record(
+    name: str,
+    arguments: argparse.Namespace,
+    shapes: dict[str, Any],
+    results: dict[str, Any],
+    ratios: dict[str, float] | None = None,
+) -> None:
+    """Prints everything and writes it as JSON."""
+    whole = {
+        "benchmark": name,
+        "command": " ".join(["python", *(part for part in [os.path.relpath(sys.argv[0]), *sys.argv[1:]])]),
+        "seed": arguments.seed,
+        "rounds": arguments.rounds,
+        "quick": arguments.quick,
+        "machine": machine(),
+        "shapes": shapes,
+        "results": results,
+        "ratios": ratios or {},
+    }
+    print(f"{name}: seed {arguments.seed}, {arguments.rounds} rounds, {whole['machine']}")
+    print("shapes: " + ", ".join(f"{key} {value}" for key, value in shapes.items()))
+    for case, values in results.items():
+        print(f"{case}: " + ", ".join(f"{key} {shown(key, value)}" for key, value in values.items()))
+    for key, value in (ratios or {}).items():
+        print(f"ratio {key}: {value:.2f}")
+    path = arguments.json or RESULTS / f"{name}{'.quick' if arguments.quick else ''}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".partial")
+    aside.write_text(json.dumps(whole, indent=1) + "\n")
+    aside.rename(path)
+    print(f"written to {path}")
+
+
+def shown(key: str, value: Any) -> str:
+    if key in ("peak", "temp_bytes") or key.endswith("_bytes"):
+        return f"{value / 2**20:,.0f} MiB"
+    if isinstance(value, list):
+        return "[" + " ".join(shown(key, one) for one in value) + "]"
+    if isinstance(value, float):
+        return f"{value:.2e}" if "error" in key else f"{value:.4g}"
+    return str(value)
+
+
+def ratios_of(results: dict[str, Any], ours: str, others: Sequence[str]) -> dict[str, float]:
+    """How many times longer each of the others takes: by median and minimum of wall time, by median of process time."""
+    found = {}
+    for other in others:
+        for which in ("median", "minimum", "process_median"):
+            found[f"{other} / {ours} ({which})"] = results[other][which] / results[ours][which]
+    return found

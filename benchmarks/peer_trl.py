@@ -1,0 +1,188 @@
+"""TRL's DPOTrainer as one `Case` of the harness: its own collator, loss and reference pass, torch's fused AdamW.
+
+What it runs at its best: no checkpointing, float32 as ours, the number of pairs a microbatch that is fastest here, the
+optimizer fused. Its batches are built from our token ids, so that the token counts are equal by construction; a check
+counts them again in what its collator made.
+"""
+
+import dataclasses
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+import harness
+import numpy as np
+import tokenizers
+import torch
+import transformers
+import trl
+from datasets import Dataset
+
+from care_jax.data.corpus import Corpus
+from care_jax.data.preferences import Unit
+
+transformers.utils.logging.set_verbosity_error()
+
+
+def examples(units: Sequence[Unit], corpus: Corpus) -> list[dict[str, Any]]:
+    """The pairs in the order of the units, as ids."""
+    found = []
+    for unit in units:
+        prompt = corpus.prompt(unit.question).tolist()
+        ids = [corpus.response_id(unit.question, response) for response in unit.responses]
+        whole = [corpus.sequence(unit.question, one)[1].tolist() for one in ids]
+        found += [
+            {"prompt_ids": prompt, "chosen_ids": whole[chosen], "rejected_ids": whole[rejected]}
+            for chosen, rejected in unit.pairs
+        ]
+    return found
+
+
+def _tokenizer() -> Any:
+    """The trainer asks for one; nothing goes through it but a row of one word."""
+    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
+    rust = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    rust.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=rust, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+@dataclasses.dataclass
+class Peer:
+    """A trainer over a model folder, and a reference from another."""
+
+    trainer: Any
+    reference: Any
+    pairs: list[dict[str, Any]]
+    optimizer: Any
+    online: bool
+
+    @classmethod
+    def make(
+        cls, policy: pathlib.Path, reference: pathlib.Path, pairs: list[dict[str, Any]], *, online: bool
+    ) -> "Peer":
+        def load(folder: pathlib.Path) -> Any:
+            return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+        with tempfile.TemporaryDirectory() as folder:
+            config = trl.DPOConfig(
+                output_dir=folder,
+                use_cpu=True,
+                bf16=False,
+                gradient_checkpointing=False,
+                max_length=None,
+                beta=harness.BETA,
+                report_to="none",
+                disable_tqdm=True,
+                dataloader_pin_memory=False,
+                precompute_ref_log_probs=False,
+            )
+            row = {"prompt": "a", "chosen": " b", "rejected": " c"}
+            trainer = trl.DPOTrainer(
+                model=load(policy),
+                ref_model=load(reference),
+                args=config,
+                train_dataset=Dataset.from_list([row]),
+                processing_class=_tokenizer(),
+            )
+        # A trainer made with the precomputed reference would run it over its own (one row's) data set; ours are rows of
+        # ids, whose reference we precompute with its own function. From here on the two are the same object.
+        trainer.precompute_ref_logps = not online
+        model = trainer.model.train()
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=harness.RATE, betas=(harness.B1, harness.B2), weight_decay=0.0, fused=True
+        )
+        made = cls(trainer, trainer.ref_model, pairs, optimizer, online)
+        if not online:
+            made._precompute()
+        return made
+
+    def _batch(self, part: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return self.trainer.data_collator(list(part))
+
+    def _precompute(self) -> None:
+        for pair in self.pairs:
+            chosen, rejected = self.trainer.compute_ref_log_probs(self.reference, self._batch([pair]))
+            pair |= {"ref_chosen_logps": chosen.item(), "ref_rejected_logps": rejected.item()}
+
+    def backward(self, part: Sequence[dict[str, Any]]) -> float:
+        """One microbatch: its share of the step's loss, and the gradient added."""
+        loss = self.trainer.compute_loss(self.trainer.model, self._batch(part)) * (len(part) / len(self.pairs))
+        loss.backward()
+        return float(loss.detach())
+
+    def step(self, size: int) -> float:
+        total = sum(self.backward(self.pairs[at : at + size]) for at in range(0, len(self.pairs), size))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def fastest(self, sizes: Sequence[int], sample: int) -> tuple[int, dict[str, float]]:
+        """The microbatch size that takes the least time on a sample spread over the pairs, and each one's seconds."""
+        chosen = [self.pairs[place] for place in np.linspace(0, len(self.pairs) - 1, sample).astype(int)]
+        seconds = {}
+        self.backward(chosen[:1])
+        for size in sizes:
+            began = time.perf_counter()
+            for at in range(0, sample, size):
+                self.backward(chosen[at : at + size])
+            seconds[str(size)] = time.perf_counter() - began
+        self.optimizer.zero_grad(set_to_none=True)
+        return int(min(seconds, key=seconds.__getitem__)), seconds
+
+    def counted(self, size: int) -> dict[str, int]:
+        """Tokens of the step as its collator laid them out: filled, completions', and all slots."""
+        batches = [self._batch(self.pairs[at : at + size]) for at in range(0, len(self.pairs), size)]
+        return {
+            "tokens": sum(int(batch["attention_mask"].sum()) for batch in batches),
+            "completion_tokens": sum(int(batch["completion_mask"].sum()) for batch in batches),
+            "token_slots": sum(batch["input_ids"].numel() for batch in batches),
+        }
+
+    def gradient_norm(self) -> float:
+        """Of the first step, from AdamW's first moment after it."""
+        squares = sum(float(one["exp_avg"].double().square().sum()) for one in self.optimizer.state.values())
+        return squares**0.5 / (1 - harness.B1)
+
+
+def case(
+    name: str,
+    policy: pathlib.Path,
+    reference: pathlib.Path,
+    pairs: list[dict[str, Any]],
+    *,
+    online: bool,
+    size: int | None = None,
+    warm: bool = True,
+) -> harness.Case:
+    """A step of TRL over all pairs. size: pairs a microbatch; None finds the fastest. warm: the first step is taken
+    here, and its loss and gradient norm kept; without it they are the first round's.
+    """
+    peer = Peer.make(policy, reference, [dict(pair) for pair in pairs], online=online)
+    seconds: dict[str, float] = {}
+    if size is None:
+        size, seconds = peer.fastest([1, 2, 4, 8], min(8, len(pairs)))
+    facts: dict[str, Any] = {"pairs_a_microbatch": size, "calibration_seconds": list(seconds.values())}
+    facts |= peer.counted(size)
+    expected = sum(len(p["chosen_ids"]) + len(p["rejected_ids"]) for p in pairs)
+    if facts["completion_tokens"] != expected:
+        raise AssertionError(f"TRL trains on {facts['completion_tokens']} completion tokens, ours are {expected}")
+    facts["fill"] = facts["tokens"] / facts["token_slots"]
+    made = harness.Case(name, lambda: peer.step(size), facts)
+
+    def first() -> float:
+        made.loss = peer.step(size)
+        facts["gradient_norm"] = peer.gradient_norm()
+        made.run = lambda: peer.step(size)
+        return made.loss
+
+    made.run = first
+    if warm:
+        made.run()
+    return made
