@@ -9,6 +9,7 @@ import pytest
 from care_jax import losses
 from care_jax.errors import UserError
 from care_jax.testing import UnsoundLoss, check_loss
+from tests.losses.test_properties import NOT_MONOTONE
 
 
 @pytest.mark.parametrize("name", ["dpo", "sft", "kto", "aot_unpaired"])
@@ -82,3 +83,9 @@ def test_a_loss_that_cannot_be_traced_is_one_failure():
 def test_what_is_no_loss_is_the_users_mistake():
     with pytest.raises(UserError, match="did you mean 'chosen_logps'"):
         check_loss(lambda chosen_logp: (chosen_logp, {}))
+
+
+@pytest.mark.slow  # the properties of tests/losses hold for all in the plain run
+@pytest.mark.parametrize("name", losses.names())
+def test_every_built_in_passes(name):
+    assert not check_loss(losses.get(name), monotone=name not in NOT_MONOTONE).failures

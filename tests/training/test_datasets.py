@@ -72,3 +72,33 @@ def test_a_pair_is_one_row_of_the_account(tmp_path, length):
     assert account["rows"] == 3
     assert account["rows"] == account["responses"] + sum(account["dropped"].values())
     assert account["responses"] == (2 if length == 64 else 1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "desirable", "undesirable"),
+    [
+        (None, {10, 7}, {4, 1}),
+        ({}, {10, 7}, {4, 1}),
+        ({"desirable_min": 4.5}, {10, 7, 6.5, 4.5}, {4, 1}),
+        ({"undesirable_max": 1}, {10, 7}, {1}),
+        ({"desirable_min": 7.5, "undesirable_max": 6.5}, {10}, {6.5, 4.5, 4, 1}),
+        ("best", {10}, set()),
+    ],
+)
+def test_labels_by_ratings(tmp_path, labels, desirable, undesirable):
+    """Both bounds belong to their label, what lies between is left out, and a bound not given is the default."""
+    ratings = [10, 7, 6.5, 4.5, 4, 1]
+    about = {"cul_type": "Opinion", "associated_culture": "Native (Chinese)", "source": "human"}
+    for name, kept in (("train", ratings), ("held", ratings[:1])):
+        rows = [about | {"question": name, "response": f"{r} {name}", "human_rating": r} for r in kept]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [{"reader": "care", "path": str(tmp_path / f"{name}.jsonl")} for name in ("train", "held")]
+    small = {"batch.examples": 1, "batch.row_length": 64, "batch.microbatch_rows": 2, "data.max_length": 64}
+    config = config_of(tmp_path, *sources, **small, **({} if labels is None else {"data.labels": labels}))
+    made = prepare(config, load_tokenizer("sample"), make_objective(losses.nll), tmp_path)
+    found = {True: set(), False: set()}
+    for unit in made.stream:
+        response = made.corpus.questions[unit.question].responses[unit.responses[0]]
+        found[unit.desirable].add(response.rating)
+    assert found == {True: desirable, False: undesirable}
+    assert made.labels == {"desirable": len(desirable), "undesirable": len(undesirable)}

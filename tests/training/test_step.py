@@ -155,7 +155,10 @@ def covering(*losses_by_mesh):
     ]
 
 
-@pytest.mark.parametrize(("name", "sizes"), covering(("dpo", (1, 8, 1)), ("dpo", (2, 2, 2)), ("kto", (2, 2, 2))))
+IN_THE_PLAIN_RUN = ("dpo", (1, 8, 1)), ("dpo", (2, 2, 2)), ("kto", (2, 2, 2)), ("plackett_luce", (1, 8, 1))
+
+
+@pytest.mark.parametrize(("name", "sizes"), covering(*IN_THE_PLAIN_RUN))
 def test_any_mesh_gives_the_same_loss_and_gradient(tmp_path, name, sizes):
     model, params = tiny_model(tmp_path, num_attention_heads=8, num_key_value_heads=8)
     rows = 16
