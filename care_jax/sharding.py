@@ -32,9 +32,13 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with axes data, fsdp, tensor over all devices; one of the sizes may be -1 and takes what is left.
 
+    Without `devices` the processes of this job are joined first (`start_processes`), and it is over those of all.
     Raises UserError where the sizes do not multiply to the number of devices.
     """
-    devices = jax.devices() if devices is None else list(devices)
+    if devices is None:
+        start_processes()
+        devices = jax.devices()
+    devices = list(devices)
     sizes = [data, fsdp, tensor]
     shown = " x ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes))
     if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:

@@ -46,6 +46,8 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         sys.stdout.write(config.dump(loaded))
         return 0
+    import jax
+
     from care_jax.training import loop
     from care_jax.training.failures import RunFailed
     from care_jax.training.signals import Interrupted
@@ -61,7 +63,29 @@ def _train(arguments: argparse.Namespace) -> int:
     except RunFailed as wrong:
         print(f"care-jax: {wrong}", file=sys.stderr)
         return FAILED
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"care-jax: out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
+        _advise(loaded)
+        return FAILED
     return 0
+
+
+def _advise(config) -> None:
+    """What `plan` says of this run on these devices, and the nearest change that fits, on stderr."""
+    import jax
+
+    from care_jax import plan as planning
+    from care_jax.plan import targets, text
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    if jax.process_count() > 1:  # what is left of this job may not be able to compile for all of it
+        say("care-jax plan, with the same arguments and --topology or --memory, says what would fit")
+        return
+    say(text.as_text(planning.plan(config, targets.local(), say=say)))
 
 
 def _check_readers(config) -> None:

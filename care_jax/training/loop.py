@@ -28,6 +28,7 @@ from care_jax.training.build import (
     new_adapters,
     new_state,
 )
+from care_jax.training.card import write_card
 from care_jax.training.checkpoints import Checkpoints
 from care_jax.training.datasets import prepare
 from care_jax.training.evaluations import Evaluations
@@ -40,6 +41,7 @@ from care_jax.training.run_directory import is_writer, make_folder, say
 from care_jax.training.signals import StopSignal
 from care_jax.training.step import State
 from care_jax.training.table import final_table
+from care_jax.training.task_scores import check_tasks, task_scores
 from care_jax.training.trackers import Recorder, read_lines
 from care_jax.training.updates import Updates
 
@@ -76,7 +78,6 @@ def repeat(config: Config, identity: Identity, manifest: str) -> Run:
 def _train(config: Config, repeats: tuple[Identity, str] | None) -> Run:
     objective = make_objective([(losses.bind(one.name, **one.hyperparameters), one.weight) for one in config.losses])
     gates.whole_step(config, objective)
-    sharding.start_processes()
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     folder = make_folder(config)
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
@@ -109,6 +110,7 @@ def _run(
     rows = placing.own_rows(mesh, config.batch.microbatch_rows)
     source = local_folder(config.model.path, config.model.revision)
     check_folder(config, source)
+    check_tasks(config)
     tokenizer = load_tokenizer(str(source))
     data = prepare(config, tokenizer, objective, folder)
     say(data.summary())
@@ -133,7 +135,8 @@ def _run(
     # ---- The state, new or from the checkpoint, and the updates.
     state, shardings = _state(built, mesh, checkpoints, start, reference.holds_start)
     recorder = Recorder(config, folder, start, data.steps)
-    evaluations = Evaluations(config, objective, data, forward, reference, recorder)
+    tasks = task_scores(config, built.model, tokenizer, source, mesh, data.steps)
+    evaluations = Evaluations(config, objective, data, forward, reference, recorder, folder, tasks)
     if start is not None:
         say(f"resumed at step {start} of {data.steps}")
         if evaluations.missed(start):
@@ -156,6 +159,8 @@ def _run(
     # ---- What is left behind.
     final = state.params if state.lora is None else lora.merge(built.model, state.params, state.lora)
     export(folder / "export", built.model, final, tokenizer, source)
+    if is_writer():
+        write_card(folder, folder / "export")
     _say(None if data.held_out is None else final_table(recorder.lines))
     recorder.close()
     return Run(folder, recorder.lines, built.model, final)
