@@ -296,3 +296,25 @@ def test_depth_costs_no_compile_time(tmp_path, request):
         made = plan.prepare(recipe, targets.local(memory=10**9))
         seconds[layers] = plan.compile_train(made, lambda line: None)[0].compile_seconds
     assert seconds[32] <= 1.3 * seconds[8]
+
+
+def test_a_run_out_of_memory_is_told_what_fits(tiny, monkeypatch, capsys):
+    from care_jax.training import loop
+
+    def train(config):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12 bytes.\nmore")
+
+    def planned(config, target, say):
+        program = plan.Program("train", {"parameters": 2 * 10**9}, 0, None, 0, {}, 0.0)
+        less = dataclasses.replace(program, held={"parameters": 10**9})
+        found = plan.Advice(("batch.microbatch_rows=2",), less, 1)
+        target = dataclasses.replace(target, memory=2 * 10**9)
+        return plan.Plan(config, target, {"fsdp": 8}, 2, 4, 256, (program,), found)
+
+    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(plan, "plan", planned)
+    assert cli.main(["train", "quickstart"]) == 1
+    said = capsys.readouterr().err
+    assert "out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 12 bytes." in said
+    assert "does not fit: 1.86 of 1.86 GiB, 100 % (train)" in said
+    assert "the nearest change that fits: batch.microbatch_rows=2" in said

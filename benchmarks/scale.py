@@ -1,0 +1,136 @@
+"""Plans of the recipes on the machines, as the tables of docs/scale.md.
+
+    python benchmarks/scale.py [WORD ...]     # all of them, or those whose line holds every WORD
+    python benchmarks/scale.py --write        # and puts what was planned so far into docs/scale.md
+
+Needs the `plan` extra (libtpu). Each plan is kept in --kept (a folder, by default build/plans), so that the page can be
+made in several goes.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+import jax
+
+from care_jax import config, plan
+from care_jax.plan import targets, text
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "scale.md"
+BEGIN, END = "<!-- made by benchmarks/scale.py -->", "<!-- end -->"
+SHORT = ["data.max_length=1024", "batch.row_length=1024"]
+ADAPTERS = ["model.lora={r: 16}"]
+
+# (title, recipe, machines, topology or None: the machine's own, overrides)
+LINES = [
+    ("machines", "dpo-llama3.1-8b", ["v5e-64"], None, []),
+    ("machines", "dpo-gemma2-9b", ["v5e-64"], None, []),
+    ("machines", "kto-gemma2-9b", ["v5e-64"], None, []),
+    ("machines", "dpo-qwen2.5-7b", ["v5e-64"], None, []),
+    ("machines", "dpo-mistral-7b", ["v5e-64"], None, []),
+    ("machines", "dpo-llama3.1-8b", ["v5p-16"], None, []),
+    ("machines", "dpo-gemma2-9b", ["v5p-16"], None, []),
+    ("machines", "kto-gemma2-9b", ["v5p-16"], None, []),
+    ("machines", "dpo-qwen2.5-7b", ["v5p-16"], None, []),
+    ("machines", "dpo-mistral-7b", ["v5p-16"], None, []),
+    ("machines", "dpo-qwen2.5-72b", ["v5p-256"], None, []),
+    ("machines", "dpo-llama3.1-8b", ["h200"], None, []),
+    ("machines", "dpo-llama3.1-8b", ["gpu-80gb"], None, ADAPTERS),
+    ("machines", "dpo-gemma2-9b", ["gpu-80gb"], None, ADAPTERS),
+    ("machines", "dpo-gemma2-2b", ["gpu-80gb"], None, []),
+    ("machines", "dpo-qwen2.5-1.5b", ["gpu-80gb"], None, []),
+    ("machines", "dpo-llama3.2-1b", ["gpu-80gb"], None, []),
+    ("machines", "dpo-qwen2.5-0.5b", ["gpu-24gb"], None, []),
+    ("machines", "dpo-llama3.1-8b", ["gpu-24gb"], None, ADAPTERS),
+    ("not", "dpo-llama3.1-8b", ["v5e-64"], "v5e:2x2", ["batch.microbatch_rows=4"]),
+    ("prototype", "dpo-llama3.1-8b", ["v5e-64"], "v5e:8x8", [*SHORT, "batch.examples=16"]),
+    ("prototype", "dpo-llama3.1-8b", ["v5p-16"], "v5p:2x2x1", [*SHORT, "batch.examples=16"]),
+    ("grows", "dpo-qwen2.5-72b", ["v5p-256"], "v5p:4x4x4", []),
+    ("grows", "dpo-qwen2.5-72b", ["v5p-256"], "v5p:4x4x8", []),
+    ("grows", "dpo-qwen2.5-72b", ["v5p-256"], "v5p:4x8x8", ["batch.microbatch_rows=256"]),
+]
+TITLES = {
+    "machines": "Recipes on their machines",
+    "not": "What does not fit",
+    "prototype": "8B in full with float32 AdamW, rows of 1024, one microbatch a step",
+    "grows": "72B as the mesh grows",
+}
+
+
+def named(line) -> str:
+    _, recipe, machines, topology, overrides = line
+    return " ".join([recipe, *machines, *overrides, *([] if topology is None else ["--topology", topology])])
+
+
+def planned(line) -> dict:
+    _, recipe, machines, topology, overrides = line
+    loaded = config.load(recipe, *machines, overrides=overrides)
+    (target,) = targets.targets(machines, [] if topology is None else [topology], None)
+    made = plan.plan(loaded, target, say=lambda text: print(text, file=sys.stderr, flush=True))
+    print(text.as_text(made), flush=True)
+    return text.as_json(made)
+
+
+def row(line, found: dict) -> str:
+    train = found["programs"]["train"]
+    held = sum(size for name, size in train.items() if name.endswith("_bytes") and name[:5] not in ("tempo", "total"))
+    sent = sum(one["bytes"] for one in train["collectives"].values())
+    temporaries = "?" if train["temporaries_bytes"] is None else text.gib(train["temporaries_bytes"])
+    verdict = "yes" if found["fits"] else "no"
+    if found["advice"] is not None:
+        changes = found["advice"]["changes"]
+        verdict += f"; with `{' '.join(changes)}`" if changes else "; nothing tried does"
+    share = f"{100 * found['share']:.0f} %{' (estimate)' if found['estimate'] else ''}"
+    ideal = "" if found["ideal_seconds"] is None else f"{found['ideal_seconds']:.2g}"
+    tokens = f"{found['microbatches']} x {found['tokens_a_microbatch'] // found['devices'] / 1024:g}k"
+    cells = (f"`{named(line)}`", found["devices"], tokens, text.gib(held), temporaries, share, verdict, text.gib(sent))
+    compiled = sum(one["compile_seconds"] for one in found["programs"].values())
+    return "| " + " | ".join(map(str, (*cells, ideal, f"{compiled:.0f}"))) + " |"
+
+
+def page(kept: pathlib.Path) -> str:
+    lines = [
+        f"jax {jax.__version__}; GiB a device of the program that needs most is in `share`; `PLAN` is `care-jax plan`."
+    ]
+    for title, heading in TITLES.items():
+        lines += ["", f"## {heading}", ""]
+        lines.append(
+            "| `PLAN` ... | devices | microbatches x tokens a device | state and batch, GiB | temporaries, GiB"
+            " | share of memory | fits | collectives a microbatch, GiB | ideal s a step | compile s |"
+        )
+        lines.append("|---" * 10 + "|")
+        for line in LINES:
+            file = kept / f"{slug(line)}.json"
+            if line[0] == title and file.exists():
+                lines.append(row(line, json.loads(file.read_text())))
+    return "\n".join(lines)
+
+
+def slug(line) -> str:
+    return "".join(c if c.isalnum() or c in ".-" else "_" for c in named(line))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--kept", type=pathlib.Path, default=pathlib.Path("build/plans"))
+    arguments = parser.parse_args()
+    arguments.kept.mkdir(parents=True, exist_ok=True)
+    for line in LINES:
+        file = arguments.kept / f"{slug(line)}.json"
+        if all(word in f"{line[0]} {named(line)}" for word in arguments.words) and not file.exists():
+            print(f"\n$ care-jax plan {named(line)}", flush=True)
+            file.write_text(json.dumps(planned(line)))
+    if arguments.write:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        _, _, after = rest.partition(END)
+        PAGE.write_text(f"{before}{BEGIN}\n{page(arguments.kept)}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
