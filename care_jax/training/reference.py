@@ -66,13 +66,17 @@ class Cache:
         sharding.barrier("reference cache read")  # all processes must miss the same, before one of them adds to it
 
     def _parts(self) -> list[pathlib.Path]:
-        return sorted(self.folder.glob("part-*.safetensors"))
+        return sorted(self.folder.glob("part-[0-9]*.safetensors"))
 
     def _read(self, path: pathlib.Path) -> Iterator[tuple[Digest, float]]:
         try:
             with safe_open(path, "np") as file:
                 stored = file.metadata() or {}
                 digests, logps = file.get_tensor("digests"), file.get_tensor("logps")
+        except PermissionError as error:
+            raise UserError(
+                f"{path}: this reference cache cannot be read ({error.strerror}); make it readable"
+            ) from None
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{path}: damaged reference cache ({error}); delete {self.folder} to compute it anew"
@@ -105,7 +109,9 @@ class Cache:
             return
         table = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16)
         values = np.asarray(logps, np.float32)
-        path = self.folder / f"part-{len(self._parts()):06d}.safetensors"
+        # Behind the last one: where a part was deleted, counting them would write over another.
+        number = max((int(part.stem.removeprefix("part-")) for part in self._parts()), default=-1) + 1
+        path = self.folder / f"part-{number:06d}.safetensors"
         aside = path.with_suffix(".partial")
         save_file({"digests": table, "logps": values}, aside, {"key": self.key, "sha256": _sha256(table, values)})
         aside.rename(path)

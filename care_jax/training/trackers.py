@@ -4,6 +4,8 @@ import json
 import math
 import os
 import pathlib
+import socket
+import struct
 import sys
 import time
 from collections.abc import Mapping
@@ -48,14 +50,13 @@ class MetricsFile:
             file.flush()
             os.fsync(file.fileno())
         aside.rename(path)
-        self._file = path.open("a")
+        self._file = path.open("ab", buffering=0)
 
     def log(self, step: int, metrics: Metrics) -> None:
         line = {"step": step, **{name: plain(value) for name, value in metrics.items()}}
         self.lines.append(line)
         if self._file is not None:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            _write(self._file, (json.dumps(line) + "\n").encode())
 
     def sync(self) -> None:
         """On disk, not only written: a checkpoint may commit after this."""
@@ -78,21 +79,54 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     return found
 
 
-class TensorBoard:
-    def __init__(self, folder: pathlib.Path, resume_step: int | None):
-        from tensorboardX import SummaryWriter
+def _write(file: Any, data: bytes) -> None:
+    """All of it, to an unbuffered file: what a full disk does not take is an error here and now, not at the exit."""
+    while data:
+        data = data[file.write(data) :]
 
-        purge = 0 if resume_step is None else resume_step + 1  # what was drawn beyond it does not count
-        self._writer = SummaryWriter(str(folder), purge_step=purge)
+
+class TensorBoard:
+    """Scalars as event records, each on its way to disk when `log` returns.
+
+    tensorboardX's own writer hands them to a thread; a full disk ends that thread unheard, and the run waits for it.
+    """
+
+    def __init__(self, folder: pathlib.Path, resume_step: int | None):
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = (folder / name).open("ab", buffering=0)
+        self._record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        first = 0 if resume_step is None else resume_step + 1  # what was drawn from there on does not count
+        self._record(Event(wall_time=time.time(), step=first, session_log=SessionLog(status=SessionLog.START)))
 
     def log(self, step: int, metrics: Metrics) -> None:
-        for name, value in metrics.items():
-            value = plain(value)
-            if isinstance(value, int | float):
-                self._writer.add_scalar(name, value, step)
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = {name: plain(value) for name, value in metrics.items()}
+        scalars = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, int | float)
+        ]
+        self._record(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+
+    def _record(self, event: Any) -> None:
+        """TFRecord: length, its masked crc32c, the data, theirs."""
+        from tensorboardX.crc32c import crc32c
+
+        def masked(data: bytes) -> bytes:
+            crc = crc32c(data)
+            return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        _write(self._file, length + masked(length) + data + masked(data))
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
 
 class WandB:
