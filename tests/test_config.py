@@ -187,6 +187,22 @@ def test_differences():
     assert config.maths_hash(one) != config.maths_hash(other)
 
 
+def test_what_rounds_is_told_apart_from_what_changes_nothing():
+    one = make()
+    assert config.rounding_differences(one, make(name="other", log_every=5, **{"checkpoint.keep": 9})) == {}
+    moved = make(**{"mesh.fsdp": 4, "batch.microbatch_rows": 2})
+    found = config.rounding_differences(one, moved)
+    assert set(found) == {"mesh", "batch.microbatch_rows"}
+    assert found["batch.microbatch_rows"] == (8, 2)
+
+
+def test_values_of_a_run_with_machines_and_keys_over_them():
+    values = make(seed=3).model_dump(mode="json")
+    one = config.over(values, ["cpu"], ["seed=4"])
+    assert (one.seed, one.model.remat) == (4, "none")
+    assert config.parse(config.dump(one)) == one
+
+
 def test_summary_is_short():
     text = config.summary(make(loss=[{"name": "dpo"}, {"name": "sft", "weight": 0.5}]))
     assert "dpo(beta=0.1, label_smoothing=0.0) + 0.5 sft" in text

@@ -20,9 +20,12 @@ import care_jax as care_jax_package
 SHORT = ["data.max_steps=6", "checkpoint.every=2", "eval_every=3", "data.train.0.cultures=[chinese]"]
 
 
+SECRETS = {name: f"secret-{name.lower()}-1f0e9d" for name in ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY")}
+
+
 def environment():
-    """One device, and the compiled programs of this test session."""
-    return os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    """One device, the compiled programs of this test session, and keys that no file of a run may hold."""
+    return os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"} | SECRETS
 
 
 def command(*arguments):
@@ -78,6 +81,39 @@ def test_metrics_have_the_agreed_names(finished):
     assert evaluations[0]["eval/logps/accuracies"] is not None
     assert evaluations[-1]["eval/chinese/rewards/accuracies"] is not None
     assert evaluations[-1]["eval/literacy/rewards/accuracies"] is not None
+
+
+def test_no_key_of_the_environment_is_left_anywhere(finished):
+    folder, done = finished
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    for secret in SECRETS.values():
+        assert secret not in done.stdout + done.stderr
+        for path in files:
+            assert secret.encode() not in path.read_bytes(), path
+
+
+def test_a_manifest_is_enough_to_run_it_again(finished, tmp_path):
+    """Two runs of one configuration: the same bits. With anything that it read changed, it is refused."""
+    run = finished[0] / "runs" / "quickstart"
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["data"][0]["licence"] == "MIT"
+    assert manifest["model"]["path"] == "sample"
+    done = care_jax("train", "--from-manifest", run / "manifest.json", "output_dir=again", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    same_end(tmp_path / "again", run)
+
+    manifest["identity"]["tokenizer"] = "0" * 64
+    manifest["identity"]["data"] = dict.fromkeys(manifest["identity"]["data"], "1" * 64)
+    (tmp_path / "other.json").write_text(json.dumps(manifest))
+    done = care_jax("train", "--from-manifest", "other.json", "output_dir=other", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the run of other.json read something else: data file " in done.stderr
+    assert "the tokenizer or chat template: 000000000000 then" in done.stderr
+    assert not (tmp_path / "other" / "manifest.json").exists()
+    done = care_jax("train", "--from-manifest", run / "config.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "not the manifest.json of a run" in done.stderr
 
 
 def test_running_again_says_finished_and_writes_a_missing_export(finished):

@@ -1,5 +1,6 @@
 """The reference cache: by content, continued where it stopped, refused where it does not belong."""
 
+import contextlib
 import shutil
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from care_jax.errors import UserError
 from care_jax.sharding import make_mesh, sharding
 from care_jax.training.reference import Cache, digest, fill_cache, fingerprint
+from tests.training.damage import harm, no_privileges
 
 KEY = {"weights": "w", "dtype": "float32"}
 
@@ -67,6 +69,30 @@ def test_another_model_or_a_damaged_file_is_refused(tmp_path):
     part.write_bytes(bytes(data[:20]))
     with pytest.raises(UserError, match="damaged"):
         Cache(tmp_path, KEY)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_twenty_damaged_caches_none_gives_a_wrong_number(open_folder, seed):
+    """Either the reason is said, or what is missing is missing (and computed anew), or nothing that counts is hurt."""
+    tmp_path, names = open_folder, digests(12)
+    cache = Cache(tmp_path, KEY)
+    for part in range(3):
+        cache.add(names[4 * part : 4 * part + 4], np.arange(4.0) + 4 * part, write=True)
+    kind = harm(cache.folder, seed)
+    caught = None
+    with contextlib.suppress(UserError), no_privileges(tmp_path):
+        caught = Cache(tmp_path, KEY)
+    if caught is None:
+        reason = pytest.raises(UserError, match=f"{cache.folder}.*(damaged|was made for|cannot be read)")
+        with reason, no_privileges(tmp_path):
+            Cache(tmp_path, KEY)
+        return
+    known = [index for index, name in enumerate(names) if name in caught]
+    np.testing.assert_array_equal(caught.values([names[index] for index in known]), np.asarray(known, np.float32))
+    assert kind.startswith("delete") == (len(known) == 8)
+    if kind.startswith("delete"):
+        caught.add(digests(13)[12:], np.array([12.0]), write=True)
+        assert sum(name in Cache(tmp_path, KEY) for name in digests(13)) == 9, "no part is written over"
 
 
 def test_the_fingerprint_sees_values_and_places_and_no_mesh():

@@ -6,7 +6,9 @@ import math
 import pytest
 
 import care_jax
+from care_jax.data import pipeline
 from care_jax.errors import UserError
+from care_jax.training.failures import RunFailed
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -72,6 +74,16 @@ def test_a_whole_step_loss_refuses_groups_before_anything_is_read(tmp_path):
     with pytest.raises(UserError, match=r"batch\.unit: found group, expected pair: loss aot "):
         run(tmp_path, loss={"name": "aot"}, **{"batch.unit": "group", "data.train": [{"path": "nowhere.jsonl"}]})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_data_worker_that_dies_ends_the_run_with_its_reason(tmp_path, monkeypatch):
+    def die(*_, **__):
+        raise MemoryError("no memory left for the batch")
+
+    monkeypatch.setattr(pipeline, "fill", die)
+    reason = r"batch of step 1 could not be made: MemoryError: no memory left for the batch; no checkpoint was saved"
+    with pytest.raises(RunFailed, match=reason):
+        run(tmp_path, loss={"name": "simpo"})
 
 
 def test_nll_on_the_best_responses(tmp_path):

@@ -2,8 +2,12 @@
 
 import json
 import math
+import struct
 
-from care_jax.training.trackers import MetricsFile, plain
+from tensorboardX.crc32c import crc32c
+from tensorboardX.proto.event_pb2 import Event
+
+from care_jax.training.trackers import MetricsFile, TensorBoard, plain
 
 
 def test_resume_keeps_lines_up_to_the_step_and_drops_a_torn_one(tmp_path):
@@ -28,6 +32,27 @@ def test_a_fresh_run_starts_an_empty_file(tmp_path):
     path.write_text('{"step": 9}\n')
     MetricsFile(path, None).close()
     assert path.read_text() == ""
+
+
+def test_tensorboard_reads_what_is_written(tmp_path):
+    """Checked with a reader of its own: length, masked sums, and the events in them."""
+    board = TensorBoard(tmp_path, 4)
+    board.log(5, {"loss": 0.5, "mfu": None, "name": "text"})
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    data, events = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        body = data[12 : 12 + length]
+        for part, at in ((data[:8], 8), (body, 12 + length)):
+            crc = crc32c(part)
+            assert struct.unpack("<I", data[at : at + 4])[0] == ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
+        events.append(Event.FromString(body))
+        data = data[16 + length :]
+    version, start, logged = events
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (5, 1)
+    assert [(value.tag, value.simple_value) for value in logged.summary.value] == [("loss", 0.5)]
+    board.close()
 
 
 def test_a_mean_over_nothing_is_null():

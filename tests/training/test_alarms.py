@@ -1,0 +1,61 @@
+"""Alarms: each given once while it holds, none while all is well."""
+
+import types
+
+import numpy as np
+import pytest
+
+from care_jax.training.alarms import WINDOW, Alarms, chosen_tokens, truncation
+
+WELL = {"loss": 0.5, "rewards/chosen": 0.2, "rewards/rejected": -0.3, "rewards/accuracies": 0.8, "logps/chosen": -80.0}
+
+
+def said(*phases):
+    """What is said over phases of 3 windows each; a phase maps the step within it to changed values."""
+    alarms, found = Alarms(), []
+    for phase in phases:
+        for step in range(3 * WINDOW):
+            found += alarms.look(step, WELL | phase(step), 40.0)
+    return found
+
+
+def test_silence_while_all_is_well():
+    assert said(lambda step: {}) == []
+
+
+def test_both_rewards_fall():
+    falling = lambda step: {"rewards/chosen": -0.1 * step, "rewards/rejected": -0.3 * step}  # noqa: E731
+    (text,) = said(falling)
+    assert "both rewards fall together" in text
+    assert len(said(falling, lambda step: {}, falling)) == 2, "again when it comes back"
+    assert said(lambda step: {"rewards/chosen": 0.1 * step, "rewards/rejected": -0.3 * step}) == []
+
+
+def test_the_chosen_logp_collapses():
+    (text,) = said(lambda step: {}, lambda step: {"logps/chosen": -200.0})
+    assert "from -2.00 to -5.00" in text
+
+
+def test_nothing_left_to_learn():
+    (text,) = said(lambda step: {"loss": 1e-5, "rewards/accuracies": 1.0})
+    assert "accuracy 1 and loss 0" in text
+
+
+def test_truncation_above_a_twentieth():
+    corpus = types.SimpleNamespace(completion_lengths=np.ones(100), truncated=6)
+    assert "6 of 100 completions (6.0%)" in truncation(corpus, 512)
+    corpus.truncated = 5
+    assert truncation(corpus, 512) is None
+
+
+def test_tokens_of_the_chosen():
+    batch = types.SimpleNamespace(
+        lengths=np.array([[4, 6, 1], [8, 1, 1]]),
+        pairs=np.array([[[0, 1], [1, 0]], [[0, 1], [0, 0]]]),
+        pair_weights=np.array([[1.0, 1.0], [1.0, 0.0]]),
+        segment_weights=np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]),
+        desirable=np.array([[True, False, False], [True, False, False]]),
+    )
+    assert chosen_tokens("pairs", batch) == pytest.approx(6)
+    assert chosen_tokens("unpaired", batch) == pytest.approx(6)
+    assert np.isnan(chosen_tokens("lists", batch))

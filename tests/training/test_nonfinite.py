@@ -1,0 +1,89 @@
+"""Numbers that are not finite: the update is skipped, and step, questions and the first such tensor are named."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from care_jax import losses
+from care_jax.training.diagnosis import Diagnosis
+from care_jax.training.failures import Diverged
+from care_jax.training.objective import make_objective
+from care_jax.training.step import init_state
+from tests.training.batches import groups, plain_batch, tiny_model
+from tests.training.test_runs import run
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    model, params = tiny_model(tmp_path_factory.mktemp("tiny"))
+    batch = jax.tree.map(jnp.asarray, plain_batch([groups(2), groups(2, seed=1)]))
+    return model, params, batch
+
+
+def first(tiny, change, loss=losses.dpo):
+    model, params, batch = tiny
+    params, batch = change(params, batch)
+    return Diagnosis(model, make_objective(loss)).first(init_state(params, optax.sgd(1.0)), batch, 0.0)
+
+
+def scaled(params, name, layer, factor):
+    blocks = params["blocks"]
+    weight = blocks["mlp"][name]["weight"]
+    mlp = {**blocks["mlp"], name: {"weight": weight.at[layer].multiply(factor)}}
+    return {**params, "blocks": {**blocks, "mlp": mlp}}
+
+
+def test_a_weight_is_named(tiny):
+    found = first(tiny, lambda params, batch: (scaled(params, "up", 1, jnp.nan), batch))
+    assert found.tensor == "the weight params.blocks.mlp.up.weight"
+
+
+def test_a_layer_is_named(tiny):
+    found = first(tiny, lambda params, batch: (scaled(scaled(params, "up", 1, 1e30), "gate", 1, 1e30), batch))
+    assert found.tensor == "the hidden state behind layer 2 of 2"
+    assert found.place is not None
+
+
+def test_a_reference_is_named(tiny):
+    def change(params, batch):
+        return params, batch.replace(ref_logps=batch.ref_logps.at[1, 2].set(jnp.inf))
+
+    found = first(tiny, change)
+    assert (found.tensor, found.place) == ("the reference's log-probability of a response", (1, 2))
+
+
+def spiked(chosen_logps, rejected_logps):
+    """Finite, with a gradient that is not: the square root's at 0."""
+    return jnp.sqrt(jnp.maximum(chosen_logps - rejected_logps, 0) * 0), {}
+
+
+def test_a_gradient_is_named(tiny):
+    found = first(tiny, lambda params, batch: (params, batch), spiked)
+    assert found.tensor.startswith("the gradient of ")
+    assert "microbatch 1; the loss is finite" in found.tensor
+
+
+def test_a_run_that_diverges(tmp_path, capsys):
+    with pytest.raises(Diverged, match=r"step 3: 2 updates in a row .*first non-finite tensor: the .*last good"):
+        run(
+            tmp_path,
+            **{
+                "optimizer.learning_rate": 1e25,
+                "optimizer.schedule": "constant",
+                "optimizer.warmup": 0,
+                "nonfinite.max_consecutive": 2,
+                "data.max_steps": 8,
+                "checkpoint.every": 1,
+            },
+        )
+    told = capsys.readouterr().err
+    assert "step 2: loss or gradient not finite, update skipped (1 in a row). First non-finite tensor: the " in told
+    assert "Questions of the step: '" in told
+    lines = [json.loads(line) for line in (tmp_path / "run" / "nonfinite.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 3]
+    assert all(line["questions"] for line in lines)
