@@ -18,7 +18,7 @@ def add(commands) -> None:
     study = command(commands, "study", _study, "a grid of runs, resumable, with one table and its plots", _MORE)
     study.add_argument("study", metavar="STUDY", help="a file, or a name such as data_fraction")
     study.add_argument("--jobs", type=int, default=1, metavar="N", help="commands at once (default: 1)")
-    study.add_argument("--run", metavar="NAME", help="train this one run only, for a launch job of its own")
+    study.add_argument("--run", dest="only", metavar="NAME", help="train this one run only, as a launch job")
     study.add_argument("--list", action="store_true", help="print the unfinished runs, each with its command")
     study.add_argument("--out", metavar="DIR", help="instead of the study's output_dir")
 
@@ -36,13 +36,13 @@ def _study(arguments: argparse.Namespace) -> int:
         print("\n".join(stages.list_commands(study)))
         return 0
     try:
-        folder = stages.run(study, at_once=arguments.jobs, only=arguments.run)
+        folder = stages.run(study, at_once=arguments.jobs, only=arguments.only)
     except (jobs.Stopped, stages.Paused) as stopped:
         print(f"care-jax: {stopped or 'stopped'}: the same command goes on", file=sys.stderr)
         return INTERRUPTED
     except stages.Failed as failed:
         print(f"care-jax: {failed}", file=sys.stderr)
         return FAILED
-    if arguments.run is None:
+    if arguments.only is None:
         print((folder / "report.md").read_text(encoding="utf-8"), end="")
     return 0

@@ -29,11 +29,14 @@ def read_snippets(
     best: int | None = None,
     engine: str | None = None,
     language: str | None = None,
+    *,
+    english: bool = False,
 ) -> list[dict[str, Any]]:
     """Rows {question_id, engine, language, rank, url, snippet} as answers to the items, the first `best` ranks of each.
 
-    Rows that hold `response` instead are taken as they are. engine, language: only these. Raises UserError where no
-    row belongs to any item.
+    Rows that hold `response` instead are taken as they are. engine, language: only these; without a language those
+    searched for in the query's: the item's own, or with `english` English. Raises UserError where no row belongs to
+    any item.
     """
     fields = Fields.make(_FIELDS, None)
     by_id = {item.id: item for item in items}
@@ -47,8 +50,10 @@ def read_snippets(
             raise UserError(f"{row.place}: no snippet and no response; its keys are {', '.join(map(str, row.value))}")
         item = by_id.get(str(found.get("question_id"))) or by_question.get(str(found.get("question")))
         rank = int(found.get("rank") or 1)
-        wanted = (engine in (None, found.get("engine")), language in (None, found.get("language")))
-        if item is None or not all(wanted) or (best is not None and rank > best):
+        if item is None or engine not in (None, found.get("engine")) or (best is not None and rank > best):
+            continue
+        searched, wanted = found.get("language"), language or ("en" if english else item.groups.get("language"))
+        if searched and wanted and str(searched).split("-")[0].lower() != wanted.split("-")[0].lower():
             continue
         about = {key: found[key] for key in ("engine", "rank", "url") if key in found}
         lines.append(

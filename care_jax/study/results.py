@@ -40,8 +40,9 @@ def gather(study: Study, planned: Sequence[RunOf], who: Sequence[System], folder
             found += _held_out(one)
     for task in study.evaluate:
         own = {system.name: list(_rated(folder, task, system)) for system in who}
-        for observations in own.values():
-            found += observations
+        for system in who:
+            if not study.train or system.when != "start":
+                found += own[system.name]
         # A starting model stands for the start of every run that began as it.
         for one in planned if study.train else ():
             start = start_of(study, planned).get(one.name)

@@ -12,9 +12,9 @@ import yaml
 from pydantic import Field, Tag, ValidationError, model_validator
 
 from care_jax import config as configs
-from care_jax.config import Config, files
+from care_jax.config import Config, blocks, files
 from care_jax.config.blocks import list_or, text_or
-from care_jax.config.types import AtKey, Block, Count, Integer, NonNegative, Switch, Text, message
+from care_jax.config.types import AtKey, Block, Count, Integer, Switch, Text, message
 from care_jax.errors import UserError, nearest
 from care_jax.evaluation import tasks
 from care_jax.evaluation.items import Options
@@ -29,23 +29,10 @@ class JudgeConfig(Block):
     criteria: Literal["by_content", "as_published"] = "by_content"
 
 
-class TaskConfig(Block):
-    """A task that every system is given; the keys are the options of care-jax evaluate. judge: `files` pauses."""
+class TaskConfig(blocks.TaskConfig):
+    """A task that every system is given. n: answers to each question. judge: `files` pauses for the answers."""
 
-    task: Text
-    name: Text | None = None
-    data: Text | None = None
-    query_language: Literal["native", "english"] = "native"
-    translations: Text | None = None
-    language: Text | None = None
-    prompt: Text | None = None
-    method: Literal["auto", "logprob", "generate"] = "auto"
-    mode: Literal["parity", "strict"] = "parity"
-    limit: Count | None = None
-    temperature: NonNegative | None = None
-    max_tokens: Count | None = None
     n: Count = 1
-    chat_template: Text | None = None
     judge: (
         Annotated[
             Annotated[Literal["files"], Tag("<files>")] | Annotated[JudgeConfig, Tag("<judge>")],
@@ -53,11 +40,6 @@ class TaskConfig(Block):
         ]
         | None
     ) = None
-
-    @property
-    def label(self) -> str:
-        asked = "" if self.query_language == "native" else f" ({self.query_language})"
-        return self.name or f"{self.task}{asked}"
 
 
 class AnswersConfig(Block):

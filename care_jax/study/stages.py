@@ -154,7 +154,8 @@ def _bring(system: System, task: TaskConfig, place: pathlib.Path) -> None:
         task.task, Options(query_language=task.query_language, language=task.language, translations=task.translations)
     )
     items = tasks.read(known, task.data, options).items
-    lines = read_snippets(given.path, items, system.name, given.best_of, given.engine, given.language)
+    english = task.query_language == "english"
+    lines = read_snippets(given.path, items, system.name, given.best_of, given.engine, given.language, english=english)
     write_lines(out, [{**line, "task": known.name} for line in lines])
 
 

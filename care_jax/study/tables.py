@@ -56,13 +56,16 @@ def _key(one: Observation) -> Key:
 def _measure(study: Study, measure: str, found: Sequence[Observation]) -> tuple[list[dict[str, Any]], list[str]]:
     cultures = sorted({one.culture for one in found})
     scopes = [*cultures, ALL] if cultures != [ALL] else [ALL]
-    keys = list(dict.fromkeys(_key(one) for one in found if one.when != "start" or not study.train))
     rows: list[dict[str, Any]] = []
+    by_key: dict[Key, list[Observation]] = {}
+    for one in found:
+        by_key.setdefault(_key(one), []).append(one)
+    keys = [key for key, own in by_key.items() if not study.train or any(one.when != "start" for one in own)]
 
     def pick(key: Key, when: tuple[str, ...], culture: str, category: str | None = None) -> list[Observation]:
         return [
-            one for one in found
-            if _key(one) == key and one.when in when and culture in (ALL, one.culture)
+            one for one in by_key.get(key, ())
+            if one.when in when and culture in (ALL, one.culture)
             and category in (None, one.category)
         ]  # fmt: skip
 
@@ -189,18 +192,14 @@ def _language_gaps(found: Sequence[Observation]) -> tuple[list[dict[str, Any]], 
     rows: list[dict[str, Any]] = []
     measures = {one.measure for one in found}
     for measure in sorted(name for name in measures if f"{name} (english)" in measures):
-        native = [one for one in found if one.measure == measure]
-        english = [one for one in found if one.measure == f"{measure} (english)"]
-        places = {(_key(one), one.when, one.culture, category) for one in native for category in (one.category, ALL)}
+        native = [(_key(one), one) for one in found if one.measure == measure]
+        english = [(_key(one), one) for one in found if one.measure == f"{measure} (english)"]
+        places = {(key, o.when, o.culture, category) for key, o in native for category in (o.category, ALL)}
         for key, when, culture, category in sorted(places, key=str):
-            if when == "start" and any(one.when == "end" for one in native):
+            if when == "start" and any(one.when == "end" for _, one in native):
                 continue
             own, other = (
-                [
-                    o
-                    for o in side
-                    if (_key(o), o.when, o.culture) == (key, when, culture) and category in (ALL, o.category)
-                ]
+                [o for k, o in side if (k, o.when, o.culture) == (key, when, culture) and category in (ALL, o.category)]
                 for side in (native, english)
             )
             rows += _gain(measure, "native minus english", key, culture, category, own, other)

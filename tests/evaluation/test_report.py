@@ -30,8 +30,9 @@ def rated(folder, system, shift, lacking=()):
             rating = float(np.clip(np.round(mean + rng.normal()), 1, 9)) + shift
             lines.append(
                 {
-                    "question": f"{question} {category} {number}", "response": response, "reference": "gold", "system": system,
-                    "culture": culture, "category": category, "rating": None if number in lacking else rating,
+                    "question": f"{question} {category} {number}", "response": response, "reference": "gold",
+                    "system": system, "culture": culture, "category": category,
+                    "rating": None if number in lacking else rating,
                     "judgement": "fine <i>", "judge": "j",
                 }
             )  # fmt: skip
