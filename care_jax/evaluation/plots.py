@@ -31,7 +31,7 @@ def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
     """Writes the picture and closes the figure; returns the path."""
     from matplotlib import pyplot
 
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
     pyplot.close(figure)
     return path
 
@@ -53,7 +53,7 @@ def _radar(report: Report, task: str, path: pathlib.Path) -> pathlib.Path:
                     axes.fill(angles, values, alpha=0.08)
         axes.set_xticks(angles, categories)
         axes.set_ylim(0, top * 1.08)
-        axes.set_title(culture)
+        axes.set_title(culture, pad=16)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))), frameon=False)
     return save(figure, path)
