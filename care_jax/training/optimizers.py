@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from care_jax.config import OptimizerConfig, steps_of
@@ -25,15 +26,17 @@ def make_schedule(config: OptimizerConfig, total: int) -> Schedule:
     peak = config.learning_rate
 
     def schedule(count):
-        count = jnp.asarray(count, jnp.float32)
+        # A number of the host's is answered there: the devices are busy with the next step already.
+        xp: Any = np if isinstance(count, int) else jnp
+        count = xp.asarray(count, xp.float32)
         rising = peak * (count + 1) / max(warmup, 1)
-        progress = jnp.clip((count - warmup) / max(total - warmup, 1), 0, 1)
+        progress = xp.clip((count - warmup) / max(total - warmup, 1), 0, 1)
         falling = {
-            "constant": jnp.full_like(progress, peak),
+            "constant": xp.full_like(progress, peak),
             "linear": peak * (1 - progress),
-            "cosine": peak * 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+            "cosine": peak * 0.5 * (1 + xp.cos(xp.pi * progress)),
         }[config.schedule]
-        return jnp.where(count < warmup, rising, falling)
+        return xp.where(count < warmup, rising, falling)
 
     return schedule
 
