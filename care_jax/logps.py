@@ -1,8 +1,9 @@
 """Hidden states to log-probabilities of tokens and sequences, never holding [tokens, vocabulary] at once.
 
-The head is applied to a chunk of completion tokens at a time. The forward keeps the hidden states, the head and one
-number a token, the log-sum-exp; the backward computes each chunk's logits again. Softmax and sums are float32; the
-matrix products run in the dtype of `hidden` and accumulate in float32.
+The head is applied a tile of the vocabulary at a time, so that each of its rows is read once, and written once in its
+gradient. The forward keeps the hidden states, the head and one number a token, the log-sum-exp (a running one, over the
+tiles, as in Milakov & Gimelshein 2018); the backward computes each tile's logits again. Softmax and sums are float32;
+the matrix products run in the dtype of `hidden` and accumulate in float32.
 
 On a mesh (`jax.set_mesh`) the vocabulary is split over the axes that store the head, and the chunk's hidden states are
 gathered instead of the head: no device holds the whole head or its gradient, and no chunk sums a gradient over devices.
@@ -20,8 +21,11 @@ from jaxtyping import Array, Float, Int
 # Mesh axes (care_jax.sharding) that rows, and so tokens, are spread over; and those that hold the head's weights.
 TOKEN_AXES = ("data", "fsdp")
 HEAD_AXES = ("tensor", "fsdp")
-# A chunk grows with the vocabulary's shards, up to this many times: its logits shrink as much, its collectives do not.
-CHUNK_GROWTH = 8
+# The vocabulary of which `chunk` tokens' logits may exist at once; of a larger one they are as many.
+COLUMNS = 32768
+# Tokens that go through together, in units of `chunk`; of more, pieces follow each other.
+TOGETHER = 16
+_LANES = 128  # tiles are multiples of a TPU's lanes, where the vocabulary is that large
 
 
 class _Layout(NamedTuple):
@@ -67,32 +71,35 @@ def completion_logps(
     """log p(target) of each token, float32, in nats.
 
     `hidden` [C, d] are the states that predict the targets, in the compute dtype; `head` [V, d]; `targets` [C] ids in
-    0..V-1. `soft_cap`: logits become cap tanh(logits / cap) first (Gemma 2). `chunk`: no device holds logits of more
-    than `chunk` x V numbers at once; C needs not be a multiple of it. The gradient of `head` accumulates in float32 and
-    comes back in its dtype. `frozen_head`: the head gets no gradient, and that of `hidden` is formed in the forward
-    pass, so that the backward only scales it (no logits are computed twice).
+    0..V-1. `soft_cap`: logits become cap tanh(logits / cap) first (Gemma 2). `chunk`: no device holds more logits at
+    once than those of `chunk` tokens over V, or over 32,768 where V is larger: memory does not grow with it further.
+    The gradient of `head` accumulates in float32 and comes back in its dtype. `frozen_head`: the head gets no gradient,
+    and that of `hidden` is formed in the forward pass, so that the backward only scales it (no logits are computed
+    twice).
     """
-    count = hidden.shape[0]
+    count, vocabulary = hidden.shape[0], head.shape[0]
     if count == 0:
         return jnp.zeros((0,), jnp.float32)
-    layout = _layout(head.shape[0])
+    layout = _layout(vocabulary)
     shards = layout.count(layout.tokens)
-    together = chunk * min(layout.count(layout.vocabulary), CHUNK_GROWTH)
     own = -(-count // shards)
-    pieces = -(-own * layout.count(layout.shared) // together)
+    gathered = own * layout.count(layout.shared)
+    pieces = -(-gathered // (TOGETHER * chunk))
+    columns = max(1, chunk * min(vocabulary, COLUMNS) // -(-gathered // pieces))
     # Padded tokens score target 0; their values are cut off, and their cotangents are 0.
     padding = shards * own - count
     hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
     ids = jnp.pad(targets.astype(jnp.int32), (0, padding))
     score = _frozen if frozen_head else _trained
-    return score(hidden, head, ids, _Setting(layout, pieces, soft_cap))[:count]
+    return score(hidden, head, ids, _Setting(layout, pieces, columns, soft_cap))[:count]
 
 
 class _Setting(NamedTuple):
-    """What is static: the layout, pieces a device's tokens are cut into, and the soft cap."""
+    """What is static: the layout, pieces a device's tokens are cut into, columns of a tile at most, the soft cap."""
 
     layout: _Layout
     pieces: int
+    columns: int
     soft_cap: float | None
 
 
@@ -139,42 +146,106 @@ def _summed(axes: tuple[str, ...], x: Array) -> Array:
     return jax.lax.psum(x, axes) if axes else x
 
 
-def _is_target(setting: _Setting, ids: Array, vocabulary: int) -> Array:
-    """[tokens, this device's vocabulary] bool, by comparison: a gather would need the whole vocabulary."""
+class _Tile(NamedTuple):
+    """Columns of this device's vocabulary. first: of the slice, in it; fresh: the column from which on they are new
+    (the last tile begins early enough to be as wide as the others), None where all are.
+    """
+
+    first: Array
+    fresh: Array | None
+    weights: Array  # [columns, d]
+
+
+def _over_tiles(setting: _Setting, weights: Array, function: Any, carry: Any) -> Any:
+    """function(carry, tile) -> carry over the tiles of this device's vocabulary; no loop where there is only one."""
+    vocabulary = weights.shape[0]
+    count = -(-vocabulary // min(setting.columns, vocabulary))
+    size = -(-vocabulary // count)
+    if size > _LANES and count > 1:
+        size = -(-size // _LANES) * _LANES
+        count = -(-vocabulary // size)
+    if count == 1:
+        return function(carry, _Tile(jnp.zeros((), jnp.int32), None, weights))
+
+    def one(number: Array, carry: Any) -> Any:
+        fresh = number * size
+        first = jnp.minimum(fresh, vocabulary - size)
+        part = jax.lax.dynamic_slice_in_dim(weights, first, size)
+        return function(carry, _Tile(first, fresh - first if vocabulary % size else None, part))
+
+    return jax.lax.fori_loop(0, count, one, carry)
+
+
+def _columns(tile: _Tile, tokens: int) -> Array:
+    return jax.lax.broadcasted_iota(jnp.int32, (tokens, tile.weights.shape[0]), 1)
+
+
+def _is_target(setting: _Setting, ids: Array, tile: _Tile, vocabulary: int) -> Array:
+    """[tokens, columns] bool, by comparison: a gather would need the whole vocabulary."""
     axes = setting.layout.vocabulary
     first = jax.lax.axis_index(axes) * vocabulary if axes else 0
-    return (ids - first)[:, None] == jax.lax.broadcasted_iota(jnp.int32, (ids.shape[0], vocabulary), 1)
+    columns = _columns(tile, ids.shape[0])
+    found = (ids - first - tile.first)[:, None] == columns
+    return found if tile.fresh is None else found & (columns >= tile.fresh)
 
 
-def _logits(setting: _Setting, hidden: Array, weights: Array) -> Array:
-    """[tokens, this device's vocabulary] float32, soft-capped."""
-    logits = jnp.einsum("td,vd->tv", hidden, weights, preferred_element_type=jnp.float32)
-    cap = setting.soft_cap
-    return logits if cap is None else cap * jnp.tanh(logits / cap)
+def _logits(setting: _Setting, hidden: Array, tile: _Tile) -> Array:
+    """[tokens, columns] float32, soft-capped; minus infinity where another tile has them."""
+    logits = jnp.einsum("td,vd->tv", hidden, tile.weights, preferred_element_type=jnp.float32)
+    if setting.soft_cap is not None:
+        logits = setting.soft_cap * jnp.tanh(logits / setting.soft_cap)
+    return logits if tile.fresh is None else jnp.where(_columns(tile, hidden.shape[0]) < tile.fresh, -jnp.inf, logits)
 
 
-def _score(setting: _Setting, hidden: Array, weights: Array, ids: Array) -> tuple[Array, Array, Array]:
-    """(log p(target) [tokens], log-sum-exp [tokens], logits)."""
-    axes = setting.layout.vocabulary
-    logits = _logits(setting, hidden, weights)
-    top = jnp.max(logits, axis=-1)
-    top = jax.lax.pmax(top, axes) if axes else top
-    lse = top + jnp.log(_summed(axes, jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)))
-    hit = jnp.where(_is_target(setting, ids, weights.shape[0]), logits, 0.0)
-    return _summed(axes, jnp.sum(hit, axis=-1)) - lse, lse, logits
+def _slope(setting: _Setting, values: Array, logits: Array) -> Array:
+    """Gradients with respect to capped logits made those with respect to the logits before the cap."""
+    if setting.soft_cap is None:
+        return values
+    # Where another tile has the logit, values are 0 and so must this be.
+    return jnp.where(values == 0, 0.0, values * (1.0 - jnp.square(logits / setting.soft_cap)))
 
 
-def _logit_gradient(setting: _Setting, logits: Array, lse: Array, ids: Array) -> Array:
-    """d log p(target) / d (logits before the cap), float32."""
-    hit = jnp.where(_is_target(setting, ids, logits.shape[-1]), 1.0, 0.0)
-    gradient = hit - jnp.exp(logits - lse[:, None])
-    return gradient if setting.soft_cap is None else gradient * (1.0 - jnp.square(logits / setting.soft_cap))
+def _product(gradient: Array, weights: Array) -> Array:
+    """[tokens, columns] with [columns, d] -> [tokens, d] float32, in the weights' dtype."""
+    return jnp.einsum("tv,vd->td", gradient.astype(weights.dtype), weights, preferred_element_type=jnp.float32)
 
 
-def _to_hidden(setting: _Setting, gradient: Array, weights: Array) -> Array:
+def _score(setting: _Setting, hidden: Array, weights: Array, ids: Array, slopes: bool = False) -> tuple[Array, ...]:
+    """(log p(target), log-sum-exp) [tokens]; slopes: also d log p / d hidden [tokens, d], of this device's columns."""
+    axes, tokens = setting.layout.vocabulary, hidden.shape[0]
+
+    def add(carry: Any, tile: _Tile) -> Any:
+        top, total, hit, *rest = carry
+        logits = _logits(setting, hidden, tile)
+        target = _is_target(setting, ids, tile, weights.shape[0])
+        higher = jnp.maximum(top, jnp.max(logits, axis=-1))
+        rescale = jnp.exp(top - higher)
+        exponentials = jnp.exp(logits - higher[:, None])
+        total = total * rescale + jnp.sum(exponentials, axis=-1)
+        hit = hit + jnp.sum(jnp.where(target, logits, 0.0), axis=-1)
+        if rest:
+            expected, own = rest
+            expected = expected * rescale[:, None] + _product(_slope(setting, exponentials, logits), tile.weights)
+            own = own + _product(_slope(setting, jnp.where(target, 1.0, 0.0), logits), tile.weights)
+            rest = [expected, own]
+        return (higher, total, hit, *rest)
+
+    zeros = jnp.zeros((tokens,), jnp.float32)
+    wide = [jnp.zeros(hidden.shape, jnp.float32)] * 2 if slopes else []
+    top, total, hit, *rest = _over_tiles(setting, weights, add, (zeros - jnp.inf, zeros, zeros, *wide))
+    highest = jax.lax.pmax(top, axes) if axes else top
+    total = _summed(axes, total * jnp.exp(top - highest))
+    lse = highest + jnp.log(total)
+    logps = _summed(axes, hit) - lse
+    if not slopes:
+        return logps, lse
+    expected, own = rest
+    return logps, lse, own - expected * (jnp.exp(top - highest) / total)[:, None]
+
+
+def _to_hidden(setting: _Setting, partial: Array) -> Array:
     """A piece's gradient with respect to this device's hidden states of it, summed over the vocabulary."""
     layout = setting.layout
-    partial = jnp.einsum("tv,vd->td", gradient, weights, preferred_element_type=jnp.float32)
     partial = _summed(tuple(axis for axis in layout.vocabulary if axis not in layout.shared), partial)
     return jax.lax.psum_scatter(partial, layout.shared, tiled=True) if layout.shared else partial
 
@@ -184,31 +255,62 @@ def _forward(setting: _Setting, hidden: Array, weights: Array, ids: Array) -> tu
 
     def piece(inputs: Any) -> tuple[Array, Array]:
         hidden_c, ids_c = (_gathered(setting, x) for x in inputs)
-        logps, lse, _ = _score(setting, hidden_c, weights, ids_c)
+        logps, lse = _score(setting, hidden_c, weights, ids_c)
         return _own(setting, logps), _own(setting, lse)
 
-    logps, lse = jax.lax.map(piece, _cut(setting, hidden, ids))
+    logps, lse = _map(piece, _cut(setting, hidden, ids))
     return _joined(ids, logps), _joined(ids, lse)
 
 
+def _map(function: Any, pieces: tuple[Array, ...]) -> Any:
+    """`function` of each piece; no loop where there is only one."""
+    if pieces[0].shape[0] > 1:
+        return jax.lax.map(function, pieces)
+    return jax.tree.map(lambda x: x[None], function(tuple(x[0] for x in pieces)))
+
+
 def _backward(
-    setting: _Setting, hidden: Array, weights: Array, ids: Array, lse: Array, cotangent: Array
+    setting: _Setting, hidden: Array, weights: Array, ids: Array, lse: Array, cotangent: Array, dtype: Any
 ) -> tuple[Array, Array]:
-    """Gradients of this device's hidden states, and of its vocabulary's rows of the head (float32)."""
+    """Gradients of this device's hidden states, and of its vocabulary's rows of the head."""
 
     def piece(head_gradient: Array, inputs: Any) -> tuple[Array, Array]:
         hidden_c, ids_c, lse_c, cotangent_c = (_gathered(setting, x) for x in inputs)
-        logits = _logits(setting, hidden_c, weights)
-        gradient = _logit_gradient(setting, logits, lse_c, ids_c) * cotangent_c[:, None]
-        gradient = gradient.astype(hidden.dtype)
-        head_gradient += jnp.einsum("tv,td->vd", gradient, hidden_c, preferred_element_type=jnp.float32)
-        return head_gradient, _to_hidden(setting, gradient, weights).astype(hidden.dtype)
+        # The small operand is the one that is transposed, and really so: folded into the product, it is half as fast
+        # on a CPU.
+        across = jax.lax.optimization_barrier(hidden_c.T)
 
-    start = jnp.zeros(weights.shape, jnp.float32)
-    head_gradient, hidden_gradient = jax.lax.scan(piece, start, _cut(setting, hidden, ids, lse, cotangent))
+        def add(carry: Any, tile: _Tile) -> Any:
+            head_gradient, hidden_gradient = carry
+            logits = _logits(setting, hidden_c, tile)
+            target = _is_target(setting, ids_c, tile, weights.shape[0])
+            gradient = jnp.where(target, 1.0, 0.0) - jnp.exp(logits - lse_c[:, None])
+            gradient = (_slope(setting, gradient, logits) * cotangent_c[:, None]).astype(hidden.dtype)
+            own = jnp.einsum("dt,tv->dv", across, gradient, preferred_element_type=jnp.float32)
+            if own.shape == head_gradient.shape:
+                head_gradient = head_gradient + own.astype(head_gradient.dtype)
+            else:
+                held = jax.lax.dynamic_slice_in_dim(head_gradient, tile.first, own.shape[1], 1)
+                held = held + own.astype(held.dtype)
+                head_gradient = jax.lax.dynamic_update_slice_in_dim(head_gradient, held, tile.first, 1)
+            return head_gradient, hidden_gradient + _product(gradient, tile.weights)
+
+        start = head_gradient, jnp.zeros(hidden_c.shape, jnp.float32)
+        head_gradient, hidden_gradient = _over_tiles(setting, weights, add, start)
+        return head_gradient, _to_hidden(setting, hidden_gradient).astype(hidden.dtype)
+
+    pieces = _cut(setting, hidden, ids, lse, cotangent)
     # Devices that hold the same rows of the head and other tokens: summed once, after all pieces.
     others = tuple(axis for axis in setting.layout.tokens if axis not in setting.layout.shared)
-    return _joined(ids, hidden_gradient), _summed(others, head_gradient)
+    if setting.pieces == 1:
+        # Every row of the head is summed by one product: where that is all, it need not be held in float32.
+        start = jnp.zeros(weights.shape[::-1], jnp.float32 if others else dtype)
+        head_gradient, hidden_gradient = piece(start, tuple(x[0] for x in pieces))
+        hidden_gradient = hidden_gradient[None]
+    else:
+        start = jnp.zeros(weights.shape[::-1], jnp.float32)
+        head_gradient, hidden_gradient = jax.lax.scan(piece, start, pieces)
+    return _joined(ids, hidden_gradient), _summed(others, head_gradient).T.astype(dtype)
 
 
 def _forward_slopes(setting: _Setting, hidden: Array, weights: Array, ids: Array) -> tuple[Array, Array]:
@@ -216,11 +318,10 @@ def _forward_slopes(setting: _Setting, hidden: Array, weights: Array, ids: Array
 
     def piece(inputs: Any) -> tuple[Array, Array]:
         hidden_c, ids_c = (_gathered(setting, x) for x in inputs)
-        logps, lse, logits = _score(setting, hidden_c, weights, ids_c)
-        gradient = _logit_gradient(setting, logits, lse, ids_c).astype(hidden.dtype)
-        return _own(setting, logps), _to_hidden(setting, gradient, weights).astype(hidden.dtype)
+        logps, _, slopes = _score(setting, hidden_c, weights, ids_c, slopes=True)
+        return _own(setting, logps), _to_hidden(setting, slopes).astype(hidden.dtype)
 
-    logps, slopes = jax.lax.map(piece, _cut(setting, hidden, ids))
+    logps, slopes = _map(piece, _cut(setting, hidden, ids))
     return _joined(ids, logps), _joined(ids, slopes)
 
 
@@ -237,8 +338,9 @@ def _trained_forward(hidden: Array, head: Array, ids: Array, setting: _Setting) 
 def _trained_backward(setting: _Setting, saved: Any, cotangent: Array) -> tuple[Array, Array, None]:
     hidden, head, ids, lse = saved
     weights = head.astype(hidden.dtype)
-    hidden_gradient, head_gradient = _spread(_backward, setting, "tvttt", "tv")(hidden, weights, ids, lse, cotangent)
-    return hidden_gradient, head_gradient.astype(head.dtype), None
+    run = _spread(functools.partial(_backward, dtype=head.dtype), setting, "tvttt", "tv")
+    hidden_gradient, head_gradient = run(hidden, weights, ids, lse, cotangent)
+    return hidden_gradient, head_gradient, None
 
 
 _trained.defvjp(_trained_forward, _trained_backward)

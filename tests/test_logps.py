@@ -40,7 +40,8 @@ def run(function, hidden, head, coefficients):
 
 
 @pytest.mark.parametrize(
-    ("count", "chunk", "soft_cap"), [(23, 8, None), (23, 8, 3.0), (5, 1024, None), (1, 1, 3.0), (16, 8, 3.0)]
+    ("count", "chunk", "soft_cap"),
+    [(23, 8, None), (23, 8, 3.0), (5, 1024, None), (1, 1, 3.0), (23, 1, 3.0), (37, 2, None)],
 )
 def test_equals_a_full_log_softmax_in_value_and_gradient(count, chunk, soft_cap):
     hidden, head, targets, coefficients = example(count)
@@ -113,9 +114,9 @@ def test_no_array_of_all_tokens_by_the_vocabulary_exists(frozen_head):
 
     def largest(function):
         jaxpr = jax.make_jaxpr(jax.value_and_grad(function, argnums=(0, 1)))(hidden, head).jaxpr
-        return max(int(np.prod(shape)) for shape in shapes(jaxpr) if vocabulary in shape)
+        return max(int(np.prod(shape)) for shape in shapes(jaxpr) if count in shape)
 
-    assert largest(loss) == chunk * vocabulary
+    assert count * 8 < largest(loss) <= chunk * vocabulary
     # The check sees such arrays where they are: the oracle has them.
     assert largest(lambda h, w: jnp.sum(full(h, w, targets))) == count * vocabulary
 
@@ -147,9 +148,9 @@ def test_a_mesh_gives_the_same_and_holds_no_whole_head(sizes, vocabulary):
     if sizes == (2, 2, 2):
         # Inside the loops over pieces no gradient of the head is summed over devices: only in the entry computation.
         loops, entry = program.as_text().split("\nENTRY ")
-        assert f"f32[{vocabulary // 4},8]" in loops
-        assert not re.search(rf"f32\[{vocabulary // 4},8\]\S* all-reduce\(", loops)
-        assert re.search(rf"f32\[{vocabulary // 4},8\]\S* all-reduce\(", entry)
+        assert f"f32[8,{vocabulary // 4}]" in loops
+        assert not re.search(rf"f32\[8,{vocabulary // 4}\]\S* all-reduce\(", loops)
+        assert re.search(rf"f32\[8,{vocabulary // 4}\]\S* all-reduce\(", entry)
 
 
 def test_sequences_are_sums_of_their_tokens_without_the_padding():

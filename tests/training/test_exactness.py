@@ -1,0 +1,91 @@
+"""Shared responses, shared prompts and packed rows change nothing: a step equals that of one sequence a row.
+
+Both are one program, for what differs is where the batch puts its tokens: one compilation a family and loss.
+"""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from care_jax import losses
+from care_jax.data import pipeline
+from care_jax.data.corpus import Corpus, Encodings, build
+from care_jax.data.packing import Batch, Layout, plan_step
+from care_jax.data.preferences import make_units
+from care_jax.data.questions import Question, Response
+from care_jax.training.step import init_state, make_step
+from tests.models.tiny_models import tiny_model
+from tests.training.test_step import KEEP_GRADIENT
+
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text")
+LOSSES = ("dpo", "ipo", "simpo", "kto", "plackett_luce")
+TOGETHER = {"packing": True, "share_responses": True, "share_prompts": True}
+ALONE = dict.fromkeys(TOGETHER, False)
+TOLERANCE = 2e-6  # of the loss, and of the largest number of each gradient leaf
+
+
+@functools.cache
+def corpus() -> Corpus:
+    """Three questions with three rated responses each, of a vocabulary of 64."""
+    rng = np.random.default_rng(0)
+    questions, encodings = [], []
+    for number in range(3):
+        prompt, *completions = (rng.integers(3, 64, size).tolist() for size in (3 + number, 8, 5 + number, 11))
+        rated = tuple(Response(tuple(ids), float(place), "", number) for place, ids in enumerate(completions))
+        questions.append(Question(tuple(prompt), rated, str(number)))
+        encodings.append(Encodings(prompt, completions))
+    return build(questions, encodings, 16)
+
+
+def batch(view: str, needs_kl: bool, **switches: bool) -> tuple[Batch, int]:
+    """One step over all questions, in a layout of sizes that hold whatever the switches; how many responses it runs."""
+    options = {"desirable_min": 1.0, "undesirable_max": 0.0} if view == "unpaired" else {}
+    units = make_units(corpus().questions, view, policy="all", unit="group", **options)
+    layout = Layout(18, 32, 18, 18 * 16, 16, 4, 3, microbatches=1, **switches)
+    plan = plan_step(units, corpus(), layout, layout if needs_kl else None)
+
+    def reference(questions: np.ndarray, responses: np.ndarray) -> np.ndarray:
+        return (-20 - 3 * np.sin(questions + 2.0 * responses)).astype(np.float32)
+
+    made = pipeline.fill(plan, corpus(), ref_logps=reference)
+    return made, int(np.count_nonzero(made.completion_segments[0, 1:] != made.completion_segments[0, :-1]))
+
+
+def covering() -> list:
+    """Every family and every loss once in the plain run, all of their combinations with --slow."""
+    return [
+        pytest.param(family, name, marks=[] if place == at else pytest.mark.slow)
+        for at, family in enumerate(FAMILIES)
+        for place, name in enumerate(LOSSES)
+    ]
+
+
+def step(family: str, name: str):
+    """(what a step with this batch gives: loss, gradient; the loss's signature), compiled once."""
+    tiny, loss = tiny_model(family), losses.get(name)
+    program = jax.jit(make_step(tiny.model, loss, KEEP_GRADIENT))
+
+    def run(given: Batch):
+        after, metrics = program(init_state(tiny.params, KEEP_GRADIENT), given)
+        return metrics["loss"], after.opt_state
+
+    return run, losses.spec(loss), program
+
+
+@pytest.mark.parametrize(("family", "name"), covering())
+def test_packed_and_shared_is_one_row_a_sequence(family, name):
+    run, spec, program = step(family, name)
+    together, few = batch(spec.view, spec.needs_kl, **TOGETHER)
+    alone, many = batch(spec.view, spec.needs_kl, **ALONE)
+    assert few == 9
+    assert many == (18 if spec.view == "pairs" else 9), "without sharing every pair runs both of its responses"
+    assert np.count_nonzero(together.segment_ids.any(axis=-1)) < 9 <= np.count_nonzero(alone.segment_ids.any(axis=-1))
+    (loss, gradient), (expected_loss, expected) = run(together), run(alone)
+    assert program._cache_size() == 1
+    np.testing.assert_allclose(loss, expected_loss, rtol=TOLERANCE)
+    for (path, found), oracle in zip(jax.tree.leaves_with_path(gradient), jax.tree.leaves(expected)):
+        scale = float(np.max(np.abs(oracle)))
+        assert scale > 0, jax.tree_util.keystr(path)
+        np.testing.assert_allclose(found, oracle, rtol=0, atol=TOLERANCE * scale, err_msg=jax.tree_util.keystr(path))

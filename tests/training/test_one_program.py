@@ -1,0 +1,100 @@
+"""What a run's step is: one program, compiled once, without the reference, fed without implicit transfers."""
+
+import logging
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import care_jax
+from care_jax import losses
+from care_jax.training import placing
+from care_jax.training.step import init_state, make_step
+from care_jax.training.updates import Updates
+from tests.training.batches import groups, plain_batch, tiny_model
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("data", ["sample", pytest.param("care_rated.jsonl", marks=pytest.mark.slow)])
+def test_a_run_compiles_its_step_once(data, tmp_path, monkeypatch, caplog, request):
+    """A whole epoch, steps filled differently, every one of them under the transfer guard."""
+    if data != "sample":
+        data = str(request.getfixturevalue("shared") / "data" / data)
+    programs, run, compile_step = [], Updates.run, Updates._compile
+
+    def kept(self, *given):
+        programs.append(compile_step(self, *given))
+        return programs[-1]
+
+    def guarded(self, *given):
+        with jax.transfer_guard("disallow"):
+            return run(self, *given)
+
+    monkeypatch.setattr(Updates, "_compile", kept)
+    monkeypatch.setattr(Updates, "run", guarded)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        made = care_jax.train(
+            "quickstart",
+            **{
+                "output_dir": str(tmp_path / "run"),
+                "data.train": [{"reader": "care", "path": data}],
+                "data.eval": [],
+                "data.epochs": 1,
+                "data.max_length": 96,
+                "batch.row_length": 128,
+                "batch.examples": 16 if data == "sample" else 64,
+                "trackers": [],
+                "checkpoint.every": None,
+            },
+        )
+    steps = [line for line in made.metrics if "loss" in line]
+    assert len(steps) > 3
+    assert len({line["packing_efficiency"] for line in steps}) > 1
+    compiled = re.findall(r"Compiling jit\((\w+)\) with", caplog.text)
+    assert compiled.count("step") == 1
+    # Its arguments: weights and two moments of each, and the batch. No second model.
+    (program,) = programs
+    weights = sorted(leaf.shape for leaf in jax.tree.leaves(made.params) if leaf.ndim > 1)
+    arguments = [leaf for leaf in jax.tree.leaves(program.in_avals) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert sorted(leaf.shape for leaf in arguments if leaf.shape in set(weights)) == sorted(weights * 3)
+
+
+def test_the_guard_sees_what_is_not_placed(tmp_path):
+    model, params = tiny_model(tmp_path)
+    optimizer = optax.sgd(0.1)
+    program = jax.jit(make_step(model, losses.dpo, optimizer))
+    batch, state = plain_batch([groups(2)]), init_state(params, optimizer)
+    mesh = care_jax.sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    placed = placing.to_devices(batch, placing.batch_shardings(batch, mesh), batch.tokens.shape[1])
+    with jax.transfer_guard("disallow"):
+        program(state, placed)
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            program(state, batch)
+
+
+def lowered(folder, layers, vocabulary=64, **changes):
+    folder.mkdir(parents=True, exist_ok=True)
+    model, params = tiny_model(folder, num_hidden_layers=layers, vocab_size=vocabulary, **changes)
+    optimizer = optax.adam(1e-3)
+    shapes = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), plain_batch([groups(2), groups(2)]))
+    return jax.jit(make_step(model, losses.dpo, optimizer), donate_argnums=0).lower(shapes, batch)
+
+
+def test_the_program_does_not_grow_with_depth(tmp_path):
+    few, many = (lowered(tmp_path / str(n), n).as_text().count("\n") for n in (2, 32))
+    assert many <= 1.02 * few
+
+
+@pytest.mark.slow  # compiles two programs at full optimization
+def test_memory_grows_with_the_vocabulary_by_the_head_alone(tmp_path):
+    """From 32k to 256k: temporaries grow by no more than the head and its gradient do."""
+    temporary, width = {}, 32
+    for vocabulary in (32768, 262144):
+        found = lowered(tmp_path / str(vocabulary), 2, vocabulary, tie_word_embeddings=True).compile().memory_analysis()
+        temporary[vocabulary] = found.temp_size_in_bytes
+    head = (262144 - 32768) * width * 4
+    assert temporary[262144] - temporary[32768] <= 2 * head
