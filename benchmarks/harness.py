@@ -15,6 +15,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -156,27 +157,40 @@ def exact(plan: StepPlan) -> StepPlan:
     return dataclasses.replace(plan, layout=dataclasses.replace(plan.layout, completions=-(-most // 64) * 64))
 
 
-def grouped(units: Sequence[Unit], corpus: Corpus, rows: Sequence[int] = range(2, 33)) -> StepPlan:
-    """Everything shared and packed, as one microbatch of the rows that leave the fewest token slots empty.
+def grouped(units: Sequence[Unit], corpus: Corpus, sizes: Any, slots: int = 4096) -> StepPlan:
+    """Everything shared and packed, in the rows and row length that take the least work by count of operations.
 
-    Rows of at most twice the longest sequence: attention's work grows with their length.
+    sizes: an `Arch` or `Sizes`, for that count. slots: token slots of a microbatch at most, which memory allows.
     """
-    least, best = longest(corpus), None
-    total = sum(sum(corpus.length(u.question, corpus.response_id(u.question, r)) for r in u.responses) for u in units)
-    for count in rows:
-        start = max(least, -(-total // count))
-        for length in range(-(-start // 16) * 16, 2 * least + 16, 16):
-            if best is not None and count * length >= best.layout.rows * best.layout.row_length:
+    least = longest(corpus)
+    best, cost = None, float("inf")
+    for rows in range(1, 17):
+        for length in range(-(-least // 32) * 32, max(2 * least, 544), 32):
+            if rows * length > slots:
                 break
             try:
-                plan = planned(units, corpus, count, length)
-            except UserError:
+                plan = exact(planned(units, corpus, rows, length))
+            except UserError:  # this question needs more rows
                 continue
-            if plan.count == 1:
-                best = plan
-                break
-    assert best is not None
-    return exact(best)
+            own = operations(plan, sizes)
+            if own < cost:
+                best, cost = plan, own
+    if best is None:
+        raise SystemExit(f"a question needs more than {slots} token slots")
+    return best
+
+
+def operations(plan: StepPlan, sizes: Any) -> float:
+    """Floating point operations of a step: three passes through the layers, four through the head (one again)."""
+    if isinstance(sizes, Sizes):
+        hidden, head_dim, vocabulary = sizes.width, sizes.width // sizes.heads, sizes.vocabulary
+    else:
+        hidden, head_dim, vocabulary = sizes.hidden, sizes.head_dim, sizes.vocab_size
+    projections = 2 * hidden * head_dim * (sizes.heads + sizes.kv_heads) + 3 * hidden * sizes.mlp
+    attention = 2 * plan.layout.row_length * sizes.heads * head_dim
+    slots = plan.count * plan.layout.rows * plan.layout.row_length
+    head = 8 * plan.count * plan.layout.completions * vocabulary * hidden
+    return 6 * slots * sizes.layers * (projections + attention) + head
 
 
 EXPANDED = {"packing": False, "share_responses": False, "share_prompts": False}
@@ -225,25 +239,8 @@ def step_case(name: str, program: Any, state: Any, inputs: Sequence[Any], facts:
     return Case(name, run, facts, first_moment(held[0].opt_state), loss)
 
 
-def library_case(
-    name: str,
-    model: Any,
-    params: Any,
-    reference: Any,
-    plan: StepPlan,
-    corpus: Corpus,
-    *,
-    online: bool = False,
-    loss: Any = None,
-) -> Case:
-    """The library's own step on a plan; the reference precomputed, or run before every step."""
-    batch = jax.tree.map(jnp.asarray, pipeline.fill(plan, corpus))
-    logps = jax.jit(make_logps(model))
-    ref_logps = logps({"params": reference}, batch)
-    batch = dataclasses.replace(batch, ref_logps=ref_logps)
-    step = make_step(model, losses.bind("dpo", beta=BETA) if loss is None else loss, optimizer())
-    program = jax.jit(step, donate_argnums=0)
-    facts = {
+def facts_of(plan: StepPlan) -> dict[str, Any]:
+    return {
         "tokens": plan.tokens,
         "token_slots": plan.count * plan.layout.rows * plan.layout.row_length,
         "fill": plan.efficiency,
@@ -251,43 +248,47 @@ def library_case(
         "rows": plan.layout.rows,
         "row_length": plan.layout.row_length,
     }
-    case = step_case(name, program, init_state(params, optimizer()), (batch,), facts)
-    if online:
-        own = case.run
-
-        def run() -> float:
-            jax.block_until_ready(logps({"params": reference}, batch))
-            return own()
-
-        case.run = run
-    return case
 
 
-def naive_case(
-    name: str, model: Any, params: Any, reference: Any, plan: StepPlan, corpus: Corpus, *, online: bool
-) -> Case:
-    """What is usually written: every pair's two sequences in padded rows of their own, log-softmax over all logits.
-
-    plan: an expanded one, rows of the longest sequence. The reference on the fly inside the step, or precomputed.
+def library_cases(
+    name: str, model: Any, params: Any, reference: Any, plan: StepPlan, corpus: Corpus, loss: Any = None
+) -> tuple[Case, Case]:
+    """The library's own step on a plan with the reference precomputed, and the reference pass over that batch, which a
+    reference on the fly adds to every step.
     """
     batch = jax.tree.map(jnp.asarray, pipeline.fill(plan, corpus))
+    logps = jax.jit(make_logps(model))
+
+    def reference_pass() -> float:
+        return float(jax.block_until_ready(logps({"params": reference}, batch))[0, 0])
+
+    batch_with = dataclasses.replace(batch, ref_logps=logps({"params": reference}, batch))
+    step = make_step(model, losses.bind("dpo", beta=BETA) if loss is None else loss, optimizer())
+    program = jax.jit(step, donate_argnums=0)
+    case = step_case(name, program, init_state(params, optimizer()), (batch_with,), facts_of(plan))
+    return case, Case(f"{name}: reference pass", reference_pass)
+
+
+def naive_cases(
+    name: str, model: Any, params: Any, reference: Any, plan: StepPlan, corpus: Corpus
+) -> tuple[Case, Case]:
+    """What is usually written: every pair's two sequences in padded rows of their own, log-softmax over all logits.
+
+    plan: an expanded one, rows of the longest sequence. The step with the reference precomputed, and its pass alone.
+    """
+    batch = jax.tree.map(jnp.asarray, pipeline.fill(plan, corpus))
+    count, total, slots = plan.count, jnp.sum(batch.pair_weights), plan.layout.responses
 
     def logps(weights: Any, one: Batch) -> jax.Array:
         logits = model.apply({"params": weights}, one.tokens, one.positions, one.segment_ids)[:, :-1]
         scores = jax.nn.log_softmax(logits, axis=-1)
         found = jnp.take_along_axis(scores, one.tokens[:, 1:, None], axis=-1)[..., 0]
-        places = (
-            jnp.zeros(one.tokens.size, bool)
-            .at[one.completion_positions]
-            .set(one.completion_segments < plan.layout.rows)
-        )
-        return jnp.sum(found * places.reshape(one.tokens.shape)[:, 1:], axis=-1)
+        scored = jnp.zeros(one.tokens.size, bool).at[one.completion_positions].max(one.completion_segments < slots)
+        return jnp.sum(found * scored.reshape(one.tokens.shape)[:, 1:], axis=-1)
 
     def part(index: jax.Array) -> Batch:
         whole = dataclasses.replace(batch, n_microbatches=None)
         return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False), whole)
-
-    count, total = plan.count, jnp.sum(batch.pair_weights)
 
     def share(weights: Any, one: Batch, ref: jax.Array) -> jax.Array:
         ratios = logps(weights, one) - ref
@@ -295,13 +296,11 @@ def naive_case(
         return jnp.sum(one.pair_weights * -jax.nn.log_sigmoid(BETA * margins)) / total
 
     rule = optimizer()
-    known = jax.jit(lambda w: jax.lax.map(lambda index: logps(w, part(index)), jnp.arange(count)))(reference)
+    whole_pass = jax.jit(lambda weights: jax.lax.map(lambda index: logps(weights, part(index)), jnp.arange(count)))
 
-    def step(state: Any, reference: Any, known: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+    def step(state: Any, known: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         def body(index: jax.Array, carry: Any) -> Any:
-            one = part(index)
-            ref = logps(reference, one) if online else known[index]
-            value, gradient = jax.value_and_grad(share)(state.params, one, ref)
+            value, gradient = jax.value_and_grad(share)(state.params, part(index), known[index])
             return carry[0] + value, jax.tree.map(jnp.add, carry[1], gradient)
 
         start = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params)
@@ -310,16 +309,12 @@ def naive_case(
         after = state.with_trainable(optax.apply_updates(state.params, updates), opt_state=opt_state)
         return after, {"loss": loss}
 
-    facts = {
-        "tokens": plan.tokens,
-        "token_slots": plan.count * plan.layout.rows * plan.layout.row_length,
-        "fill": plan.efficiency,
-        "microbatches": plan.count,
-        "rows": plan.layout.rows,
-        "row_length": plan.layout.row_length,
-    }
+    def reference_pass() -> float:
+        return float(jax.block_until_ready(whole_pass(reference))[0, 0])
+
     program = jax.jit(step, donate_argnums=0)
-    return step_case(name, program, init_state(params, rule), (reference, known), facts)
+    case = step_case(name, program, init_state(params, rule), (whole_pass(reference),), facts_of(plan))
+    return case, Case(f"{name}: reference pass", reference_pass)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -451,6 +446,16 @@ def shown(key: str, value: Any) -> str:
     return str(value)
 
 
+def on_the_fly(results: dict[str, Any], name: str) -> str:
+    """Adds the step with the reference on the fly: in every round, the step and the reference pass."""
+    step, other = results[name], results[f"{name}: reference pass"]
+    made: dict[str, Any] = {key: [a + b for a, b in zip(step[key], other[key])] for key in ("wall", "process")}
+    made |= {"median": statistics.median(made["wall"]), "minimum": min(made["wall"])}
+    made |= {"process_median": statistics.median(made["process"]), "peak": max(step["peak"], other["peak"])}
+    results[f"{name}, reference on the fly"] = made
+    return f"{name}, reference on the fly"
+
+
 def ratios_of(results: dict[str, Any], ours: str, others: Sequence[str]) -> dict[str, float]:
     """How many times longer each of the others takes: by median and minimum of wall time, by median of process time."""
     found = {}
@@ -458,3 +463,42 @@ def ratios_of(results: dict[str, Any], ours: str, others: Sequence[str]) -> dict
         for which in ("median", "minimum", "process_median"):
             found[f"{other} / {ours} ({which})"] = results[other][which] / results[ours][which]
     return found
+
+
+# --- the two made-up problems ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Problem:
+    """allpairs: 2 questions, 9 responses each, all pairs; pairs: 64 questions, one pair each."""
+
+    sizes: Sizes
+    corpus: Corpus
+    units: list[Unit]
+    model: Any
+    params: Any
+    reference: Any
+    shapes: dict[str, Any]
+
+    def expanded(self) -> StepPlan:
+        """Eight pairs a microbatch, every sequence in a row of the longest one."""
+        return planned(self.units, self.corpus, 16, longest(self.corpus), **EXPANDED)
+
+
+def problem(what: str, arguments: argparse.Namespace) -> Problem:
+    sizes = QUICK if arguments.quick else Sizes()
+    count, responses = (2, 9) if what == "allpairs" else (64, 2)
+    if arguments.quick:
+        count, responses, arguments.rounds = min(count, 8), min(responses, 4), 2
+    corpus = care_like(arguments.seed, count, responses, sizes.vocabulary)
+    units = all_pairs(corpus)
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_model(pathlib.Path(folder), sizes)
+    shapes = vars(sizes) | {
+        "questions": count,
+        "responses": responses,
+        "pairs": count_pairs(units),
+        "longest": longest(corpus),
+    }
+    params, reference = models.init_params(model, 0), models.init_params(model, 1)
+    return Problem(sizes, corpus, units, model, params, reference, shapes)

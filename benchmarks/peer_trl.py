@@ -61,19 +61,18 @@ class Peer:
     reference: Any
     pairs: list[dict[str, Any]]
     optimizer: Any
-    online: bool
 
     @classmethod
     def make(
-        cls, policy: pathlib.Path, reference: pathlib.Path, pairs: list[dict[str, Any]], *, online: bool
+        cls, policy: pathlib.Path, reference: pathlib.Path, pairs: list[dict[str, Any]], dtype: str = "float32"
     ) -> "Peer":
         def load(folder: pathlib.Path) -> Any:
-            return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
 
         with tempfile.TemporaryDirectory() as folder:
             config = trl.DPOConfig(
                 output_dir=folder,
-                use_cpu=True,
+                use_cpu=not torch.cuda.is_available(),
                 bf16=False,
                 gradient_checkpointing=False,
                 max_length=None,
@@ -91,25 +90,29 @@ class Peer:
                 train_dataset=Dataset.from_list([row]),
                 processing_class=_tokenizer(),
             )
-        # A trainer made with the precomputed reference would run it over its own (one row's) data set; ours are rows of
-        # ids, whose reference we precompute with its own function. From here on the two are the same object.
-        trainer.precompute_ref_logps = not online
+        # Made with the precomputed reference it would run it over its own data set of one row; ours are rows of ids,
+        # and its own function computes their reference (`reference_pass`). From here on the two are the same object.
+        trainer.precompute_ref_logps = True
         model = trainer.model.train()
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=harness.RATE, betas=(harness.B1, harness.B2), weight_decay=0.0, fused=True
         )
-        made = cls(trainer, trainer.ref_model, pairs, optimizer, online)
-        if not online:
-            made._precompute()
+        made = cls(trainer, trainer.ref_model, pairs, optimizer)
+        made.reference_pass(1)
         return made
 
     def _batch(self, part: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return self.trainer.data_collator(list(part))
+        return self.trainer._prepare_inputs(self.trainer.data_collator(list(part)))
 
-    def _precompute(self) -> None:
-        for pair in self.pairs:
-            chosen, rejected = self.trainer.compute_ref_log_probs(self.reference, self._batch([pair]))
-            pair |= {"ref_chosen_logps": chosen.item(), "ref_rejected_logps": rejected.item()}
+    def reference_pass(self, size: int) -> float:
+        """Computes and keeps the reference of every pair, microbatches as in the step: what on the fly adds to it."""
+        for at in range(0, len(self.pairs), size):
+            part = self.pairs[at : at + size]
+            found = self.trainer.compute_ref_log_probs(self.reference, self._batch(part))
+            for side, values in zip(("chosen", "rejected"), found):
+                for pair, value in zip(part, values.tolist()):
+                    pair[f"ref_{side}_logps"] = value
+        return self.pairs[0]["ref_chosen_logps"]
 
     def backward(self, part: Sequence[dict[str, Any]]) -> float:
         """One microbatch: its share of the step's loss, and the gradient added."""
@@ -121,6 +124,8 @@ class Peer:
         total = sum(self.backward(self.pairs[at : at + size]) for at in range(0, len(self.pairs), size))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return total
 
     def fastest(self, sizes: Sequence[int], sample: int) -> tuple[int, dict[str, float]]:
@@ -151,26 +156,28 @@ class Peer:
         return squares**0.5 / (1 - harness.B1)
 
 
-def case(
+def cases(
     name: str,
     policy: pathlib.Path,
     reference: pathlib.Path,
     pairs: list[dict[str, Any]],
-    *,
-    online: bool,
     size: int | None = None,
-    warm: bool = True,
-) -> harness.Case:
-    """A step of TRL over all pairs. size: pairs a microbatch; None finds the fastest. warm: the first step is taken
-    here, and its loss and gradient norm kept; without it they are the first round's.
+    dtype: str = "float32",
+) -> tuple[harness.Case, harness.Case]:
+    """A step of TRL over all pairs with the reference precomputed, and the reference pass that on the fly adds to it.
+
+    size: pairs a microbatch; None finds the fastest on a sample, which warms up too. The loss and the gradient norm of
+    the first step, which is the first round's, are kept.
     """
-    peer = Peer.make(policy, reference, [dict(pair) for pair in pairs], online=online)
+    peer = Peer.make(policy, reference, [dict(pair) for pair in pairs], dtype)
     seconds: dict[str, float] = {}
     if size is None:
         size, seconds = peer.fastest([1, 2, 4, 8], min(8, len(pairs)))
+    else:
+        peer.fastest([size], min(size, len(pairs)))
     facts: dict[str, Any] = {"pairs_a_microbatch": size, "calibration_seconds": list(seconds.values())}
     facts |= peer.counted(size)
-    expected = sum(len(p["chosen_ids"]) + len(p["rejected_ids"]) for p in pairs)
+    expected = sum(len(pair["chosen_ids"]) + len(pair["rejected_ids"]) for pair in pairs)
     if facts["completion_tokens"] != expected:
         raise AssertionError(f"TRL trains on {facts['completion_tokens']} completion tokens, ours are {expected}")
     facts["fill"] = facts["tokens"] / facts["token_slots"]
@@ -183,6 +190,4 @@ def case(
         return made.loss
 
     made.run = first
-    if warm:
-        made.run()
-    return made
+    return made, harness.Case(f"{name}: reference pass", lambda: peer.reference_pass(size))

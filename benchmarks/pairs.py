@@ -1,0 +1,10 @@
+"""One pair a question, 64 questions in one step: what packing and shared prompts bring where no response is shared.
+
+python benchmarks/pairs.py [--rounds 5] [--seed 0] [--quick]
+"""
+
+import harness
+import modes
+
+if __name__ == "__main__":
+    modes.run("pairs", harness.parser(__doc__).parse_args())

@@ -1,0 +1,97 @@
+"""docs/performance.md from the records in benchmarks/results.
+
+python benchmarks/report.py
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import harness
+
+TARGET = pathlib.Path(__file__).parents[1] / "docs" / "performance.md"
+
+INTRO = """# Performance
+
+Made by `python benchmarks/report.py` from the records that the benchmarks write to `benchmarks/results/`; no number here
+is typed. In every round each case runs once, in turn, in one process; a ratio is of medians (or minima) within one run.
+`temp` is what the compiler plans beside arguments and outputs, `peak` the resident memory of the process above what it
+was before the step, `error` the largest relative difference to one row a sequence: of the loss, and over the gradient's
+leaves of max |a - b| / max |b|.
+"""
+
+# What each benchmark shows; those without a record are named at the end.
+TITLES = {
+    "against_trl_allpairs": "All pairs of a question: against TRL's DPOTrainer",
+    "against_trl_pairs": "One pair a question: against TRL's DPOTrainer",
+    "against_trl_care": "SmolLM2 on CARE, all pairs: against TRL's DPOTrainer",
+    "against_naive_allpairs": "All pairs: against padded rows and full logits",
+    "against_naive_pairs": "One pair a question: against padded rows and full logits",
+    "allpairs": "All pairs: what each switch brings",
+    "pairs": "One pair a question: what each switch brings",
+    "head": "The head: tiles against full logits",
+    "head_aot": "The head compiled for a TPU that is not here",
+    "pack": "Packing",
+    "epoch": "The loop",
+}
+COLUMNS = {
+    "median": "median s",
+    "minimum": "minimum s",
+    "process_median": "process s",
+    "fill": "fill",
+    "token_slots": "slots",
+    "temp_bytes": "temp",
+    "peak": "peak",
+    "loss_error": "error of the loss",
+    "gradient_error": "of the gradient",
+    "gradient_norm_error": "of its norm",
+    "tokens_per_second": "tokens/s",
+    "tokens_a_core_second": "tokens/s a core, planned and filled",
+    "input_wait_share": "input wait",
+    "shapes": "shapes",
+    "mfu": "MFU",
+}
+
+
+def table(results: dict[str, dict[str, Any]]) -> list[str]:
+    keys = [key for key in COLUMNS if any(values.get(key) is not None for values in results.values())]
+    lines = ["| | " + " | ".join(COLUMNS[key] for key in keys) + " |", "|---" * (len(keys) + 1) + "|"]
+    for name, values in results.items():
+        shown = ["" if values.get(key) is None else harness.shown(key, values[key]) for key in keys]
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    return lines
+
+
+def section(name: str, record: dict[str, Any]) -> list[str]:
+    machine = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
+    shapes = ", ".join(f"{key} {value}" for key, value in record["shapes"].items())
+    lines = [
+        f"## {TITLES[name]}",
+        "",
+        f"`{record['command']}`: seed {record['seed']}, {record['rounds']} rounds; {shapes}.",
+    ]
+    lines += [f"Machine: {machine}.", "", *table(record["results"]), ""]
+    if record["ratios"]:
+        lines += ["| ratio | |", "|---|---|"]
+        lines += [f"| {key} | {value:.2f} |" for key, value in record["ratios"].items()] + [""]
+    return lines
+
+
+def main() -> None:
+    lines, missing = [INTRO], []
+    for name in TITLES:
+        path = harness.RESULTS / f"{name}.json"
+        if path.exists():
+            lines += section(name, json.loads(path.read_text()))
+        else:
+            missing.append(name)
+    if missing:
+        lines += ["## Not run", "", "No record: " + ", ".join(missing) + ".", ""]
+    aside = TARGET.with_suffix(".partial")
+    aside.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    aside.rename(TARGET)
+    print(f"written to {TARGET}")
+
+
+if __name__ == "__main__":
+    main()
