@@ -13,8 +13,8 @@ TARGET = pathlib.Path(__file__).parents[1] / "docs" / "performance.md"
 
 INTRO = """# Performance
 
-Made by `python benchmarks/report.py` from the records that the benchmarks write to `benchmarks/results/`; no number here
-is typed. In every round each case runs once, in turn, in one process; a ratio is of medians (or minima) within one run.
+Made by `python benchmarks/report.py` from the records that the benchmarks write to `benchmarks/results/`; no number is
+typed. In every round each case runs once, in turn, in one process; a ratio is of medians (or minima) within one run.
 `temp` is what the compiler plans beside arguments and outputs, `peak` the resident memory of the process above what it
 was before the step, `error` the largest relative difference to one row a sequence: of the loss, and over the gradient's
 leaves of max |a - b| / max |b|.

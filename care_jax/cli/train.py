@@ -48,10 +48,12 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     import jax
 
+    from care_jax.cli import compiled
     from care_jax.training import loop
     from care_jax.training.failures import RunFailed
     from care_jax.training.signals import Interrupted
 
+    compiled.keep()
     try:
         if identity is None:
             loop.train(loaded)
