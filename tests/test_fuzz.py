@@ -3,16 +3,18 @@
 In this process, with everything done up to the point of compiling; 500 times, and 20 through the command, with --slow.
 """
 
+import functools
 import json
 import random
 import re
 
+import jax
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 import care_jax
-from care_jax import losses
+from care_jax import losses, sharding
 from care_jax.config import Config
 from care_jax.errors import Leakage, UserError
 from care_jax.training import frozen, loop
@@ -106,6 +108,7 @@ def up_to_compiling(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("fuzz"))
         patch.setattr(loop, "new_state", started)
+        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:2]))
         patch.setattr(frozen, "reference", no_pass)
         yield iter(range(10**6))
 

@@ -16,8 +16,10 @@ CONFIG = {
     "model.init": "random",
     "model.dtype": "float32",
     "model.remat": "none",
+    "loss": {"name": "simpo"},  # no reference pass to compile; tests/test_processes.py has one on several processes
     "data.eval": [],
     "data.max_steps": 4,
+    "eval_every": None,
     "data.max_length": 128,
     "batch": {"unit": "pair", "examples": 8, "row_length": 128, "microbatch_rows": 8},
     "optimizer.learning_rate": 1e-3,
@@ -46,8 +48,8 @@ def test_eight_devices_then_two(tmp_path, monkeypatch, capsys):
     # What would train on something else is refused.
     with pytest.raises(UserError, match=r"resume: never, but .* holds checkpoints already"):
         train(2, resume="never")
-    with pytest.raises(UserError, match=r"loss.beta: 0.1 then, 0.2 now"):
-        train(2, loss={"name": "dpo", "beta": 0.2})
+    with pytest.raises(UserError, match=r"loss.beta: 2.0 then, 0.5 now"):
+        train(2, **{"loss.beta": 0.5})
     (run / "config.yaml").unlink()  # the checkpoint knows too
     with pytest.raises(UserError, match=r"batch.examples: 8 then, 4 now"):
         train(2, **{"batch.examples": 4})

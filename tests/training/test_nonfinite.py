@@ -72,6 +72,7 @@ def test_a_run_that_diverges(tmp_path, capsys):
     with pytest.raises(Diverged, match=r"step 3: 2 updates in a row .*first non-finite tensor: the .*last good"):
         run(
             tmp_path,
+            loss={"name": "simpo"},
             **{
                 "optimizer.learning_rate": 1e25,
                 "optimizer.schedule": "constant",
