@@ -22,6 +22,7 @@ from care_jax.config.blocks import (
     BatchConfig,
     CheckpointConfig,
     DataConfig,
+    EvaluationConfig,
     LossConfig,
     MeshConfig,
     ModelConfig,
@@ -57,7 +58,7 @@ class Config(Block):
     profile: ProfileConfig | None = None
     log_every: Count = 1
     eval_every: Interval | None = 0.1
-    evaluation: None = None  # tasks during training come with the evaluation tasks themselves
+    evaluation: EvaluationConfig | None = None
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
 
     @property

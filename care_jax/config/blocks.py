@@ -284,3 +284,41 @@ class NonfiniteConfig(Block):
 class ProfileConfig(Block):
     start: Count
     steps: Count
+
+
+class TaskConfig(Block):
+    """A task and how it is asked; the keys are the options of care-jax evaluate. name: what its numbers are called."""
+
+    task: Text
+    name: Text | None = None
+    data: Text | None = None
+    query_language: Literal["native", "english"] = "native"
+    translations: Text | None = None
+    language: Text | None = None
+    prompt: Text | None = None
+    method: Literal["auto", "logprob", "generate"] = "auto"
+    mode: Literal["parity", "strict"] = "parity"
+    limit: Count | None = None
+    temperature: NonNegative | None = None
+    max_tokens: Count | None = None
+    chat_template: Text | None = None
+
+    @property
+    def label(self) -> str:
+        asked = "" if self.query_language == "native" else f" ({self.query_language})"
+        return self.name or f"{self.task}{asked}"
+
+
+class EvaluationConfig(Block):
+    """Tasks that the policy answers before training, at the end, and every so often."""
+
+    tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)]
+    every: Interval = 0.5
+
+    @model_validator(mode="after")
+    def _named_apart(self):
+        labels = [one.label for one in self.tasks]
+        twice = next((label for label in labels if labels.count(label) > 1), None)
+        if twice is not None:
+            raise AtKey("tasks", f"two of them are called {twice!r}: give them a `name` each")
+        return self

@@ -26,7 +26,8 @@ class HeldOut:
     """What evaluation needs, laid out once: sequences to run, and numpy tables that turn their logps into metrics.
 
     sequences: (question, response) of the corpus; own, everything, lists: flat one-microbatch tables over positions in
-    `sequences`; labels: names of the groups that each pair of `everything` is reported by.
+    `sequences`; labels: names of the groups that each pair of `everything` is reported by; owners: the question (its
+    key, culture, category) of each pair of `everything`.
     """
 
     sequences: tuple[Sequence_, ...]
@@ -34,6 +35,7 @@ class HeldOut:
     everything: Batch
     mismatched: np.ndarray  # positions in `sequences`
     labels: dict[str, np.ndarray]  # group name -> bool [pairs]
+    owners: tuple[tuple[str, str | None, str | None], ...] = ()
 
 
 def hold_out(
@@ -67,7 +69,8 @@ def hold_out(
     found = {
         name: np.asarray([name in (corpus.culture(q), corpus.category(q)) for q in questions], bool) for name in labels
     }
-    return HeldOut(sequences, table(own), table(everything), other, found)
+    owners = tuple((corpus.key(q), corpus.culture(q), corpus.category(q)) for q in questions)
+    return HeldOut(sequences, table(own), table(everything), other, found, owners)
 
 
 def _table(corpus: Corpus, units: Sequence[Unit], places: dict[Sequence_, int], responses: np.ndarray) -> Batch:
@@ -113,39 +116,15 @@ def measure(objective: Objective, held_out: HeldOut, logps: np.ndarray, ref_logp
 
     Where every margin is 0, the policy being its own reference, accuracies of rewards mean nothing and are null.
     """
-    reference = np.zeros_like(logps) if ref_logps is None else ref_logps
-
-    def array(table: Batch) -> Batch:
-        placed: dict[str, Any] = {
-            name: jnp.asarray(getattr(table, name))
-            for name in (
-                *("lengths", "ratings", "desirable", "segment_weights", "pairs", "pair_weights"),
-                *("groups", "group_mask", "group_weights"),
-            )
-        }
-        return dataclasses.replace(table, ref_logps=jnp.asarray(reference), **placed)
-
-    own, everything = array(held_out.own), array(held_out.everything)
-    values = jnp.asarray(logps)
-    found: dict[str, Any] = {}
-    kl = None
-    if objective.needs_kl:
-        ratios = values[held_out.mismatched] - own.ref_logps[held_out.mismatched]
-        kl = jnp.maximum(jnp.mean(ratios), 0)
-        found |= {"eval/kl": kl}
+    own, everything, values, kl = _placed(objective, held_out, logps, ref_logps)
+    found: dict[str, Any] = {} if kl is None else {"eval/kl": kl}
     totals = objectives.denominators(objective, own)
     share, _ = objectives.evaluate(objective, values, own, kl, totals)
     found["eval/loss"] = share
 
     chosen, rejected = held_out.everything.pairs[:, 0], held_out.everything.pairs[:, 1]
     pair_rewards = _pair_rewards(objective, values, everything, own, kl)
-    per_token = logps / held_out.everything.lengths
-    right = (pair_rewards[0] > pair_rewards[1]).astype(np.float64)
-    by_pair = {
-        "rewards/accuracies": right if np.any(pair_rewards[0] != pair_rewards[1]) else None,
-        "rewards/margins": pair_rewards[0] - pair_rewards[1],
-        "logps/accuracies": (per_token[chosen] > per_token[rejected]).astype(np.float64),
-    }
+    by_pair = _by_pair(held_out, logps, pair_rewards)
     whole = {
         **by_pair,
         "rewards/chosen": pair_rewards[0],
@@ -159,6 +138,64 @@ def measure(objective: Objective, held_out: HeldOut, logps: np.ndarray, ref_logp
         for name, column in by_pair.items():
             found[f"eval/{group}/{name}"] = None if column is None else _mean(column[members])
     return {name: float(value) if value is not None else None for name, value in found.items()}
+
+
+def by_question(
+    objective: Objective, held_out: HeldOut, logps: np.ndarray, ref_logps: np.ndarray | None
+) -> list[dict[str, Any]]:
+    """Accuracies of each held-out question: `question culture category pairs rewards/accuracies logps/accuracies`."""
+    own, everything, values, kl = _placed(objective, held_out, logps, ref_logps)
+    columns = _by_pair(held_out, logps, _pair_rewards(objective, values, everything, own, kl))
+    pairs: dict[tuple[str, str | None, str | None], list[int]] = {}
+    for number, owner in enumerate(held_out.owners):
+        pairs.setdefault(owner, []).append(number)
+    lines = []
+    for (key, culture, category), numbers in pairs.items():
+        own_means = {
+            name: None if (column := columns[name]) is None else _mean(column[numbers])
+            for name in ("rewards/accuracies", "logps/accuracies")
+        }
+        about = {"question": key, "culture": culture, "category": category, "pairs": len(numbers)}
+        lines.append({**about, **own_means})
+    return lines
+
+
+def _placed(
+    objective: Objective, held_out: HeldOut, logps: np.ndarray, ref_logps: np.ndarray | None
+) -> tuple[Batch, Batch, Any, Any]:
+    """(own, everything, logps, kl) as arrays; kl is None where the loss does not ask for it."""
+    reference = np.zeros_like(logps) if ref_logps is None else ref_logps
+
+    def array(table: Batch) -> Batch:
+        placed: dict[str, Any] = {
+            name: jnp.asarray(getattr(table, name))
+            for name in (
+                *("lengths", "ratings", "desirable", "segment_weights", "pairs", "pair_weights"),
+                *("groups", "group_mask", "group_weights"),
+            )
+        }
+        return dataclasses.replace(table, ref_logps=jnp.asarray(reference), **placed)
+
+    own, everything = array(held_out.own), array(held_out.everything)
+    values, kl = jnp.asarray(logps), None
+    if objective.needs_kl:
+        ratios = values[held_out.mismatched] - own.ref_logps[held_out.mismatched]
+        kl = jnp.maximum(jnp.mean(ratios), 0)
+    return own, everything, values, kl
+
+
+def _by_pair(
+    held_out: HeldOut, logps: np.ndarray, rewards: tuple[np.ndarray, np.ndarray]
+) -> dict[str, np.ndarray | None]:
+    """The columns of GROUPED, [pairs] each; no accuracy of rewards where every pair is a tie."""
+    chosen, rejected = held_out.everything.pairs[:, 0], held_out.everything.pairs[:, 1]
+    per_token = logps / held_out.everything.lengths
+    right = (rewards[0] > rewards[1]).astype(np.float64)
+    return {
+        "rewards/accuracies": right if np.any(rewards[0] != rewards[1]) else None,
+        "rewards/margins": rewards[0] - rewards[1],
+        "logps/accuracies": (per_token[chosen] > per_token[rejected]).astype(np.float64),
+    }
 
 
 def _mean(column: np.ndarray | None) -> float | None:

@@ -10,8 +10,10 @@ from care_jax.data.chat import load_tokenizer
 from care_jax.errors import UserError
 from care_jax.evaluation.opened import local_folder
 from care_jax.models import lora
+from care_jax.training.card import write_card
 from care_jax.training.checkpoints import Checkpoints
 from care_jax.training.loop import load_model, new_adapters
+from care_jax.training.run_directory import is_writer
 
 
 def export_run(run: str | pathlib.Path, folder: str | pathlib.Path, *, adapter: bool = False) -> int:
@@ -55,4 +57,6 @@ def export_run(run: str | pathlib.Path, folder: str | pathlib.Path, *, adapter: 
         if not adapter:
             models.save_pretrained(folder, model, params, tokenizer=load_tokenizer(str(source)), source=source)
     checkpoints.close()
+    if not adapter and is_writer():
+        write_card(run, folder)
     return step

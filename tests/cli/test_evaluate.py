@@ -89,6 +89,22 @@ def test_words_of_a_model_go_on_where_they_stopped(tiny, tmp_path, capsys):
     assert path.read_bytes() == whole
 
 
+def test_a_checkpoint_here_as_the_judge(tiny, tmp_path, capsys):
+    """Random weights give no rating: all is counted as failed, kept, and asked no more."""
+    rows = [{"question": f"q{n}?", "response": "a", "reference": "b", "category": "norms"} for n in range(3)]
+    source, out = jsonl(tmp_path / "answers.jsonl", rows), tmp_path / "rated.jsonl"
+    words = ["judge", "--responses", source, "--out", str(out), "--judge-model", tiny, "--tries", "1", "--json"]
+    assert cli.main([*words, "--max-tokens", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], found["judged"], found["failed"], found["mean"]) == (3, 0, 3, None)
+    assert all(line["rating"] is None and line["judgement"] for line in lines(out))
+    cache = tmp_path / "rated.jsonl.cache.jsonl"
+    held = cache.read_bytes()
+    assert len(held.splitlines()) == 3
+    assert cli.main([*words, "--max-tokens", "3"]) == 0
+    assert cache.read_bytes() == held
+
+
 def test_an_endpoint_answers_in_words(tmp_path, capsys):
     def answer(prompt, before, call):
         if "What is 3?" in prompt:
