@@ -1,6 +1,6 @@
 """Generation: tokens a second of a batch against one prompt at a time, and whether the texts are the same.
 
-    python benchmarks/generation.py --model MODEL [--batch 16] [--tokens 32] [--rounds 3]
+    python benchmarks/generation.py --model MODEL [--batch 16] [--tokens 32] [--rounds 2]
 
 The same prompts (questions of the packaged sample, in the model's chat template) are answered greedily, `tokens` tokens
 each whatever they are; the time of a round holds the prompts' own pass too. Both ways are compiled before, and take
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a folder or hub id")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--json", help="a file for the figures")
     arguments = parser.parse_args()

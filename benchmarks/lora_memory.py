@@ -90,7 +90,7 @@ def main() -> None:
         print(f"{which}: {shown}", flush=True)
     for name in ("compiled", "peak"):
         ratio = found["lora"][name] / found["full"][name]
-        print(f"{name}: adapters hold {ratio:.2f} of full training ({'below' if ratio < 0.5 else 'NOT below'} half)")
+        print(f"{name}: adapters hold {ratio:.3f} of full training ({'below' if ratio < 0.5 else 'NOT below'} half)")
 
 
 if __name__ == "__main__":

@@ -16,17 +16,19 @@ IMPLEMENTATIONS = ("auto", "xla", "xla_chunked", *kernels.KERNELS)
 # Rows up to this length hold their [length, length] scores at once; longer ones go through in chunks of queries.
 CHUNK = 512
 _DENSE_LENGTH = 1024
+_LENGTHS = {"xla": "of up to", "xla_chunked": "of more than"}
 
 
-def check(implementation: str, soft_cap: float | None = None) -> None:
+def check(implementation: str, head_dim: int, soft_cap: float | None) -> None:
     """UserError for a name that is none, or a kernel that no row of this model can go through."""
     if implementation not in IMPLEMENTATIONS:
         raise UserError(
             f"model.attention: {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}"
             + nearest(implementation, IMPLEMENTATIONS)
         )
-    if implementation == "pallas" and soft_cap is not None:
-        raise _refused("pallas", kernels.no_soft_cap(soft_cap))
+    reason = kernels.unfit(implementation, head_dim, soft_cap)
+    if reason is not None:
+        raise _refused(implementation, reason)
 
 
 def check_platform(implementation: str) -> None:
@@ -37,16 +39,18 @@ def check_platform(implementation: str) -> None:
 
 
 def _refused(implementation: str, reason: str) -> UserError:
-    return UserError(f"model.attention: {implementation} cannot serve: {reason}; or set model.attention: auto")
+    return UserError(
+        f"model.attention: {implementation} cannot serve: {reason} (model.attention: auto chooses one that can)"
+    )
 
 
-def choose(implementation: str, *, length: int, **call: Any) -> str:
+def choose(implementation: str, *, length: int, head_dim: int, soft_cap: float | None, **call: Any) -> str:
     """The program for rows of this length; `call`: the further arguments of `kernels.refusal`.
 
     `auto` is splash on a TPU where it can serve, else plain XLA: at once in short rows, in chunks in long ones. It says
     on stderr what it is, once a choice. UserError for an unknown name, and for a kernel that cannot serve.
     """
-    check(implementation)
+    check(implementation, head_dim, soft_cap)
     if implementation in kernels.KERNELS:
         reason = kernels.refusal(implementation, length=length, **call)
         if reason is not None:
@@ -57,15 +61,14 @@ def choose(implementation: str, *, length: int, **call: Any) -> str:
     platform = kernels.platform()
     if platform != "tpu":
         # The GPU's kernel takes neither shared prompts nor windows, so that it serves few runs: by name only.
-        _say(f"attention: auto is {plain} on {platform}, rows of {length}")
+        _say(f"attention: auto is {plain} on {platform}, in rows {_LENGTHS[plain]} {_DENSE_LENGTH}")
         return plain
     reason = kernels.refusal("splash", length=length, **call)
-    _say(
-        f"attention: auto is splash on tpu, rows of {length}"
-        if reason is None
-        else f"attention: auto is {plain} on tpu, rows of {length}: splash cannot serve: {reason}"
-    )
-    return "splash" if reason is None else plain
+    if reason is None:
+        _say("attention: auto is splash on tpu")
+        return "splash"
+    _say(f"attention: auto is {plain} on tpu, in rows of {length}: splash cannot serve: {reason}")
+    return plain
 
 
 @functools.cache
@@ -150,6 +153,7 @@ def attend(
         implementation = choose(
             implementation,
             length=length,
+            head_dim=q.shape[3],
             rows=q.shape[0],
             window=window,
             soft_cap=soft_cap,

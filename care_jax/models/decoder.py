@@ -232,7 +232,7 @@ def forward(
             segment_ids=jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, cache.filled)),
         )
 
-    x = params["embed"]["weight"].astype(dtype)[tokens]
+    x = params["embed"]["weight"][tokens].astype(dtype)  # looked up first: frequent tokens' gradients sum unrounded
     if arch.embed_scale is not None:
         x = x * jnp.asarray(arch.embed_scale, dtype)  # rounded to dtype first, as the checkpoints were trained
     # The residual stream is float32 whatever the compute dtype: rounding it at every layer would more than double the

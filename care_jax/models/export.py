@@ -77,6 +77,9 @@ def config_json(arch: Arch, dtype: str) -> dict[str, Any]:
     if arch.family == "gemma3_text":
         local = [arch.kinds[kind].window is not None for kind in arch.layer_kinds]
         config["layer_types"] = ["sliding_attention" if is_local else "full_attention" for is_local in local]
+        every = local.index(False) + 1 if False in local else 0
+        if every and local == [(layer + 1) % every != 0 for layer in range(arch.layers)]:
+            config.setdefault("sliding_window_pattern", every)  # all that the first versions for Gemma 3 read
         # A model short of one kind keeps the class's base for it: nothing reads it.
         global_rope = next((rope for rope, is_local in zip(each, local) if not is_local), Rope(theta=1_000_000.0))
         local_rope = next((rope for rope, is_local in zip(each, local) if is_local), Rope())

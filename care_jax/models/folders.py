@@ -73,10 +73,17 @@ def _from_hub(name: str, revision: str | None) -> pathlib.Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    # Some repositories hold their weights twice, in another project's layout too.
-    patterns = {"allow_patterns": [*_SMALL_FILES, "*.safetensors"], "ignore_patterns": ["consolidated*", "*/*"]}
+    def download() -> str:
+        # Some repositories hold their weights twice, in another project's layout too.
+        return huggingface_hub.snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=[*_SMALL_FILES, "*.safetensors"],
+            ignore_patterns=["consolidated*", "*/*"],
+        )
+
     try:
-        return _first_alone(lambda: huggingface_hub.snapshot_download(name, revision=revision, **patterns))
+        return _first_alone(download)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"model.path: {name}: no such folder, and the hub does not give it: {error}") from error
 

@@ -63,7 +63,7 @@ def _model(arch: Arch, dtype: Any, remat: str, attention: str, where: str) -> De
         dtype = jnp.dtype(dtype)
     except TypeError as error:
         raise UserError(f"{where}: dtype {dtype!r} is none; expected float32 or bfloat16") from error
-    attention_lib.check(attention, arch.attn_soft_cap)
+    attention_lib.check(attention, arch.head_dim, arch.attn_soft_cap)
     if remat not in REMAT:
         raise UserError(f"model.remat: {remat!r} is not one of {', '.join(REMAT)}{nearest(remat, REMAT)}")
     return Decoder(arch, dtype=dtype, remat=remat, attention=attention)

@@ -27,6 +27,7 @@ INTERPRET = False
 _LANES = 128  # rows are padded to a multiple of it
 _BLOCKS = (512, 384, 256, 128)
 _GPU_BLOCK = 64
+_GPU_HEAD = 128  # of more, the blocks of its backward pass do not fit the shared memory of every GPU
 # The arguments of splash's backward pass, which jax does not export: another version may have others.
 _BACKWARD = (
     "save_residuals mask_value is_mqa block_sizes residual_checkpoint_name mask_function attn_logits_soft_cap "
@@ -51,11 +52,10 @@ def refusal(
     rows: int,
     length: int,
     window: int | None,
-    soft_cap: float | None,
     shared_prompts: bool,
     dtype: Any,
 ) -> str | None:
-    """Why this kernel cannot serve rows of this length, and what to set; None where it can."""
+    """Why this kernel cannot serve these rows of a model that fits it (`unfit`), and what to set; None where it can."""
     elsewhere = wrong_platform(kernel)
     if elsewhere is not None:
         return elsewhere
@@ -73,8 +73,6 @@ def refusal(
         if found != _BACKWARD:
             return f"jax {jax.__version__} has another backward pass than 0.10 ({found})"
         return None
-    if soft_cap is not None:
-        return no_soft_cap(soft_cap)
     if narrow:
         return f"it has no sliding window, and the model's is {window} in rows of {length}"
     if shared_prompts:
@@ -91,8 +89,15 @@ def wrong_platform(kernel: str) -> str | None:
     return f"it runs on a {KERNELS[kernel].upper()}, and the devices are of platform {here!r}"
 
 
-def no_soft_cap(soft_cap: float) -> str:
-    return f"it has no soft cap, and the model's attention is capped at {soft_cap:g}: set model.attention: xla_chunked"
+def unfit(kernel: str, head_dim: int, soft_cap: float | None) -> str | None:
+    """Why this kernel cannot serve a model, whatever its rows."""
+    if kernel != "pallas":
+        return None
+    if soft_cap is not None:
+        return f"it has no soft cap, and the model's attention is capped at {soft_cap:g}"
+    if head_dim > _GPU_HEAD:
+        return f"it takes heads of up to {_GPU_HEAD} numbers, and the model's have {head_dim}"
+    return None
 
 
 def attend(

@@ -1,11 +1,12 @@
 """Tensors of safetensors files into declared weights, each straight to its place on the mesh."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from care_jax import sharding
 from care_jax.errors import UserError
@@ -49,7 +50,50 @@ def load(path: str, weight: Weight, found: dict[str, Tensor], dtype: Any, mesh: 
             out[(row, ...) if weight.stacked else ...] = value
         return out
 
-    return place(path, weight, piece, mesh)
+    axes = () if mesh is None or jax.process_count() == 1 else _axes_of_rows(weight, mesh)
+    return place(path, weight, piece, mesh) if mesh is None or not axes else _by_rows(path, weight, piece, mesh, axes)
+
+
+def _axes_of_rows(weight: Weight, mesh: Mesh) -> tuple[str, ...]:
+    """Mesh axes over which to read the rows of a file's matrix, where its place on the mesh cuts within rows.
+
+    Rows lie together; of a cut within them every process would have to fetch all.
+    """
+    cut = sharding.spec(weight.axes)[-1]
+    within = (cut,) if isinstance(cut, str) else cut or ()
+    if len(weight.hf_shape) < 2 or math.prod(mesh.shape[axis] for axis in within) == 1:
+        return ()
+    axes = tuple(axis for axis in sharding.MESH_AXES if mesh.shape[axis] > 1)
+    while axes and weight.hf_shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+        axes = axes[1:]
+    return axes
+
+
+def _by_rows(
+    path: str, weight: Weight, piece: Callable[[Index], np.ndarray], mesh: Mesh, axes: tuple[str, ...]
+) -> jax.Array:
+    """One weight, its rows read by one device each and then sent where they belong."""
+    stacked = weight.shape[:1] if weight.stacked else ()
+    inner = weight.shape[len(stacked) :]
+    rows = weight.hf_shape[0]
+    # The dimensions of the weight that are the file's rows: all but the last ones that make up its columns.
+    outer = 1
+    while math.prod(inner[:outer]) < rows:
+        outer += 1
+    spread = NamedSharding(mesh, PartitionSpec(*(None for _ in stacked), axes))
+
+    def whole_rows(index: Index) -> np.ndarray:
+        taken = index[len(stacked)]
+        first, end, _ = taken.indices(rows)
+        size = math.prod(inner[1:outer])  # rows of each entry of the first dimension
+        low, high = first // size, -(-end // size)
+        found = piece((*(slice(0, n) for n in stacked), slice(low, high), *(slice(0, n) for n in inner[1:])))
+        flat = found.reshape(*stacked, (high - low) * size, weight.hf_shape[1])
+        return flat[..., first - low * size : end - low * size, :]
+
+    placed = sharding.sharding(mesh, weight.axes, weight.shape, path)
+    read = jax.make_array_from_callback((*stacked, *weight.hf_shape), spread, whole_rows)
+    return jax.block_until_ready(jax.jit(lambda x: x.reshape(weight.shape), out_shardings=placed)(read))
 
 
 def check(declared: Tree, found: dict[str, Tensor], complaint: str) -> None:

@@ -25,8 +25,11 @@ from care_jax.models.arch import Tree
 from care_jax.models.decoder import Decoder, empty_cache, logits_of
 from care_jax.models.export import to_host
 
-# Prompts are padded to a multiple of this: few lengths, so few compilations.
-_BUCKET = 64
+
+def _width(longest: int) -> int:
+    """Prompts are padded to a multiple of 16, long ones of up to a quarter of their length: few lengths to compile."""
+    step = max(16, 1 << max(0, (longest - 1).bit_length() - 3))
+    return -(-longest // step) * step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +167,7 @@ def generate(
     stop = tuple(sorted({int(one) for one in stop_ids}))
     for start in range(0, len(prompts), batch_size):
         rows = prompts[start : start + batch_size]
-        width = -(-max(len(row) for row in rows) // _BUCKET) * _BUCKET
+        width = _width(max(len(row) for row in rows))
         tokens = np.zeros((batch_size, width), np.int32)
         lengths = np.zeros(batch_size, np.int32)
         row_seeds = np.zeros(batch_size, np.int32)

@@ -133,7 +133,15 @@ def test_on_a_mesh_each_device_runs_the_kernel_on_its_rows_and_heads(interpreted
 
 
 def refused(implementation: str, **changes) -> str:
-    call = {"length": 256, "rows": 2, "window": None, "soft_cap": None, "shared_prompts": False, "dtype": jnp.bfloat16}
+    call = {
+        "length": 256,
+        "rows": 2,
+        "head_dim": 64,
+        "window": None,
+        "soft_cap": None,
+        "shared_prompts": False,
+        "dtype": jnp.bfloat16,
+    }
     with pytest.raises(UserError) as error:
         attention.choose(implementation, **call | changes)
     return str(error.value)
@@ -148,7 +156,10 @@ def test_what_cannot_serve_says_why_and_what_to_set(monkeypatch):
     monkeypatch.setattr(kernels, "_BACKWARD", "another signature")
     assert "has another backward pass" in refused("splash")
     monkeypatch.setattr(kernels, "platform", lambda: "gpu")
-    assert "no soft cap, and the model's attention is capped at 50: set" in refused("pallas", soft_cap=50.0)
+    assert "no soft cap, and the model's attention is capped at 50 (model.attention: auto" in refused(
+        "pallas", soft_cap=50.0
+    )
+    assert "heads of up to 128 numbers, and the model's have 256" in refused("pallas", head_dim=256)
     assert "no sliding window, and the model's is 255" in refused("pallas", window=255)
     assert "set batch.share_prompts: false" in refused("pallas", shared_prompts=True)
     assert "set model.dtype: bfloat16 (found float32)" in refused("pallas", dtype=jnp.float32)
@@ -165,37 +176,38 @@ def test_a_kernel_that_can_never_serve_is_refused_before_weights_are_read():
 
 
 def test_auto_says_once_what_it_chose(monkeypatch, capsys):
-    call = {"rows": 2, "soft_cap": None, "shared_prompts": True, "dtype": jnp.bfloat16}
+    call = {"rows": 2, "head_dim": 64, "soft_cap": None, "shared_prompts": True, "dtype": jnp.bfloat16}
     attention._say.cache_clear()
     assert attention.choose("auto", length=512, window=4, **call) == "xla"
-    assert attention.choose("auto", length=512, window=None, **call) == "xla"
+    assert attention.choose("auto", length=256, window=None, **call) == "xla"
     assert attention.choose("auto", length=8192, window=None, **call) == "xla_chunked"
     monkeypatch.setattr(kernels, "platform", lambda: "tpu")
     assert attention.choose("auto", length=512, window=512, **call) == "splash"
     assert attention.choose("auto", length=512, window=4, **call) == "xla"
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == [
-        "attention: auto is xla on cpu, rows of 512",
-        "attention: auto is xla_chunked on cpu, rows of 8192",
+        "attention: auto is xla on cpu, in rows of up to 1024",
+        "attention: auto is xla_chunked on cpu, in rows of more than 1024",
     ]
-    assert lines[2] == "attention: auto is splash on tpu, rows of 512"
-    assert "auto is xla on tpu, rows of 512: splash cannot serve: its window goes by place" in lines[3]
+    assert lines[2] == "attention: auto is splash on tpu"
+    assert "auto is xla on tpu, in rows of 512: splash cannot serve: its window goes by place" in lines[3]
     assert len(lines) == 4
 
 
 @pytest.mark.slow
-def test_the_decoder_compiles_for_a_tpu_with_splash(monkeypatch, capsys):
+def test_the_decoder_compiles_for_a_tpu_with_splash(monkeypatch):
     """Ahead of time, forward and backward, on a mesh of 2 x 2 chips: grouped heads, windows, caps, shared prompts."""
     pytest.importorskip("libtpu")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices
     mesh = sharding.make_mesh(1, 2, 2, devices)
-    for family, length in (("llama3", 1024), ("gemma2", 128)):
-        arch = models.read_config(GOLDEN / family)
-        kinds = tuple(dataclasses.replace(kind, window=kind.window and 128) for kind in arch.kinds)
-        arch = dataclasses.replace(arch, heads=4, kv_heads=2, head_dim=64, kinds=kinds)
+    for family, dtype in (("llama3", jnp.float32), ("gemma2", jnp.bfloat16)):
         for shared in (True, False):
-            model = models.Decoder(arch, jnp.bfloat16, remat="full", attention="splash", shared_prompts=shared)
+            length, window = 512, 512 if shared else 200  # a window that cuts a row goes without shared prompts
+            arch = models.read_config(GOLDEN / family)
+            kinds = tuple(dataclasses.replace(kind, window=kind.window and window) for kind in arch.kinds)
+            arch = dataclasses.replace(arch, heads=4, kv_heads=2, head_dim=64, kinds=kinds)
+            model = models.Decoder(arch, dtype, remat="full", attention="splash", shared_prompts=shared)
             rows = jax.ShapeDtypeStruct(
                 (4, length), jnp.int32, sharding=NamedSharding(mesh, sharding.spec(("rows", None)))
             )

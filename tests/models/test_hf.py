@@ -51,6 +51,14 @@ def test_both_spellings_of_the_config_mean_the_same(tiny):
     assert read(old) == read(new) == tiny.model.arch
 
 
+def test_the_layers_of_a_new_config_are_told_to_old_readers():
+    text = {"model_type": "gemma3_text", "num_hidden_layers": 4, "sliding_window": 8}
+    arch = models.FAMILIES["gemma3_text"](text | {"layer_types": ["sliding_attention", "full_attention"] * 2})
+    written = config_json(arch, "float32")
+    del written["layer_types"]
+    assert models.FAMILIES["gemma3_text"](written) == arch
+
+
 def test_bfloat16_leaves_as_it_came_and_changed_weights_keep_their_bits(tmp_path):
     folder = copy_of("llama3", tmp_path, torch_dtype="bfloat16")
     narrow = {name: w.astype(ml_dtypes.bfloat16) for name, w in load_file(folder / "model.safetensors").items()}
@@ -195,6 +203,8 @@ def test_mistakes_are_named(tmp_path):
     refused("quantized", quantization_config={"bits": 4})
     with pytest.raises(UserError, match="no such folder"):
         models.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"model.revision: found 'abc', but .*llama3 is no hub id"):
+        models.from_pretrained(GOLDEN / "llama3", revision="abc")
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match=r"config\.json: no such file"):
@@ -267,4 +277,5 @@ def test_a_hub_id_is_fetched_at_its_revision_without_code_or_pickles(monkeypatch
     assert model.arch == tiny_model("llama3").model.arch
     assert (asked["name"], asked["revision"]) == ("some/model", "abc")
     assert "*.safetensors" in asked["allow_patterns"]
+    assert "consolidated*" in asked["ignore_patterns"]
     assert not [pattern for pattern in asked["allow_patterns"] if pattern.endswith((".bin", ".py", ".pt", "*"))]

@@ -195,10 +195,11 @@ def test_peft_agrees_on_an_adapter(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_greedy_answers_of_a_real_model_are_those_of_transformers(real_models, shared):
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma3-270m"])
+def test_greedy_answers_of_a_real_model_are_those_of_transformers(name, real_models, shared):
     from care_jax.models import sampling
 
-    folder = real_models / "smollm2-135m-instruct"
+    folder = real_models / name
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     prompts = [[int(token) for token in prompt] for prompt, _ in care_items(shared, tokenizer, per_language=7)][:20]
     model, params = models.from_pretrained(folder)
