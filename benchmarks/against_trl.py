@@ -9,6 +9,7 @@ and "on the fly" is the sum of the two, which is what each of them then computes
 step are compared. `care`: all pairs of the first two questions with six responses, from pretrained weights.
 """
 
+import argparse
 import pathlib
 import tempfile
 

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -98,3 +99,20 @@ def test_memory_grows_with_the_vocabulary_by_the_head_alone(tmp_path):
         temporary[vocabulary] = found.temp_size_in_bytes
     head = (262144 - 32768) * width * 4
     assert temporary[262144] - temporary[32768] <= 2 * head
+
+
+@pytest.mark.slow  # a timing
+def test_compile_time_does_not_grow_with_depth(tmp_path):
+    programs = {layers: lowered(tmp_path / str(layers), layers) for layers in (2, 32)}
+    seconds: dict[int, list[float]] = {2: [], 32: []}
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        for _ in range(3):
+            for layers, program in programs.items():
+                began = time.perf_counter()
+                program.compile()
+                seconds[layers].append(time.perf_counter() - began)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+    print(f"compiled in {seconds} s")
+    assert min(seconds[32]) <= 1.2 * min(seconds[2])
