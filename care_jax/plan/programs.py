@@ -40,7 +40,9 @@ class Program:
         return sum(self.held.values()) + self.temporaries
 
 
-_USED = re.compile(r"[Uu]sed (\d+(?:\.\d+)?)([KMGT]?) of (\d+(?:\.\d+)?)([KMGT]?)")
+# How libtpu says that memory does not suffice: with a figure for all, or for what comes beside the arguments.
+_USED = re.compile(r"[Uu]sed (\d+(?:\.\d+)?)([KMGT]?) of ")
+_BESIDE = re.compile(r"required for HLO temporaries \((\d+(?:\.\d+)?)([KMGT]?)\)")
 _UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -54,19 +56,20 @@ def _compile(
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        found = _USED.search(str(error))
+        beside = _BESIDE.search(str(error))
+        found = beside or _USED.search(str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or found is None:
             raise
-        needed = int(float(found[1]) * _UNIT[found[2]])
+        needed = int(float(found[1]) * _UNIT[found[2]]) + (0 if beside is None else sum(held.values()))
         return Program(name, held, None, needed, operations, {}, time.perf_counter() - began), None
     seconds = time.perf_counter() - began
     sizes = compiled.memory_analysis()
-    beside = sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.generated_code_size_in_bytes
+    results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.generated_code_size_in_bytes
     padding = sizes.argument_size_in_bytes - bytes_a_device(arguments)  # of small dimensions, on TPUs
     program = Program(
         name,
         held,
-        sizes.temp_size_in_bytes + beside + padding,
+        sizes.temp_size_in_bytes + results + padding,
         None,
         operations,
         hlo.collectives(compiled.as_text()),

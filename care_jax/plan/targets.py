@@ -52,7 +52,7 @@ def topology(name: str, memory: int | None = None) -> Target:
     if all(size == 1 for size in sizes):
         options["chips_per_host_bounds"] = (1, 1, 1)
     if generation == "v4":
-        options["chip_config_name"] = "megachip_tccontrol"  # two cores as one device, as a v4 machine has it
+        options["chip_config_name"] = "megacore"  # two cores as one device, as a v4 machine has it
     try:
         described = topologies.get_topology_desc(
             platform="tpu", topology_name=f"{GENERATIONS[generation]}:{shape}", **options
