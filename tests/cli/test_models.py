@@ -51,6 +51,7 @@ def adapted(base, tmp_path_factory):
 def train_adapters(base, folder):
     data = {
         "train": [{"reader": "care", "path": "sample", "cultures": ["chinese"]}],
+        "epochs": None,
         "max_steps": 10,
         "max_length": 128,
     }
