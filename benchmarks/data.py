@@ -33,21 +33,25 @@ def layout_of(units: list[Unit], corpus: Corpus) -> Layout:
     return pipeline.make_layout(units, corpus, rows=ROWS, row_length=ROW_LENGTH)
 
 
-def efficiency(corpus: Corpus, policy: str) -> float:
-    """Filled part of all token slots of an epoch of steps of 128 groups."""
-    units = make_units(corpus.questions, policy=policy, unit="group")
-    stream, layout = pipeline.mixture([(units, 1.0)]), layout_of(units, corpus)
-    plans = [
-        plan_step(pipeline.step_units(stream, step, EXAMPLES), corpus, layout)
-        for step in range(-(-len(units) // EXAMPLES))
-    ]
-    return sum(plan.tokens for plan in plans) / sum(plan.count * ROWS * ROW_LENGTH for plan in plans)
-
-
-def packing(data: str, tokenizer: str) -> None:
+def packing(data: str, tokenizer: str, epochs: int = 16) -> None:
+    """Filled part of all token slots run, over an epoch and over several (each is another permutation), and how many
+    steps took more microbatches than all their tokens would fill.
+    """
     corpus = pipeline.tokenize(read("care", data).questions, chat.load_tokenizer(tokenizer), max_length=MAX_LENGTH)
     for policy in ("all", "best_worst"):
-        print(f"packing efficiency, pairs {policy}: {efficiency(corpus, policy):.4f}")
+        units = make_units(corpus.questions, policy=policy, unit="group")
+        stream, layout = pipeline.mixture([(units, 1.0)]), layout_of(units, corpus)
+        tokens, slots, above = 0, 0, 0
+        first = -(-len(units) // EXAMPLES)
+        for step in range(epochs * len(units) // EXAMPLES):
+            plan = plan_step(pipeline.step_units(stream, step, EXAMPLES), corpus, layout)
+            tokens += plan.tokens
+            slots += plan.count * ROWS * ROW_LENGTH
+            above += plan.count > -(-plan.tokens // (ROWS * ROW_LENGTH))
+            if step + 1 == first:
+                print(f"packing efficiency, pairs {policy}, the first {first} steps: {tokens / slots:.4f}")
+        print(f"packing efficiency, pairs {policy}, {step + 1} steps: {tokens / slots:.4f}")
+        print(f"steps with more microbatches than their tokens need: {above}")
 
 
 def repeated(data: str, count: int, path: pathlib.Path) -> None:
@@ -113,13 +117,17 @@ def scale(responses: int = 10_000_000, each: int = 8) -> None:
     names, pairs = tuple(range(each)), tuple(itertools.combinations(range(each), 2))
     units = [Unit(question, names, pairs) for question in range(questions)]
     stream, layout = pipeline.mixture([(units, 1.0)]), layout_of(units, corpus)
+
+    def told(what: str) -> str:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return f"{what}: {time.perf_counter() - start:.1f} s after the start, {memory:.2f} GiB"
+
     for step in (0, 5_000):
         plan = plan_step(pipeline.step_units(stream, step, EXAMPLES), corpus, layout)
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(
-            f"plan of step {step:,} over {responses:,} responses: {time.perf_counter() - start:.1f} s after the start, "
-            f"{memory:.2f} GiB, efficiency {plan.efficiency:.4f}"
-        )
+        print(f"{told(f'plan of step {step:,} over {responses:,} responses')}, efficiency {plan.efficiency:.4f}")
+    total = pipeline.number_of_steps(stream, EXAMPLES, 1, None)
+    sized, _ = pipeline.plan_run(stream, corpus, layout, EXAMPLES, total)
+    print(f"{told(f'a run of {total:,} steps is sized')}, {sized.microbatches} microbatches at most")
 
 
 def main() -> None:

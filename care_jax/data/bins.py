@@ -185,8 +185,11 @@ class TooLarge(Exception):
         self.cluster = cluster
 
 
-def pack(clusters: Sequence[Cluster], room: Room) -> list[Bin]:
-    """The fewest microbatches found, the same for the same clusters in the same order. Raises TooLarge."""
+def pack(clusters: Sequence[Cluster], room: Room, enough: int = 1) -> list[Bin]:
+    """The fewest microbatches found, the same for the same clusters in the same order. Raises TooLarge.
+
+    enough: so many are as good as fewer.
+    """
     whole: list[Cluster] = []
     divided: set[int] = set()
     for cluster in clusters:
@@ -199,7 +202,7 @@ def pack(clusters: Sequence[Cluster], room: Room) -> list[Bin]:
     least = -(-sum(sizes) // (room.rows * room.row_length))
     by_size = [whole[i] for i in sorted(range(len(whole)), key=lambda i: -sizes[i])]
     best = _best_fit(by_size, room, divided)
-    if len(best) > max(least, 1) and not divided and not room.one_a_row and len(by_size) <= _MANY:
+    if len(best) > max(least, enough) and not divided and not room.one_a_row and len(by_size) <= _MANY:
         other = _complete(by_size, room)
         best = other if len(other) < len(best) else best
     return best

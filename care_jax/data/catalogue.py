@@ -1,7 +1,8 @@
 """The datasets that the paper compares with, and the generic preference sets: what each is good for here, and how.
 
-status: `preferences` and `sft` train; `evaluation` is a task of its own; `reader` reads as questions only;
-`unverified` has no schema that anyone here could see, so a `columns:` map has to name its fields; `out` is left out.
+status: `preferences` and `sft` train; `evaluation` is a task of its own; `reader` reads as questions only; `out` is
+left out, and the note says why. Not verified: nobody here could see the files, so `columns` has to name their fields,
+and docs/datasets.md has a map to begin with.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ class Dataset:
     fields: str
     where: str = ""
     note: str = ""
+    verified: bool = True
 
 
 DATASETS: tuple[Dataset, ...] = (
@@ -30,22 +32,51 @@ DATASETS: tuple[Dataset, ...] = (
         "geyang627/care",
         "its evaluation items: reader care_eval",
     ),
-    Dataset("FORK", "evaluation", "mcq", "CC-BY-4.0", "Question, Option A, Option B, Answer Key, Country, Dimension"),
-    Dataset("CulturalBench", "evaluation", "mcq", "CC-BY-4.0", "prompt_question, prompt_option_a..d, answer, country"),
-    Dataset("GeoMLAMA", "evaluation", "mcq", "not stated", "Prompt, Corresponding Questions, Ans, Candidate Ans (TSV)"),
+    Dataset("FORK", "evaluation", "fork", "CC-BY-4.0", "Question, Option A, Option B, Answer Key, Country, Dimension"),
+    Dataset(
+        "CulturalBench",
+        "evaluation",
+        "culturalbench",
+        "CC-BY-4.0",
+        "prompt_question, prompt_option_a..d, answer, country",
+    ),
+    Dataset(
+        "GeoMLAMA", "evaluation", "geomlama", "not stated", "Prompt, Corresponding Questions, Ans, Candidate Ans (TSV)"
+    ),
     Dataset("BLEnD", "evaluation", "blend_sa, blend_mc", "CC-BY-SA-4.0", "question, en_question, annotations, idks"),
     Dataset(
         "INCLUDE", "evaluation", "include", "Apache-2.0", "question, choices or option_a..d, answer, domain, language"
     ),
-    Dataset("CAMeL", "unverified", "", "check its repository", "xlsx of masked prompts and entities"),
     Dataset(
-        "CANDLE", "reader", "", "check its card", "subject, facet, assertion", note="a source of questions, no answers"
+        "CAMeL",
+        "evaluation",
+        "cloze",
+        "check its repository",
+        "masked prompts and entities, from its xlsx as CSV",
+        verified=False,
     ),
-    Dataset("LLM-GLOBE", "unverified", "", "check its repository", "survey items on a scale of 1-7"),
     Dataset(
-        "CulturalTeaming", "evaluation", "mcq", "Apache-2.0", "as CulturalBench, of which it is an earlier release"
+        "CANDLE",
+        "reader",
+        "care_eval",
+        "check its card",
+        "subject, facet, assertion",
+        note="assertions, which become questions with a reference and no answer",
+        verified=False,
     ),
-    Dataset("SHADES", "unverified", "", "gated", "stereotyped and contrasting statements"),
+    Dataset(
+        "LLM-GLOBE", "evaluation", "llm_globe", "check its repository", "survey items on a scale of 1-7", verified=False
+    ),
+    Dataset(
+        "CulturalTeaming",
+        "evaluation",
+        "culturalbench",
+        "Apache-2.0",
+        "as CulturalBench, of which it is an earlier release",
+    ),
+    Dataset(
+        "SHADES", "evaluation", "statement_pairs", "gated", "stereotyped and contrasting statements", verified=False
+    ),
     Dataset(
         "JMMMU", "out", "", "check its card", "question, options, answer, images", note="the questions need images"
     ),
@@ -58,7 +89,9 @@ DATASETS: tuple[Dataset, ...] = (
         "CohereForAI/aya_dataset",
     ),
     Dataset("CIDAR", "sft", "sft", "CC-BY-NC-4.0", "instruction, output", "arbml/CIDAR"),
-    Dataset("Cameleval", "unverified", "preferences or rated", "check its card", "prompts, answers, judgements"),
+    Dataset(
+        "Cameleval", "preferences", "rated", "check its card", "prompts, answers of models, judgements", verified=False
+    ),
     Dataset(
         "PRISM",
         "preferences",
@@ -69,8 +102,16 @@ DATASETS: tuple[Dataset, ...] = (
         "name: conversations",
     ),
     Dataset("Palm", "sft", "sft", "check its card", "instruction, output, country", "UBC-NLP/palm"),
-    Dataset("CultureInstruct", "unverified", "sft", "check its card", "instruction and response"),
-    Dataset("CultureBank", "unverified", "sft", "MIT", "cultural group, context, actor, eval_question (CSV)"),
+    Dataset("CultureInstruct", "sft", "sft", "check its card", "instruction and response", verified=False),
+    Dataset(
+        "CultureBank",
+        "sft",
+        "sft",
+        "MIT",
+        "eval_question, eval_whole_desc, cultural group, topic, eval_persona",
+        "SALT-NLP/CultureBank",
+        "split: tiktok or reddit; a descriptor answers each question",
+    ),
     Dataset("CulturePark, CultureLLM", "sft", "sft", "terms of the World Values Survey", "messages: role, content"),
     Dataset(
         "UltraFeedback",
@@ -105,8 +146,8 @@ DATASETS: tuple[Dataset, ...] = (
         "preferences",
         "cvalues",
         "Apache-2.0",
-        "prompt, pos_resp, neg_resp",
-        note="from ModelScope; field names as published, not seen here",
+        "prompt, pos_resp, neg_resp, pos_type, neg_type",
+        note="from ModelScope: damo/CValues-Comparison",
     ),
     Dataset(
         "HelpSteer", "preferences", "helpsteer", "CC-BY-4.0", "prompt, response, helpfulness (0-4)", "nvidia/HelpSteer"
@@ -123,8 +164,9 @@ def list_text() -> str:
     lines += [f"  {spec.name:<{width}}  {spec.summary}" for spec in READERS.values()]
     lines += ["", "datasets"]
     for data in DATASETS:
-        used = f"reader {data.reader}" if data.status in ("preferences", "sft") else data.reader
-        lines.append(f"  {data.name} [{data.status}]" + (f" {used}" if used else ""))
+        kind = "task" if data.status == "evaluation" else "reader"
+        status = data.status if data.verified else f"{data.status}; fields unverified"
+        lines.append(f"  {data.name} [{status}]" + (f" {kind} {data.reader}" if data.reader else ""))
         lines.append(f"      fields: {data.fields}")
         about = [f"licence: {data.licence}", data.where, data.note]
         lines.append("      " + "; ".join(part for part in about if part))

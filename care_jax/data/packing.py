@@ -244,17 +244,17 @@ def plan_step(units: Sequence[Unit], corpus: Corpus, layout: Layout, mismatched:
     )
 
 
-def count_step(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> int:
-    """Microbatches of the plan of these units, without making the rest of it."""
-    return len(_packed(units, corpus, layout)[2])
+def count_step(units: Sequence[Unit], corpus: Corpus, layout: Layout, known: int) -> int:
+    """Microbatches of the plan of these units, without making the rest of it; `known` where they are no more."""
+    return max(known, len(_packed(units, corpus, layout, max(1, known))[2]))
 
 
-def _packed(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> tuple[list[tuple], bool, list[Bin]]:
+def _packed(units: Sequence[Unit], corpus: Corpus, layout: Layout, enough: int = 1) -> tuple[list, bool, list[Bin]]:
     """(atoms, whether a response stands once for all of them, the microbatches)."""
     atoms = atoms_of(units, corpus, layout)
     # A response that two labelled units name is two units, and stands twice.
     merge = layout.share_responses and not any(unit.desirable is not None for unit in units)
-    return atoms, merge, _pack(_gathered([cluster for cluster, _ in atoms], merge), layout, merge, corpus)
+    return atoms, merge, _pack(_gathered([cluster for cluster, _ in atoms], merge), layout, merge, corpus, enough)
 
 
 def plan_responses(corpus: Corpus, sequences: Sequences, layout: Layout) -> StepPlan:
@@ -323,9 +323,9 @@ def _plan_mismatched(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> S
     return plan_responses(corpus, mismatched_sequences(units, corpus), layout)
 
 
-def _pack(clusters: Sequence[Cluster], layout: Layout, merge: bool, corpus: Corpus) -> list[Bin]:
+def _pack(clusters: Sequence[Cluster], layout: Layout, merge: bool, corpus: Corpus, enough: int = 1) -> list[Bin]:
     try:
-        return pack(clusters, layout.room(merge))
+        return pack(clusters, layout.room(merge), enough)
     except TooLarge as error:
         raise UserError(refusal(error.cluster, layout, merge, corpus)) from None
 

@@ -130,7 +130,7 @@ def plan_run(
     most, most_mismatched = 0, 0
     for step in range(total):
         own = step_units(stream, step, examples)
-        most = max(most, count_step(own, corpus, layout))
+        most = count_step(own, corpus, layout, most)
         if mismatched is not None:
             most_mismatched = max(most_mismatched, count_mismatched(own, corpus, mismatched))
     sized = dataclasses.replace(layout, microbatches=most)

@@ -29,9 +29,9 @@ TFDS: dict[str, tuple[str, ...]] = {
 }
 PRISM = {"history": ("conversation_history",), "user": ("user_id",)}
 SFT = {
-    "prompt": ("inputs", "instruction", "prompt", "question"),
+    "prompt": ("inputs", "instruction", "prompt", "question", "eval_question"),
     "input": ("input",),
-    "response": ("targets", "output", "response", "completion", "answer"),
+    "response": ("targets", "output", "response", "completion", "answer", "eval_whole_desc"),
     "messages": ("messages", "conversations"),
     "language": ("language_code", "language", "lang"),
     "culture": ("culture", "country", "cultural group"),
@@ -208,7 +208,7 @@ def _thread(messages: Mapping[str, Mapping[str, Any]], last: Any) -> Content:
 
 
 def read_sft(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
-    """Instructions with one good response each (Aya, CIDAR, Palm, messages files): each is labelled desirable."""
+    """Instructions with one good response each (Aya, CIDAR, Palm, CultureBank, messages files), labelled desirable."""
     questions = []
     for row, found in good_rows(rows, fields, report):
         try:

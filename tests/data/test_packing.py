@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from care_jax.data import chat, pipeline
+from care_jax.data.corpus import tokenize
 from care_jax.data.filling import fill, unpack
 from care_jax.data.packing import Layout, mismatched_sequences, plan_responses, plan_step
-from care_jax.data.preferences import Unit
+from care_jax.data.preferences import Unit, make_units
+from care_jax.data.readers import read
 from care_jax.data.sizes import make_layout, mismatched_layout
 from care_jax.errors import UserError
 
@@ -186,3 +189,18 @@ def test_fill_and_number_of_microbatches(seed):
     distinct = int(corpus.prompt_lengths.sum() + corpus.completion_lengths.sum())
     assert plan.count <= -(-distinct // 4096) + 1
     assert plan.tokens <= 1.01 * distinct  # prompts repeated where a group takes a second row
+
+
+@pytest.mark.slow
+def test_fill_of_real_rows(shared, real_models):
+    """At least 0.95 of the slots run over many epochs, and in no step more microbatches than its tokens fill."""
+    tokenizer = chat.load_tokenizer(str(real_models / "tokenizers" / "qwen3"))
+    corpus = tokenize(read("care", str(shared / "data" / "care_rated.jsonl")).questions, tokenizer, max_length=2048)
+    units = make_units(corpus.questions, policy="all", unit="group")
+    stream, layout = pipeline.mixture([(units, 1)]), make_layout(units, corpus, rows=2, row_length=2048)
+    plans = [plan_step(pipeline.step_units(stream, step, 128), corpus, layout) for step in range(56)]
+    for plan in plans:
+        distinct = len({int(one) for one in plan.sequences[:, 1]})
+        assert distinct == len(plan.sequences)
+        assert plan.count == -(-plan.tokens // 4096)
+    assert sum(plan.tokens for plan in plans) / sum(plan.count * 4096 for plan in plans) >= 0.95

@@ -4,6 +4,7 @@ import pytest
 
 from care_jax.data.catalogue import DATASETS, list_text
 from care_jax.data.readers import READERS, read
+from care_jax.evaluation import tasks
 from tests.data.rows import write
 
 
@@ -156,6 +157,7 @@ def words_of_text(question):
         ({"inputs": "q", "targets": "a", "language": "Standard Arabic", "language_code": "arb"}, "q", "a", "arb"),
         ({"index": 1, "instruction": "q", "output": "a"}, "q", "a", None),
         ({"instruction": "q", "input": "more", "output": "a", "country": "Arab"}, "q\n\nmore", "a", "ar"),
+        ({"cultural group": "Arab", "eval_question": "q", "eval_whole_desc": "a", "topic": "t"}, "q", "a", "ar"),
         ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, "q", "a", None),
     ],
 )
@@ -173,11 +175,21 @@ def test_the_table_names_every_dataset_once_and_only_readers_that_exist():
     names = [data.name for data in DATASETS]
     assert len(names) == len(set(names))
     for data in DATASETS:
-        assert data.status in ("preferences", "sft", "evaluation", "reader", "unverified", "out")
-        if data.status in ("preferences", "sft"):
+        assert data.status in ("preferences", "sft", "evaluation", "reader", "out")
+        if data.status in ("preferences", "sft", "reader"):
             assert data.reader in READERS
+        if data.status == "evaluation":
+            assert all(name in tasks.TASKS for name in data.reader.split(", "))
         if data.status in ("out", "reader"):
             assert data.note
     text = list_text()
     assert all(data.name in text and data.licence in text for data in DATASETS)
     assert all(name in text for name in READERS)
+    assert "CAMeL [evaluation; fields unverified] task cloze" in text
+
+
+def test_a_map_for_assertions(tmp_path):
+    row = {"subject": "China", "facet": "food", "assertion": "Tea is offered to guests."}
+    columns = {"question": "subject", "reference": "assertion"}
+    reading = read("care_eval", write(tmp_path, [row]), columns=columns)
+    assert [(q.prompt[0]["content"], q.reference) for q in reading.questions] == [("China", row["assertion"])]
