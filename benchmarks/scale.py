@@ -9,11 +9,8 @@ made in several goes.
 
 import argparse
 import json
-import os
 import pathlib
 import sys
-
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 import jax
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 
 from care_jax.cli.command import FAILED, command
@@ -31,7 +30,6 @@ def _plan(arguments: argparse.Namespace) -> int:
     overrides = [one for one in arguments.rest if "=" in one]
     machines = [one for one in arguments.rest if "=" not in one]
     loaded = config.load(arguments.recipe, *machines, overrides=overrides)
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would look for the machine that it is not on
     from care_jax import plan as planning
     from care_jax.plan import targets, text
 

@@ -22,7 +22,7 @@ from care_jax.training.step import State, init_state
 
 # Without the data: an example is not longer than this on the average (CARE: 275 tokens a pair), and a response has at
 # least so many tokens.
-_TYPICAL_TOKENS, _SHORTEST = 512, 16
+_TYPICAL_TOKENS, _SHORTEST = 512, 8
 
 
 def objective_of(config: Config) -> Objective:

@@ -1,6 +1,7 @@
 """What a plan is made for: a named TPU topology that is not here, or this machine's own backend."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -47,6 +48,9 @@ def topology(name: str, memory: int | None = None) -> Target:
             f"--topology: found {name!r}{nearest(generation, list(GENERATIONS))}, expected a generation of "
             f"{', '.join(GENERATIONS)} and chips along each axis, such as v5p:2x2x2"
         )
+    # Nothing here touches a chip: a second process may load libtpu, and it need not look for the machine it is on.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     sizes = [int(size) for size in shape.split("x")]
     options: dict[str, Any] = {}
     if all(size == 1 for size in sizes):

@@ -8,9 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from care_jax import losses, models
-from care_jax.sharding import make_mesh
-from care_jax.training import placing
+from care_jax import losses
 from care_jax.training.step import init_state, make_logps, make_step, response_logps
 from tests.training.batches import groups, plain_batch, tiny_model
 
@@ -144,39 +142,3 @@ def test_views_do_not_mix(tiny):
     model, _ = tiny
     with pytest.raises(ValueError, match="share one view"):
         make_step(model, [losses.dpo, losses.kto], optax.sgd(1.0))
-
-
-def covering(*losses_by_mesh):
-    """(loss, mesh) cases: a few in the plain run, the rest behind --slow."""
-    return [
-        pytest.param(name, sizes, marks=[] if (name, sizes) in losses_by_mesh else pytest.mark.slow)
-        for name in ONE_OF_EACH_VIEW
-        for sizes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
-    ]
-
-
-IN_THE_PLAIN_RUN = ("dpo", (1, 8, 1)), ("dpo", (2, 2, 2)), ("kto", (2, 2, 2)), ("plackett_luce", (1, 8, 1))
-
-
-@pytest.mark.parametrize(("name", "sizes"), covering(*IN_THE_PLAIN_RUN))
-def test_any_mesh_gives_the_same_loss_and_gradient(tmp_path, name, sizes):
-    model, params = tiny_model(tmp_path, num_attention_heads=8, num_key_value_heads=8)
-    rows = 16
-    batch = with_mismatched(plain_batch([groups(2), groups(2, seed=5)], rows=rows), name)
-    optimizer = KEEP_GRADIENT
-    examples = 12 if name == "aot" else None
-    step = make_step(model, losses.get(name), optimizer, examples=examples)
-    metrics, gradient = gradient_step(model, losses.get(name), params, batch, examples=examples)
-
-    mesh = make_mesh(*sizes)
-    with jax.set_mesh(mesh):
-        weights = models.param_shardings(model.arch, mesh)
-        abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
-        shardings = placing.state_shardings(abstract, weights, optimizer, mesh)
-        placed = jax.tree.map(jax.device_put, params, weights)
-        state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(placed)
-        where = placing.batch_shardings(batch, mesh)
-        jitted = jax.jit(step, in_shardings=(shardings, where), out_shardings=(shardings, None))
-        after, found = jitted(state, placing.to_devices(batch, where, rows))
-    same_metrics(jax.device_get(found), jax.device_get(metrics))
-    close(jax.device_get(after.opt_state), jax.device_get(gradient))

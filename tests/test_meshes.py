@@ -1,0 +1,76 @@
+"""One device and eight give the same loss and gradient, whatever the mesh, the loss, the model and the microbatches."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from care_jax import losses, models
+from care_jax.models import lora
+from care_jax.sharding import make_mesh
+from care_jax.training import placing
+from care_jax.training.step import init_state, make_step
+from tests.training.batches import groups, plain_batch, tiny_model
+from tests.training.test_step import KEEP_GRADIENT, close, same_metrics, with_mismatched
+
+MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
+LOSSES = ("dpo", "kto", "simpo", "plackett_luce", "aot")
+GEMMA2 = {
+    "model_type": "gemma2",
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 8,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+ROWS, RANK = 16, 4
+
+
+def cases():
+    """mesh x loss x (adapters, microbatches, tied, Gemma 2): all; without --slow a few, each value in one of them."""
+    plain = {
+        ((8, 1, 1), "kto", True, 4, False, False),
+        ((1, 8, 1), "dpo", False, 4, True, True),
+        ((1, 1, 8), "plackett_luce", False, 1, False, False),
+        ((2, 2, 2), "simpo", True, 1, True, False),
+    }
+    for case in itertools.product(MESHES, LOSSES, (False, True), (1, 4), (False, True), (False, True)):
+        mesh, loss, adapted, count, tied, gemma = case
+        shown = ("x".join(map(str, mesh)), loss, "lora" if adapted else "full", f"{count}microbatches")
+        name = "-".join((*shown, "tied" if tied else "untied", "gemma2" if gemma else "llama"))
+        yield pytest.param(*case, id=name, marks=[] if case in plain else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("sizes", "name", "adapted", "count", "tied", "gemma"), list(cases()))
+def test_any_mesh_gives_the_same_loss_and_gradient(tmp_path, sizes, name, adapted, count, tied, gemma):
+    model, params = tiny_model(
+        tmp_path,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        tie_word_embeddings=tied,
+        **(GEMMA2 if gemma else {}),
+    )
+    adapters = where = None
+    mesh = make_mesh(*sizes)
+    if adapted:
+        model = lora.attach(model, RANK, 8.0)
+        fresh = lora.init(model, RANK)
+        rng = np.random.default_rng(0)
+        adapters = jax.tree.map(lambda x: x + 0.02 * rng.standard_normal(x.shape, np.float32), fresh)
+        where = lora.shardings(model.arch, RANK, "all", mesh)
+    whole = groups(4, seed=5)
+    parts = [whole] if count == 1 else [[one] for one in whole]
+    batch = with_mismatched(plain_batch(parts, rows=ROWS), name)
+    step = make_step(model, losses.get(name), KEEP_GRADIENT, examples=12 if name == "aot" else None)
+    alone, metrics = jax.jit(step)(init_state(params, KEEP_GRADIENT, adapters), batch)
+
+    with jax.set_mesh(mesh):
+        weights = models.param_shardings(model.arch, mesh)
+        abstract = jax.eval_shape(lambda p, a: init_state(p, KEEP_GRADIENT, a), params, adapters)
+        shardings = placing.state_shardings(abstract, weights, KEEP_GRADIENT, mesh, where)
+        state = jax.device_put(init_state(params, KEEP_GRADIENT, adapters), shardings)
+        placed = placing.batch_shardings(batch, mesh)
+        jitted = jax.jit(step, in_shardings=(shardings, placed), out_shardings=(shardings, None))
+        after, found = jitted(state, placing.to_devices(batch, placed, ROWS))
+    same_metrics(jax.device_get(found), jax.device_get(metrics))
+    close(jax.device_get(after.opt_state), jax.device_get(alone.opt_state))
