@@ -126,7 +126,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.steps = 3
-        arguments.keys = ["model.init=random", "data.max_length=128", "batch.row_length=128", *arguments.keys]
+        small = {"model.init": "random", "data.max_length": 128, "batch.row_length": 256, "batch.microbatch_rows": 8}
+        arguments.keys = [*(f"{key}={value}" for key, value in small.items()), *arguments.keys]
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         model: Any = arguments.model

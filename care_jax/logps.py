@@ -24,7 +24,7 @@ HEAD_AXES = ("tensor", "fsdp")
 # The vocabulary of which `chunk` tokens' logits may exist at once; of a larger one they are as many.
 COLUMNS = 32768
 # Tokens that go through together, in units of `chunk`; of more, pieces follow each other.
-TOGETHER = 16
+TOGETHER = 8
 _LANES = 128  # tiles are multiples of a TPU's lanes, where the vocabulary is that large
 
 
@@ -274,43 +274,46 @@ def _backward(
 ) -> tuple[Array, Array]:
     """Gradients of this device's hidden states, and of its vocabulary's rows of the head."""
 
-    def piece(head_gradient: Array, inputs: Any) -> tuple[Array, Array]:
-        hidden_c, ids_c, lse_c, cotangent_c = (_gathered(setting, x) for x in inputs)
-        # The small operand is the one that is transposed, and really so: folded into the product, it is half as fast
-        # on a CPU.
-        across = jax.lax.optimization_barrier(hidden_c.T)
+    pieces = _cut(setting, hidden, ids, lse, cotangent)
 
-        def add(carry: Any, tile: _Tile) -> Any:
-            head_gradient, hidden_gradient = carry
+    def tile_gradients(carry: Any, tile: _Tile) -> Any:
+        """Tiles outside, pieces inside: the float32 sum over all tokens is no larger than a tile of the head."""
+
+        def piece(head_gradient: Array, inputs: Any) -> tuple[Array, Array]:
+            hidden_c, ids_c, lse_c, cotangent_c = (_gathered(setting, x) for x in inputs)
             logits = _logits(setting, hidden_c, tile)
             target = _is_target(setting, ids_c, tile, weights.shape[0])
             gradient = jnp.where(target, 1.0, 0.0) - jnp.exp(logits - lse_c[:, None])
             gradient = (_slope(setting, gradient, logits) * cotangent_c[:, None]).astype(hidden.dtype)
+            # The small operand is the one that is transposed, and really so: folded into the product, it is half as
+            # fast on a CPU.
+            across = jax.lax.optimization_barrier(hidden_c.T)
             own = jnp.einsum("dt,tv->dv", across, gradient, preferred_element_type=jnp.float32)
-            if own.shape == head_gradient.shape:
-                head_gradient = head_gradient + own.astype(head_gradient.dtype)
-            else:
-                held = jax.lax.dynamic_slice_in_dim(head_gradient, tile.first, own.shape[1], 1)
-                held = held + own.astype(held.dtype)
-                head_gradient = jax.lax.dynamic_update_slice_in_dim(head_gradient, held, tile.first, 1)
-            return head_gradient, hidden_gradient + _product(gradient, tile.weights)
+            return head_gradient + own, _to_hidden(setting, _product(gradient, tile.weights))
 
-        start = head_gradient, jnp.zeros(hidden_c.shape, jnp.float32)
-        head_gradient, hidden_gradient = _over_tiles(setting, weights, add, start)
-        return head_gradient, _to_hidden(setting, hidden_gradient).astype(hidden.dtype)
+        start = jnp.zeros(tile.weights.shape[::-1], jnp.float32)
+        if setting.pieces == 1:
+            own, parts = piece(start, tuple(x[0] for x in pieces))
+            parts = parts[None]
+        else:
+            own, parts = jax.lax.scan(piece, start, pieces)
+        head_gradient, hidden_gradient = carry
+        if own.shape == head_gradient.shape:
+            head_gradient = own.astype(head_gradient.dtype)
+        else:
+            # Columns that two tiles have are 0 in one of them.
+            held = jax.lax.dynamic_slice_in_dim(head_gradient, tile.first, own.shape[1], 1) + own
+            held = held.astype(head_gradient.dtype)
+            head_gradient = jax.lax.dynamic_update_slice_in_dim(head_gradient, held, tile.first, 1)
+        return head_gradient, hidden_gradient + parts
 
-    pieces = _cut(setting, hidden, ids, lse, cotangent)
-    # Devices that hold the same rows of the head and other tokens: summed once, after all pieces.
+    # Devices that hold the same rows of the head and other tokens: summed once, after all tiles.
     others = tuple(axis for axis in setting.layout.tokens if axis not in setting.layout.shared)
-    if setting.pieces == 1:
-        # Every row of the head is summed by one product: where that is all, it need not be held in float32.
-        start = jnp.zeros(weights.shape[::-1], jnp.float32 if others else dtype)
-        head_gradient, hidden_gradient = piece(start, tuple(x[0] for x in pieces))
-        hidden_gradient = hidden_gradient[None]
-    else:
-        start = jnp.zeros(weights.shape[::-1], jnp.float32)
-        head_gradient, hidden_gradient = jax.lax.scan(piece, start, pieces)
-    return _joined(ids, hidden_gradient), _summed(others, head_gradient).T.astype(dtype)
+    head_gradient = jnp.zeros(weights.shape[::-1], jnp.float32 if others else dtype)
+    carry = head_gradient, jnp.zeros(pieces[0].shape, jnp.float32)
+    head_gradient, hidden_gradient = _over_tiles(setting, weights, tile_gradients, carry)
+    hidden_gradient = _joined(ids, hidden_gradient).astype(hidden.dtype)
+    return hidden_gradient, _summed(others, head_gradient).T.astype(dtype)
 
 
 def _forward_slopes(setting: _Setting, hidden: Array, weights: Array, ids: Array) -> tuple[Array, Array]:
