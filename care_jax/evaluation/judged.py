@@ -102,8 +102,7 @@ def score_rated(taken: Taken, matched: Matched, options: Options) -> Outcome:
             scored.append(Scored(item, sum(ratings) / len(ratings)))
         else:
             judged = any("judge_failed" in one.row for one in answers)
-            said = [one for one in answers if one.response is not None]
-            status: Any = "failed" if judged else "missing" if not said else "scored"
+            status: Any = "failed" if judged else "scored" if answers else "missing"
             scored.append(Scored(item, None, status))
     return summarize(scored, "mean rating", worst=None)
 

@@ -104,7 +104,8 @@ def match(items: Sequence[Item], answers: Iterable[Answer]) -> Matched:
         if not named:
             unmatched += 1
             continue
-        found.setdefault(str(named[0]), []).append(one)
+        if one.response is not None or one.logps is not None:  # else a line that says there is no answer
+            found.setdefault(str(named[0]), []).append(one)
     return Matched(found, unmatched, tuple(systems))
 
 
