@@ -60,7 +60,7 @@ class ModelConfig(Block):
     init: Literal["pretrained", "random"] = "pretrained"
     dtype: Dtype = "bfloat16"
     param_dtype: Dtype = "float32"
-    remat: Literal["none", "dots", "full"] = "full"
+    remat: Literal["none", "dots", "full", "offload"] = "full"
     attention: Literal["auto", "xla", "xla_chunked", "splash", "pallas"] = "auto"
     lora: LoraConfig | None = None
 

@@ -21,7 +21,7 @@ from care_jax.models import attention as attention_lib
 from care_jax.models.arch import Arch, LayerKind, Rope, Tree
 from care_jax.sharding import constrain
 
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "dots", "full", "offload")
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -272,8 +272,14 @@ def forward(
     elif remat == "dots":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         block = jax.checkpoint(block, prevent_cse=False, policy=policy)
+    elif remat == "offload":
+        where = attention_lib.kernels.platform()
+        if where not in ("tpu", "gpu"):
+            raise UserError(f"model.remat: offload needs an accelerator that reaches the host's memory, found {where}")
+        policy = jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host")
+        block = jax.checkpoint(block, prevent_cse=False, policy=policy)
     elif remat != "none":
-        raise UserError(f"model.remat: {remat!r} is not one of none, dots, full")
+        raise UserError(f"model.remat: {remat!r} is not one of {', '.join(REMAT)}")
     blocks_lora = None if lora is None else lora["blocks"]
     kinds = jnp.asarray(arch.layer_kinds, jnp.int32)
     layers = (params["blocks"], blocks_lora, kinds, jnp.arange(arch.layers, dtype=jnp.int32))
@@ -301,8 +307,9 @@ def logits_of(arch: Arch, params: Tree, hidden: Float[Array, "B T d"]) -> Float[
 class Decoder(nn.Module):
     """The Flax module: `model.apply({"params": p[, "lora": l]}, tokens, ...)`.
 
-    arch: the model. dtype: of the computation. remat: none, dots (keep matrix products) or full (keep each layer's
-    input). attention: see `attention.choose`. lora_scale: alpha / r of the adapters, None where it has none.
+    arch: the model. dtype: of the computation. remat: none, dots (keep matrix products), full (keep each layer's
+    input) or offload (keep matrix products in the host's memory). attention: see `attention.choose`. lora_scale:
+    alpha / r of the adapters, None where it has none.
     shared_prompts: False where every token's prompt is in its own segment: prompt_segment_ids are then not read, and
     attention's kernels have less to do.
     """
