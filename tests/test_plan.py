@@ -4,7 +4,10 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -281,6 +284,67 @@ def test_eight_billion_weights_on_tpus_as_far_as_the_prototype():
         program, _ = plan.compile_train(made, lambda line: None)
         assert sum(program.held.values()) / 2**30 <= arguments
         assert program.temporaries / 2**30 <= temporaries
+
+
+@pytest.mark.slow
+def test_matrix_products_kept_on_the_host_take_no_device_memory(tmp_path):
+    needs_libtpu()
+    (tmp_path / "config.json").write_text(json.dumps({**TINY, "num_hidden_layers": 16}))
+    found = {}
+    for remat in ("dots", "offload"):
+        recipe = Config.from_any(
+            "quickstart",
+            **{"model": {"path": str(tmp_path), "dtype": "bfloat16", "remat": remat}, "batch.microbatch_rows": 64},
+        )
+        made = plan.prepare(recipe, targets.topology("v5e:1x1"))
+        found[remat] = plan.compile_train(made, lambda line: None)[0].temporaries
+    assert found["offload"] < 0.7 * found["dots"]
+
+
+MEASURE = """
+import ctypes, gc, pathlib, sys
+import jax, jax.numpy as jnp, numpy as np
+from care_jax import plan
+from care_jax.config import Config
+from care_jax.plan import targets
+
+def status(name):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+def settled():
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+recipe = Config.from_any("quickstart", **{
+    "model": {"path": sys.argv[1], "dtype": "float32", "remat": "full"},
+    "batch": {"examples": 64, "row_length": 256, "microbatch_rows": 16},
+})
+made = plan.prepare(recipe, targets.local())
+program, compiled = plan.compile_train(made, lambda line: None)
+settled()
+before = status("VmRSS")
+def fill(x):
+    return jax.device_put(np.full(x.shape, 0.01 if x.dtype == jnp.float32 else 1, x.dtype), x.sharding)
+state, batch = jax.block_until_ready(jax.tree.map(fill, (made.state, made.batch)))
+settled()
+pathlib.Path("/proc/self/clear_refs").write_text("5")
+for _ in range(2):
+    state, _ = jax.block_until_ready(compiled(state, batch))
+print((status("VmHWM") - before) / program.total)
+"""
+
+
+@pytest.mark.slow
+def test_the_plans_bytes_are_those_of_a_real_run(tmp_path):
+    """On this host: the peak of resident memory over two steps, in a process of its own."""
+    larger = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4}
+    (tmp_path / "config.json").write_text(json.dumps({**TINY, **larger}))
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.slow
