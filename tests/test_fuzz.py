@@ -143,7 +143,7 @@ def fuzz(count):
 @example({"mesh.fsdp": 1, "mesh.data": 2, "mesh.tensor": 2})
 @example({"resume": "must"})
 @given(OVERRIDES)
-@fuzz(25)
+@fuzz(15)
 def test_a_configuration_starts_or_is_refused(up_to_compiling, overrides):
     assert is_clear(attempt(up_to_compiling, overrides))
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from care_jax.data.corpus import Corpus
 from care_jax.data.packing import Batch
 
 WINDOW = 10  # steps whose mean is looked at
@@ -14,13 +13,12 @@ COLLAPSE = 1.0  # nats a token that the chosen responses may lose
 TRUNCATED = 0.05  # share of completions that may be cut
 
 
-def truncation(corpus: Corpus, max_length: int) -> str | None:
+def truncation(truncated: int, completions: int, max_length: int) -> str | None:
     """Completions cut at the maximum length beyond 5 %: the model would learn to prefer answers without an end."""
-    count = len(corpus.completion_lengths)
-    if not count or corpus.truncated / count <= TRUNCATED:
+    if truncated <= TRUNCATED * completions:
         return None
     return (
-        f"alarm: {corpus.truncated} of {count} completions ({corpus.truncated / count:.1%}) are cut at data.max_length "
+        f"alarm: {truncated} of {completions} completions ({truncated / completions:.1%}) are cut at data.max_length "
         f"{max_length}: more than {TRUNCATED:.0%} end in the middle"
     )
 

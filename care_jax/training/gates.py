@@ -1,14 +1,20 @@
 """What must hold before a run is let go on: cheap checks of the mistakes that spoil preference training in silence."""
 
+import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from care_jax import losses
 from care_jax.config import Config
+from care_jax.data.packing import Batch
 from care_jax.errors import UserError, nearest
+from care_jax.training import objective as objectives
 from care_jax.training.datasets import Prepared
 from care_jax.training.evaluate import GROUPED, MEASURED
 from care_jax.training.failures import RunFailed
@@ -75,8 +81,10 @@ def reference(forward: ForwardPass, data: Prepared, variables: Mapping[str, Any]
         raise GateError(f"reference logps do not repeat to the bit (largest difference {worst:.3g})")
 
 
-def first_step(values: Mapping[str, float], log_ratio: float, dtype: str) -> None:
-    """At the first step the policy is its own reference: log-ratios are 0 within the rounding of another layout."""
+def first_step(values: Mapping[str, float], log_ratio: float, dtype: str, objective: Objective, batch: Batch) -> None:
+    """At the first step the policy is its own reference: log-ratios are 0 within the rounding of another layout, and
+    the loss is what the loss function gives for equal logps. batch: the step's, on the devices.
+    """
     logps = max((abs(values[name]) for name in LOGPS if math.isfinite(values[name])), default=0.0)
     # Twice the tolerance of a mean margin: a mean of absolute values does not cancel.
     allowed = 2 * (2e-6 * logps + 1e-4 if dtype == "float32" else 1e-3 * logps)
@@ -85,3 +93,26 @@ def first_step(values: Mapping[str, float], log_ratio: float, dtype: str) -> Non
             f"step 1: the policy's logps differ from its own reference's by {log_ratio:.3g} in the mean; "
             f"at most {allowed:.3g} is rounding"
         )
+    if objective.whole_step:
+        return  # sees its units apart from padding, which only the step does
+    arrays = dataclasses.replace(batch, mismatched=None)
+    expected, slope = (float(one) for one in jax.jit(functools.partial(_at_the_reference, objective))(arrays))
+    # Twice again: the largest of the differences counts, not their mean.
+    rounding = 2 * allowed * slope + 1e-4 * max(1.0, abs(expected))
+    if abs(values["loss"] - expected) > rounding:
+        raise GateError(
+            f"step 1: the loss is {values['loss']:.6g}; with the reference's logps in place of the policy's, which are "
+            f"equal, it is {expected:.6g}, and at most {rounding:.3g} is rounding"
+        )
+
+
+def _at_the_reference(objective: Objective, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """A step's loss where the policy's logps are the reference's, and how far it moves if each moves by 1."""
+    flat = objectives.flatten(batch)
+    totals = objectives.denominators(objective, flat)
+
+    def loss(logps):
+        return objectives.evaluate(objective, logps, flat, jnp.zeros(()), totals)[0]
+
+    value, slope = jax.value_and_grad(loss)(flat.ref_logps)
+    return value, jnp.sum(jnp.abs(slope))

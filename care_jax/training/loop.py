@@ -116,7 +116,7 @@ def _run(
     say(data.summary())
     gates.tokens(data, tokenizer)
     gates.best_metric(config, data)
-    _say(alarms.truncation(data.corpus, config.data.max_length))
+    _say(alarms.truncation(data.corpus.truncated, len(data.corpus.completion_lengths), config.data.max_length))
 
     # ---- The model on the mesh, and what trains it.
     built = build(config, mesh, source, data.steps)

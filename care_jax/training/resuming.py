@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import errno
 import pathlib
 from typing import Any
 
@@ -70,6 +71,8 @@ def open_run(
         try:
             write_whole(stored, configs.dump(config))
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise UserError(f"output_dir: cannot write in {folder}: {error.strerror or error}") from None
     return Start(config, step, meta, repeats)
 

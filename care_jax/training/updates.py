@@ -174,7 +174,7 @@ class Updates:
         if skipped:
             self._not_finite(flight, values, skipped, state)
         elif flight.number == 1 and self._reference.needed and self._reference.own:
-            gates.first_step(values, log_ratio, self._config.model.dtype)
+            gates.first_step(values, log_ratio, self._config.model.dtype, self._objective, flight.batch)
         for text in self._alarms.look(flight.number, values, flight.chosen_tokens):
             say(text)
 

@@ -4,10 +4,7 @@ import contextlib
 import os
 import pathlib
 import random
-import tempfile
 from collections.abc import Iterator
-
-import pytest
 
 KINDS = ("truncate", "flip", "delete", "permissions")
 
@@ -28,17 +25,6 @@ def harm(folder: pathlib.Path, seed: int) -> str:
     else:
         path.chmod(0)
     return f"{kind} {path.relative_to(folder)}"
-
-
-@pytest.fixture
-def open_folder():
-    """A folder that any user may enter and write in: pytest's own are closed to others."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = pathlib.Path(place)
-        folder.chmod(0o777)
-        yield folder
-        for path in folder.rglob("*"):
-            path.chmod(0o700)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,12 @@
 """Alarms: each given once while it holds, none while all is well."""
 
-import types
+import dataclasses
 
 import numpy as np
 import pytest
 
 from care_jax.training.alarms import WINDOW, Alarms, chosen_tokens, truncation
+from tests.training.batches import groups, plain_batch
 
 WELL = {"loss": 0.5, "rewards/chosen": 0.2, "rewards/rejected": -0.3, "rewards/accuracies": 0.8, "logps/chosen": -80.0}
 
@@ -33,7 +34,7 @@ def test_both_rewards_fall():
 
 def test_the_chosen_logp_collapses():
     (text,) = said(lambda step: {}, lambda step: {"logps/chosen": -200.0})
-    assert "from -2.00 to -5.00" in text
+    assert "from -2.00 to -3.20" in text
 
 
 def test_nothing_left_to_learn():
@@ -42,14 +43,14 @@ def test_nothing_left_to_learn():
 
 
 def test_truncation_above_a_twentieth():
-    corpus = types.SimpleNamespace(completion_lengths=np.ones(100), truncated=6)
-    assert "6 of 100 completions (6.0%)" in truncation(corpus, 512)
-    corpus.truncated = 5
-    assert truncation(corpus, 512) is None
+    assert "6 of 100 completions (6.0%)" in truncation(6, 100, 512)
+    assert truncation(5, 100, 512) is None
+    assert truncation(0, 0, 512) is None
 
 
 def test_tokens_of_the_chosen():
-    batch = types.SimpleNamespace(
+    batch = dataclasses.replace(
+        plain_batch([groups(1)]),
         lengths=np.array([[4, 6, 1], [8, 1, 1]]),
         pairs=np.array([[[0, 1], [1, 0]], [[0, 1], [0, 0]]]),
         pair_weights=np.array([[1.0, 1.0], [1.0, 0.0]]),

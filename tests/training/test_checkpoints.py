@@ -123,14 +123,14 @@ def a_small_disk(limit: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_save_that_fails_is_told_of_and_harms_nothing(copied, capfd):
+def test_a_save_that_fails_is_told_of_and_harms_nothing(copied, capsys):
     with contextlib.closing(Checkpoints(copied, keep=2)) as checkpoints:
         assert checkpoints.latest() == 4
         with a_small_disk(256):
             checkpoints.save(6, state(6), META)
             with pytest.raises(RunFailed, match=r"step 6 could not be saved.*last good checkpoint is that of step 4"):
                 checkpoints.wait()
-        assert "warning: the state of step 6 could not be saved" in capfd.readouterr().err
+        assert "warning: the state of step 6 could not be saved" in capsys.readouterr().err
         assert checkpoints.steps() == [2, 4]
         assert not list(copied.glob("*tmp*"))
         checkpoints.save(8, state(8), META)
