@@ -30,7 +30,8 @@ HloModule jit_step
 }
 
 %layer (carry: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
-  %gathered = bf16[64,16]{1,0:T(8,128)} all-gather(bf16[8,16]{1,0} %w), dimensions={0}
+  %gathered = bf16[64,16]{1,0:T(8,128)} all-gather(bf16[8,16]{1,0} %w), channel_id=3, dimensions={0}
+  %piece = bf16[16,16]{1,0:T(8,128)} all-gather(bf16[8,16]{1,0} %w), channel_id=3, dimensions={0}
   %start = (f32[8,16], f32[8,16]) all-reduce-start(f32[8,16] %h), to_apply=%add
   ROOT %next = (s32[], f32[8,16]) tuple(%i, %done)
 }
@@ -53,6 +54,13 @@ def test_collectives_are_counted_as_often_as_their_loop_runs():
         "all-reduce": hlo.Traffic(5, 5 * 8 * 16 * 4),
         "reduce-scatter": hlo.Traffic(1, 8 * 2 * 4),
     }
+
+
+def test_a_loop_that_the_compiler_does_not_count_ends_at_its_conditions_number():
+    counted = MODULE.replace(', backend_config={"known_trip_count":{"n":"5"}}', "")
+    assert hlo.collectives(counted)["all-gather"].count == 1, "a traced end"
+    counted = counted.replace("  ROOT %less", "  %most = s32[]{:T(128)} constant(7)\n  ROOT %less")
+    assert hlo.collectives(counted)["all-gather"].count == 7
 
 
 def test_flops_are_those_of_matrix_products_loops_and_recomputation_included():

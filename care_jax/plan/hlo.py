@@ -16,6 +16,8 @@ _OPERATION = re.compile(r"(?:^|[\s)}])([a-z][a-z0-9\-]*)\(")
 _CALLED = re.compile(
     r"(?:body|condition|calls|to_apply|called_computations|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
+_CONSTANT = re.compile(r" = s32\[\](?:\{[^}]*\})? constant\((\d+)\)")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -70,11 +72,11 @@ def operations(text: str) -> Iterator[Operation]:
         if not times[name]:
             continue
         for line in bodies[name]:
-            trips = _TRIPS.search(line) if " while(" in line else None
+            trips = _trips(line, bodies) if " while(" in line else 1
             for called in _CALLED.findall(line):
                 for callee in re.findall(r"[\w.\-]+", called):
                     if callee in bodies:
-                        times[callee] += times[name] * (int(trips[1]) if trips else 1)
+                        times[callee] += times[name] * trips
     for name, lines in bodies.items():
         for line in lines:
             found = _INSTRUCTION.match(line)
@@ -82,6 +84,16 @@ def operations(text: str) -> Iterator[Operation]:
             if found and operation and times[name]:
                 results = arrays(found[2][: operation.start(1)])
                 yield Operation(found[1], operation[1], results, times[name], line)
+
+
+def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+    """How often a loop runs: as the compiler notes, else the one number that its condition counts up to, else once."""
+    known = _TRIPS.search(line)
+    if known:
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    ends = _CONSTANT.findall("\n".join(bodies.get(condition[1], []))) if condition else []
+    return int(ends[0]) if len(ends) == 1 else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +105,8 @@ class Traffic:
 
 
 def collectives(text: str) -> dict[str, Traffic]:
-    """Traffic by kind. An asynchronous pair counts once, at its start."""
-    counts: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
+    """Traffic by kind. What a compiler cut into pieces that run beside other work has one channel, and counts once."""
+    found: dict[tuple[str, str], Traffic] = {}
     for one in operations(text):
         kind = one.kind.removesuffix("-start")
         if kind not in KINDS:
@@ -103,6 +114,14 @@ def collectives(text: str) -> dict[str, Traffic]:
         results = one.results
         if one.kind.endswith("-start") and len(results) > 1:
             results = (max(results, key=lambda array: array.bytes),)  # the others are its operand and contexts
-        counts[kind] += one.times
-        sizes[kind] += one.times * sum(array.bytes for array in results)
-    return {kind: Traffic(counts[kind], sizes[kind]) for kind in KINDS if counts[kind]}
+        channel = _CHANNEL.search(one.text)
+        key = kind, channel[1] if channel else one.name
+        before = found.get(key, Traffic(0, 0))
+        size = one.times * sum(array.bytes for array in results)
+        found[key] = Traffic(max(before.count, one.times), max(before.bytes, size))
+    sums: dict[str, Traffic] = {}
+    for wanted in KINDS:
+        own = [traffic for (kind, _), traffic in found.items() if kind == wanted]
+        if own:
+            sums[wanted] = Traffic(sum(one.count for one in own), sum(one.bytes for one in own))
+    return sums
