@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,13 +22,14 @@ pytestmark = pytest.mark.slow
 
 KILLS, TERMS, DAMAGED = 8, 5, 10  # for each of the four variants
 RUN = ["data.max_steps=8", "checkpoint.every=2", "eval_every=3", "data.train.0.cultures=[chinese]"]
-KTO = ["loss.name=kto", "batch.unit=pair", "optimizer.learning_rate=1e-4"]
+SMALL = ["batch.unit=pair", "batch.examples=8"]
+KTO = [*SMALL, "loss.name=kto", "optimizer.learning_rate=1e-4"]
 ADAPTERS = "model.lora={r: 4, alpha: 8, base_dtype: float32}"
 VARIANTS = {
-    "dpo": ["batch.microbatch_rows=16"],  # one microbatch a step
-    "dpo-lora-accumulated": ["batch.microbatch_rows=1", ADAPTERS],
+    "dpo": [*SMALL, "batch.microbatch_rows=8"],  # one microbatch a step
+    "dpo-lora-accumulated": [*SMALL, "batch.microbatch_rows=1", ADAPTERS],
     "kto-accumulated": [*KTO, "batch.microbatch_rows=1"],
-    "kto-lora": [*KTO, "batch.microbatch_rows=16", ADAPTERS],
+    "kto-lora": [*KTO, "batch.microbatch_rows=8", ADAPTERS],
 }
 
 
@@ -140,7 +142,8 @@ def test_a_disk_that_fills(whole, small_disk, tmp_path, share):
     done = care_jax(*words, f"output_dir={place}/run", cwd=tmp_path)
     assert done.returncode == 1, (done.returncode, done.stderr)
     assert "No space left on device" in done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
+    # TensorStore's callbacks may come late to a save that failed: ignored, and beyond anyone's reach.
+    assert "Traceback" not in re.sub(r"Exception ignored in.*?Event loop is closed", "", done.stderr, flags=re.S)
     assert [line for line in done.stderr.splitlines() if line.startswith("care-jax: ")], done.stderr
     subprocess.run(["mount", "-o", f"remount,size={4 * used(run)}", str(place)], check=True)
     done = care_jax(*words, f"output_dir={place}/run", cwd=tmp_path)

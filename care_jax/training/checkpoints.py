@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import pathlib
 import shutil
 import time
@@ -41,6 +42,11 @@ class _Summed(ocp.CompositeCheckpointHandler):
         sums.seal(pathlib.Path(directory))
 
 
+def _not_a_failed_save(record: logging.LogRecord) -> bool:
+    """Orbax logs the traceback of a save that failed; `Checkpoints` says it in a sentence, and what it means."""
+    return not (record.levelno >= logging.ERROR and record.module == "async_checkpointer")
+
+
 @ocp.args.register_with_handler(_Summed, for_save=True, for_restore=True)
 class _SummedArgs(ocp.args.Composite):
     pass
@@ -65,6 +71,7 @@ class Checkpoints:
         if not read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._clear()
+            logging.getLogger("absl").addFilter(_not_a_failed_save)  # the same function twice is one filter
             # Directories are made at once: where that fails, it fails here and not in a thread.
             options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
             handler = _Summed(
