@@ -61,6 +61,32 @@ def test_packed_rows_equal_each_text_alone(tmp_path, devices):
             np.testing.assert_allclose(value, expected, rtol=2e-5, atol=2e-5)
 
 
+def test_a_packed_predictor_sees_its_prompt_and_what_is_before_it_in_its_text():
+    """By the rule of visibility (`attention.visible`): its own segment and its prompt's, up to itself."""
+    rng = np.random.default_rng(0)
+
+    def ids(most):
+        return tuple(rng.integers(1, 999, rng.integers(1, most)).tolist())
+
+    asked = [likelihood.Asked(ids(60), tuple(ids(6) for _ in range(1 + number % 4))) for number in range(40)]
+    rows = likelihood._pack(asked, 128)
+    assert sorted(number for row in rows for number in row) == list(range(40))
+    capacity = max(sum(likelihood._targets(asked[number]) for number in row) for row in rows)
+    arrays = likelihood._fill([[asked[number] for number in row] for row in rows], len(rows), 128, capacity)
+    tokens, positions, segments, prompts, places, targets = arrays
+    for r, row in enumerate(rows):
+        slot = 0
+        for one in (asked[number] for number in row):
+            for text in one.texts:
+                for place in range(len(text)):
+                    at = places[r, slot]
+                    own = [segments[r, j] in (segments[r, at], prompts[r, at]) for j in range(at + 1)]
+                    seen = [(positions[r, j], tokens[r, j]) for j in range(at + 1) if own[j]]
+                    assert seen == list(enumerate([*one.prompt, *text[:place]]))
+                    assert targets[r, slot] == text[place]
+                    slot += 1
+
+
 def test_prompt_and_choice_are_tokenized_together():
     tokenizer = load_tokenizer(str(SAMPLE / "model"))
     one = likelihood.encode(tokenizer, items()[0])
