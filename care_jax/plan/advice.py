@@ -59,7 +59,7 @@ def nearest_that_fits(config: Config, target: Target, arch: Arch, failed: Progra
             made = prepare(changed, target, arch)
         except UserError:
             continue  # a mesh that does not divide the model
-        if least(made) > limit:
+        if changed == config or least(made) > limit:
             continue
         shown = shown_changes(changes)
         say(f"trying {' '.join(shown)}")
