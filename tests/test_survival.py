@@ -142,8 +142,8 @@ def test_a_disk_that_fills(whole, small_disk, tmp_path, share):
     done = care_jax(*words, f"output_dir={place}/run", cwd=tmp_path)
     assert done.returncode == 1, (done.returncode, done.stderr)
     assert "No space left on device" in done.stderr
-    # TensorStore's callbacks may come late to a save that failed: ignored, and beyond anyone's reach.
-    assert "Traceback" not in re.sub(r"Exception ignored in.*?Event loop is closed", "", done.stderr, flags=re.S)
+    # TensorStore prints callbacks that come late to a save that failed, which nobody can keep from it; none are ours.
+    assert not re.search(r'File ".*/care_jax/', done.stderr), done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("care-jax: ")], done.stderr
     subprocess.run(["mount", "-o", f"remount,size={4 * used(run)}", str(place)], check=True)
     done = care_jax(*words, f"output_dir={place}/run", cwd=tmp_path)

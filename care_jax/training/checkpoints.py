@@ -44,7 +44,7 @@ class _Summed(ocp.CompositeCheckpointHandler):
 
 def _not_a_failed_save(record: logging.LogRecord) -> bool:
     """Orbax logs the traceback of a save that failed; `Checkpoints` says it in a sentence, and what it means."""
-    return not (record.levelno >= logging.ERROR and record.module == "async_checkpointer")
+    return not (record.levelno >= logging.ERROR and record.module in ("async_checkpointer", "future"))
 
 
 @ocp.args.register_with_handler(_Summed, for_save=True, for_restore=True)
