@@ -27,7 +27,7 @@ KTO = [*SMALL, "loss.name=kto", "optimizer.learning_rate=1e-4"]
 ADAPTERS = "model.lora={r: 4, alpha: 8, base_dtype: float32}"
 VARIANTS = {
     "dpo": [*SMALL, "batch.microbatch_rows=8"],  # one microbatch a step
-    "dpo-lora-accumulated": [*SMALL, "batch.microbatch_rows=1", ADAPTERS],
+    "dpo-lora-accumulated": [*SMALL, "batch.microbatch_rows=2", ADAPTERS],
     "kto-accumulated": [*KTO, "batch.microbatch_rows=1"],
     "kto-lora": [*KTO, "batch.microbatch_rows=8", ADAPTERS],
 }
