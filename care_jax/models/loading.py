@@ -82,7 +82,8 @@ def _by_rows(
         outer += 1
     spread = NamedSharding(mesh, PartitionSpec(*(None for _ in stacked), axes))
 
-    def whole_rows(index: Index) -> np.ndarray:
+    def whole_rows(index: Index | None) -> np.ndarray:
+        assert index is not None  # every device of the mesh holds some rows
         taken = index[len(stacked)]
         first, end, _ = taken.indices(rows)
         size = math.prod(inner[1:outer])  # rows of each entry of the first dimension

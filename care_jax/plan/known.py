@@ -10,8 +10,13 @@ from care_jax.errors import UserError
 from care_jax.evaluation.opened import local_folder
 from care_jax.models.arch import Arch
 
-_QWEN25 = {"model_type": "qwen2", "max_position_embeddings": 32_768, "rope_theta": 1_000_000.0, "rms_norm_eps": 1e-6}
-_LLAMA3 = {
+_QWEN25: dict[str, Any] = {
+    "model_type": "qwen2",
+    "max_position_embeddings": 32_768,
+    "rope_theta": 1_000_000.0,
+    "rms_norm_eps": 1e-6,
+}
+_LLAMA3: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 128_256,
     "max_position_embeddings": 131_072,

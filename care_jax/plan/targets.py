@@ -76,12 +76,13 @@ def topology(name: str, memory: int | None = None) -> Target:
 
 def local(memory: int | None = None, card: str | None = None) -> Target:
     """This machine's devices; `memory` or `card` (jax's name of its kind): for one card that is not here."""
-    devices = jax.devices()
+    devices: list[Any] = list(jax.devices())
     absent = memory is not None or card is not None
     chip = CHIPS[card] if card is not None else None if absent else CHIPS.get(devices[0].device_kind)
     if memory is None:
         memory = chip.memory if chip is not None else (devices[0].memory_stats() or {}).get("bytes_limit")
-    shown = devices[0].device_kind if not absent else chip.name if chip is not None else f"{memory / 1e9:g} GB"
+    shown = chip.name if card is not None and chip is not None else f"{(memory or 0) / 1e9:g} GB"
+    shown = shown if absent else devices[0].device_kind
     return Target(shown, tuple(devices[:1] if absent else devices), chip, memory, estimate=absent)
 
 
