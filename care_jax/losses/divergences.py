@@ -80,7 +80,9 @@ def dpo_alpha(
     hw = wide(chosen_logps) - wide(ref_chosen_logps)
     hl = wide(rejected_logps) - wide(ref_rejected_logps)
     power = alpha - 1.0
-    if abs(power) < 1e-6:
-        return _loss(hw, hl, hw, hl, beta)
-    score_w, score_l = (jnp.expm1(jnp.minimum(power * h, MAX_EXPONENT)) / power for h in (hw, hl))
+    reverse = jnp.abs(power) < 1e-6
+    power = jnp.where(reverse, 1.0, power)
+    score_w, score_l = (
+        jnp.where(reverse, h, jnp.expm1(jnp.minimum(power * h, MAX_EXPONENT)) / power) for h in (hw, hl)
+    )
     return _loss(hw, hl, score_w, score_l, beta)

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import math
 import os
 import sys
 from typing import Any
@@ -71,6 +72,9 @@ _HINTS: dict[str, dict[str, str]] = {
 }
 
 
+_NAMES = {float: "a finite number", int: "a whole number", bool: "true or false", str: "text", tuple: "a list"}
+
+
 def names() -> list[str]:
     """The names of the built-in losses, sorted."""
     return sorted(BUILT_IN)
@@ -133,7 +137,7 @@ def bind(name: str, **hyperparameters: Any) -> Loss:
             close = f": {hint}" if hint else nearest(key, list(known))
             takes = ", ".join(f"{k} = {default!r}" for k, (_, default) in known.items()) or "no hyperparameter"
             raise UserError(f"loss.{key}: loss {name!r} has no {key!r}{close}. It takes {takes}")
-        values[key] = _typed(name, key, value, known[key][0])
+        values[key] = _typed(name, key, value, *known[key])
     bound = functools.partial(loss, **values)
     if values and name in BUILT_IN:
         # Traced with shapes alone (no device is touched), so that a value out of range fails here, not after the model.
@@ -146,18 +150,29 @@ def _shape(quantity: str) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, bool if quantity in ("desirable", "group_mask") else jnp.float32)
 
 
-def _typed(name: str, key: str, value: Any, kind: type) -> Any:
-    """`value` as a `kind`; UserError where it is none."""
-    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    elif kind is int and isinstance(value, int | float) and not isinstance(value, bool) and value == int(value):
-        return int(value)
-    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+def _typed(name: str, key: str, value: Any, kind: type, default: Any) -> Any:
+    """`value` as a `kind` (None where that is the default); UserError where it is none."""
+    if value is None and default is None:
+        return None
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise UserError(f"loss.{key}: loss {name!r} takes a {kind.__name__} there, found {value!r}")
+    if kind in (float, int) and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (OverflowError, ValueError):
+            number = math.nan
+        if kind is float and (math.isfinite(number) or number == default):
+            return number
+        if kind is int and number.is_integer():
+            return int(number)
+    elif kind is tuple and isinstance(value, list | tuple):
+        return tuple(value)  # a file has only lists
+    elif isinstance(value, kind):
+        return value
+    hint = " (its default is one; annotate it as float to take others)" if kind is int else ""
+    raise UserError(
+        f"loss.{key}: loss {name!r} takes {_NAMES.get(kind, f'a {kind.__name__}')} there{hint}, found {value!r}"
+    )
 
 
 def name_of(loss: Loss) -> str:

@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import types
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,8 @@ _VIEW_OF = {name: view for view, names in QUANTITIES.items() for name in names}
 _POLICY = ("chosen_logps", "rejected_logps", "logps", "group_logps")
 _REFERENCE = ("ref_chosen_logps", "ref_rejected_logps", "ref_logps", "group_ref_logps", "kl")
 _PLAIN_TYPES = {"float": float, "int": int, "bool": bool, "str": str}
+# A configuration's own keys of a loss.
+_TAKEN = ("name", "weight")
 
 Loss = Callable[..., Any]
 
@@ -34,7 +38,8 @@ Loss = Callable[..., Any]
 class Spec:
     """A loss as its signature registers it.
 
-    `needs` are its quantities in order; `hyperparameters` maps each keyword-only parameter to (type, default);
+    `needs` are its quantities in order; `hyperparameters` maps each keyword-only parameter to (type, default), the type
+    being float of a `float | None`;
     `needs_ref`: reference logps are computed (for `kl` too); `needs_kl`: mismatched completions are built;
     `whole_step`: its values couple the inputs, so it must see all units of the step at once.
     """
@@ -61,18 +66,32 @@ def unwrap(loss: Loss) -> Loss:
     return loss
 
 
+def _marked(loss: Loss) -> bool:
+    """Is the loss, or what is below a functools.partial of it, marked `whole_step`."""
+    marked = bool(getattr(loss, "whole_step", False))
+    return marked or (isinstance(loss, functools.partial) and _marked(loss.func))
+
+
 def spec(loss: Loss) -> Spec:
     """Read a loss's signature, through functools.partial; UserError where it is none that the contract knows."""
     function = unwrap(loss)
     name = getattr(function, "__name__", type(function).__name__)
     needs: list[str] = []
     hyperparameters: dict[str, tuple[type, Any]] = {}
-    for parameter in inspect.signature(loss).parameters.values():
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):
+        raise UserError(f"loss {name}: has no signature that Python can read ({_listing()})") from None
+    parameters = signature.parameters.values()
+    for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise UserError(
                 f"loss {name}: parameter *{parameter.name} says nothing: name each quantity, and each "
                 "hyperparameter after *"
             )
+    for parameter in parameters:
+        if parameter.kind is parameter.POSITIONAL_ONLY and parameter.name in _VIEW_OF:
+            raise UserError(f"loss {name}: {parameter.name!r} stands before a /: quantities are passed by name too")
         if parameter.kind is parameter.KEYWORD_ONLY:
             hyperparameters[parameter.name] = (_type_of(name, parameter), parameter.default)
         else:
@@ -84,7 +103,7 @@ def spec(loss: Loss) -> Spec:
         hyperparameters=hyperparameters,
         needs_ref=any(quantity in _REFERENCE for quantity in needs),
         needs_kl="kl" in needs,
-        whole_step=bool(getattr(function, "whole_step", False)),
+        whole_step=_marked(loss),
     )
 
 
@@ -114,7 +133,29 @@ def _type_of(name: str, parameter: inspect.Parameter) -> type:
         raise UserError(f"loss {name}: {parameter.name!r} is a quantity: it stands before the *")
     if parameter.default is parameter.empty:
         raise UserError(f"loss {name}: hyperparameter {parameter.name!r} has no default")
-    annotation = parameter.annotation
+    if parameter.name in _TAKEN:
+        raise UserError(
+            f"loss {name}: a hyperparameter cannot be called {parameter.name!r}, which in a configuration is the "
+            f"loss's own {parameter.name}: rename it"
+        )
+    known = _PLAIN_TYPES.get(_plain(parameter.annotation), type(parameter.default))
+    if known is type(None):
+        raise UserError(
+            f"loss {name}: hyperparameter {parameter.name!r} has the default None, which says no type: annotate it, "
+            "as in `float | None`"
+        )
+    return known
+
+
+def _plain(annotation: Any) -> str:
+    """The name of an annotation's type, that of X for `X | None`."""
     # `from __future__ import annotations` leaves the annotation as text.
-    key = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-    return _PLAIN_TYPES.get(key, type(parameter.default))
+    if isinstance(annotation, str):
+        text = annotation.replace(" ", "").removeprefix("typing.")
+        if text.startswith("Optional[") and text.endswith("]"):
+            return text[len("Optional[") : -1]
+        return text.removesuffix("|None").removeprefix("None|")
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        others = [one for one in typing.get_args(annotation) if one is not type(None)]
+        annotation = others[0] if len(others) == 1 else annotation
+    return getattr(annotation, "__name__", "")

@@ -152,6 +152,21 @@ def test_signature_is_the_registration(name):
         assert section in loss.__doc__
 
 
+@every_loss
+def test_hyperparameters_may_be_traced(name):
+    """A sweep of beta under vmap, or its gradient: no value of one is asked for in Python."""
+    loss = losses.get(name)
+    known = losses.spec(loss)
+    given = {key: jnp.float32(default) for key, (_, default) in known.hyperparameters.items()}
+    shape = jax.eval_shape(lambda given, quantities: loss(**quantities, **given)[0], given, testing.example(known))
+    assert (shape.shape, shape.dtype) == ((testing.UNITS,), jnp.float32)
+
+
+def test_an_alpha_of_1_is_dpo():
+    quantities = testing.example(losses.spec(losses.dpo))
+    np.testing.assert_array_equal(losses.dpo_alpha(**quantities, alpha=1.0)[0], losses.dpo(**quantities)[0])
+
+
 @pytest.mark.parametrize("name", [n for n in losses.names() if losses.spec(losses.get(n)).needs_ref and n != "kto"])
 def test_policy_equal_to_reference_gives_the_known_loss(name):
     """The first step's loss, by hand: what a run should show before its first update."""

@@ -3,6 +3,7 @@
 import functools
 import re
 import textwrap
+from typing import Optional
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_a_file_in_the_working_directory(tmp_path, monkeypatch):
         from __future__ import annotations
 
         def mine(chosen_logps, rejected_logps, *,
-                 steep: float = 1, on=True, power: int = 2, kind="x", other: object = 0.5):
+                 steep: float = 1, on=True, power: int = 2, kind="x", other: object = 0.5, cap: float | None = None):
             return rejected_logps - chosen_logps, {}
 
         def broken(chosen_logps, rejected_logp, *, beta=0.1):
@@ -64,6 +65,7 @@ def test_a_file_in_the_working_directory(tmp_path, monkeypatch):
         "power": (int, 2),
         "kind": (str, "x"),
         "other": (float, 0.5),
+        "cap": (float, None),
     }
     assert losses.name_of(loss) == "losses_of_this_test:mine"
     with pytest.raises(UserError, match=r"unknown quantity 'rejected_logp' \(did you mean 'rejected_logps'\?\)"):
@@ -87,6 +89,8 @@ def test_spec_sees_through_partial():
     assert spec.hyperparameters["beta"] == (float, 0.3)
     assert losses.spec(functools.partial(losses.aot, beta=0.3)).whole_step
     assert losses.name_of(bound) == "kto"
+    assert losses.spec(losses.whole_step(functools.partial(losses.dpo, beta=0.3))).whole_step
+    assert not losses.spec(losses.dpo).whole_step
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,10 @@ def test_spec_sees_through_partial():
         (lambda chosen_logps, *, rejected_logps=0: 0, "'rejected_logps' is a quantity: it stands before"),
         (lambda ref_logps, kl: 0, "takes no log-probabilities of the policy"),
         (lambda chosen_logps, **options: 0, "says nothing"),
+        (lambda chosen_logps, *, weight=1.0: 0, "cannot be called 'weight'.*rename it"),
+        (lambda chosen_logps, *, cap=None: 0, r"'cap' has the default None.*annotate it, as in `float \| None`"),
+        (lambda chosen_logps, /: 0, "'chosen_logps' stands before a /"),
+        (max, "max: has no signature"),
     ],
 )
 def test_a_signature_that_is_no_losses(loss, message):
@@ -111,14 +119,46 @@ def test_bind_types_its_values():
     assert isinstance(bound.keywords["beta"], float)
 
 
+def of_many_types(
+    chosen_logps,
+    *,
+    cap: float | None = None,
+    floor: Optional[int] = None,  # noqa: UP045
+    ends=(0.0, 1.0),
+    power: int = 2,
+):
+    return -chosen_logps, {}
+
+
+def test_bind_types_optional_values_and_lists():
+    name = f"{__name__}:of_many_types"
+    assert {key: kind for key, (kind, _) in losses.spec(of_many_types).hyperparameters.items()} == {
+        "cap": float,
+        "floor": int,
+        "ends": tuple,
+        "power": int,
+    }
+    given = {"cap": "1e-6", "floor": 3.0, "ends": [2, 3], "power": "1e1"}
+    assert losses.bind(name, **given).keywords == {"cap": 1e-6, "floor": 3, "ends": (2, 3), "power": 10}
+    assert losses.bind(name, cap=None, floor=None).keywords == {"cap": None, "floor": None}
+    for key, value, found in (("power", 1.5, r"whole number there \(its default"), ("power", float("inf"), "whole"),
+                              ("cap", "x", "finite number"), ("ends", 1, "a list")):  # fmt: skip
+        with pytest.raises(UserError, match=rf"loss\.{key}: .*{found}"):
+            losses.bind(name, **{key: value})
+
+
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
         ("simpo", {"gamma": 0.5}, r"loss\.gamma: .*gamma_beta_ratio is what you set: gamma / beta"),
         ("cpo_simpo", {"simpo_gamma": 0.5}, "gamma_beta_ratio is what you set"),
         ("dpo", {"bta": 0.5}, r"loss\.bta: .*\(did you mean 'beta'\?\).*beta = 0\.1, label_smoothing = 0\.0"),
-        ("dpo", {"beta": "much"}, r"loss\.beta: loss 'dpo' takes a float there, found 'much'"),
-        ("dpo", {"beta": True}, "takes a float there, found True"),
+        ("dpo", {"beta": "much"}, r"loss\.beta: loss 'dpo' takes a finite number there, found 'much'"),
+        ("dpo", {"beta": True}, "takes a finite number there, found True"),
+        ("dpo", {"beta": None}, "takes a finite number there, found None"),
+        ("simpo", {"gamma_beta_ratio": float("nan")}, "takes a finite number there, found nan"),
+        ("simpo", {"gamma_beta_ratio": "inf"}, "takes a finite number there, found 'inf'"),
+        ("simpo", {"gamma_beta_ratio": 10**400}, "takes a finite number there"),
         ("sft", {"beta": 0.1}, "It takes no hyperparameter"),
         ("ipo", {"tau": 0.1}, "beta is IPO's tau here"),
     ],
