@@ -112,7 +112,7 @@ def by_endpoint(
     for own in by_rubric.values():
         rubric = work[own[0]].rubric
         bodies = [work[number].body or {} for number in own]
-        for place, reply in client.ask_all(bodies, lambda text, rubric=rubric: rubric.parse(text) is not None, tries):
+        for place, reply in client.ask_all(bodies, rubric.rates, tries):
             for number in same[own[place]]:
                 out[number] = _judgement(rubric, reply)
             progress()

@@ -74,7 +74,7 @@ def read_globe(path: str, options: Options) -> Taken:
             groups["culture"] = culture_id(str(found["culture"]))
         if found.get("language"):
             groups["language"] = str(found["language"])
-        about = {key: groups[key] for key in ("culture", "category") if key in groups}
+        about: dict[str, Any] = {key: groups[key] for key in ("culture", "category") if key in groups}
         items.append(
             Item(
                 id=str(found.get("id") or row.number),

@@ -43,6 +43,10 @@ class Rubric:
         found = re.findall(rf"(?<![A-Z_])({'|'.join(map(re.escape, names))})(?![A-Z_])", text)
         return self.labels[found[-1]] if found else None
 
+    def rates(self, text: str) -> bool:
+        """Whether a judgement gives a score."""
+        return self.parse(text) is not None
+
 
 _END = """\
 Write a short comment on each criterion first. Then give one whole number from {low} (poor) to {high} (excellent), on \

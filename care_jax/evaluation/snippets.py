@@ -56,10 +56,10 @@ def read_snippets(
         if searched and wanted and str(searched).split("-")[0].lower() != wanted.split("-")[0].lower():
             continue
         about = {key: found[key] for key in ("engine", "rank", "url") if key in found}
-        lines.append(
-            {"id": item.id, "question": item.question, **item.groups, **item.fields, **about,
-             "response": found["response"], "system": system}
-        )  # fmt: skip
+        line: dict[str, Any] = {"id": item.id, "question": item.question}
+        line |= {**item.groups}
+        line |= {**item.fields, **about, "response": found["response"], "system": system}
+        lines.append(line)
     if not lines:
         raise UserError(f"{path}: no row answers any of the task's {len(items)} questions (by question_id or question)")
     return lines

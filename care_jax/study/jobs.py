@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
+from typing import IO
 
 INTERRUPTED = 75
 
@@ -42,7 +43,9 @@ def run_all(commands: Sequence[Command], jobs: int, compiled: pathlib.Path) -> d
 
     Raises Stopped after a signal, once every child has saved and ended.
     """
-    waiting, running, status = list(commands), {}, {}
+    waiting = list(commands)
+    running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+    status: dict[str, int] = {}
     stop = False
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -71,10 +74,10 @@ def run_all(commands: Sequence[Command], jobs: int, compiled: pathlib.Path) -> d
                 )
                 running[command.name] = (child, log)
             time.sleep(0.05)
-            for name, (child, log) in list(running.items()):
-                code = child.poll()
+            for name, (ended, its_log) in list(running.items()):
+                code = ended.poll()
                 if code is not None:
-                    log.close()
+                    its_log.close()
                     del running[name]
                     status[name] = code
     finally:

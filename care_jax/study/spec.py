@@ -5,7 +5,7 @@ import itertools
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -62,7 +62,7 @@ class Study(Block):
         Annotated[Text, Tag("<one>")] | Annotated[tuple[Text, ...], Field(min_length=1), Tag("<several>")],
         list_or("<several>", "<one>"),
     ]
-    arms: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"base": {}}, min_length=1)
+    arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = {"base": {}}  # noqa: RUF012  # pydantic copies it
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     seeds: Annotated[tuple[Annotated[Integer, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     evaluate: tuple[TaskConfig, ...] = ()
@@ -216,7 +216,7 @@ def systems(study: Study, planned: list[RunOf]) -> list[System]:
     return found
 
 
-def start_of(study: Study, planned: list[RunOf]) -> dict[str, str]:
+def start_of(study: Study, planned: Sequence[RunOf]) -> dict[str, str]:
     """Run -> the name of the system that it started as."""
     return {
         one.name: f"start_{_safe(pathlib.PurePath(one.config.model.path).name)}"

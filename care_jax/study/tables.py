@@ -1,6 +1,7 @@
 """A study's table and pictures: means over seeds and questions with intervals, gains, shares of the full gain, gaps."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -92,7 +93,7 @@ def _measure(study: Study, measure: str, found: Sequence[Observation]) -> tuple[
                     )  # fmt: skip
     if study.x is not None:
         for culture in scopes:
-            rows += _shares(study, measure, keys, culture, lambda key, when, culture=culture: pick(key, when, culture))
+            rows += _shares(study, measure, keys, culture, functools.partial(pick, culture=culture))
     return rows, _markdown(study, measure, rows, scopes)
 
 
