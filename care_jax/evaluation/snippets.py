@@ -55,11 +55,10 @@ def read_snippets(
         searched, wanted = found.get("language"), language or ("en" if english else item.groups.get("language"))
         if searched and wanted and str(searched).split("-")[0].lower() != wanted.split("-")[0].lower():
             continue
-        about = {key: found[key] for key in ("engine", "rank", "url") if key in found}
+        about: dict[str, Any] = {key: found[key] for key in ("engine", "rank", "url") if key in found}
         line: dict[str, Any] = {"id": item.id, "question": item.question}
-        line |= {**item.groups}
-        line |= {**item.fields, **about, "response": found["response"], "system": system}
-        lines.append(line)
+        line |= dict(item.groups) | dict(item.fields) | about
+        lines.append({**line, "response": found["response"], "system": system})
     if not lines:
         raise UserError(f"{path}: no row answers any of the task's {len(items)} questions (by question_id or question)")
     return lines
