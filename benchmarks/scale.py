@@ -84,9 +84,9 @@ def row(line, found: dict) -> str:
     share = f"{100 * found['share']:.0f} %{' (estimate)' if found['estimate'] else ''}"
     ideal = "" if found["ideal_seconds"] is None else f"{found['ideal_seconds']:.2g}"
     tokens = f"{found['microbatches']} x {found['tokens_a_microbatch'] // found['devices'] / 1024:g}k"
-    cells = (f"`{named(line)}`", found["devices"], tokens, text.gib(held), temporaries, share, verdict, text.gib(sent))
-    compiled = sum(one["compile_seconds"] for one in found["programs"].values())
-    return "| " + " | ".join(map(str, (*cells, ideal, f"{compiled:.0f}"))) + " |"
+    cells = (f"`{named(line)}`", found["devices"], tokens, text.gib(held), temporaries, share, verdict)
+    compiled = sum(one["compile_seconds"] for name, one in found["programs"].items() if name != "reference")
+    return "| " + " | ".join(map(str, (*cells, text.gib(sent) if sent else "", ideal, f"{compiled:.0f}"))) + " |"
 
 
 def page(kept: pathlib.Path) -> str:
@@ -94,16 +94,16 @@ def page(kept: pathlib.Path) -> str:
         f"jax {jax.__version__}; GiB a device of the program that needs most is in `share`; `PLAN` is `care-jax plan`."
     ]
     for title, heading in TITLES.items():
+        files = [(line, kept / f"{slug(line)}.json") for line in LINES if line[0] == title]
+        if not any(file.exists() for _, file in files):
+            continue
         lines += ["", f"## {heading}", ""]
         lines.append(
             "| `PLAN` ... | devices | microbatches x tokens a device | state and batch, GiB | temporaries, GiB"
             " | share of memory | fits | collectives a microbatch, GiB | ideal s a step | compile s |"
         )
         lines.append("|---" * 10 + "|")
-        for line in LINES:
-            file = kept / f"{slug(line)}.json"
-            if line[0] == title and file.exists():
-                lines.append(row(line, json.loads(file.read_text())))
+        lines += [row(line, json.loads(file.read_text())) for line, file in files if file.exists()]
     return "\n".join(lines)
 
 
