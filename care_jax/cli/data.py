@@ -26,10 +26,9 @@ def add(commands) -> None:
     inspect.add_argument("--plot", metavar="FILE", help="draw ratings and responses a question (PNG, PDF, SVG)")
 
     check = command(own, "check", _check, "whether questions stand in an evaluation set; exit status 3 if they do")
-    check.add_argument("data", metavar="TRAIN", help=_DATA)
+    _source(check, "TRAIN")
     check.add_argument("--against", metavar="EVAL", required=True, help="the evaluation set")
-    check.add_argument("--reader", default="care", metavar="R", help="how to read TRAIN (default: care)")
-    check.add_argument("--against-reader", default="care", metavar="R", help="how to read EVAL (default: care)")
+    _options(check, "EVAL", "--against-")
     check.add_argument("--json", action="store_true", help="one JSON object on stdout, every overlap in it")
 
     cache = command(own, "prepare", _prepare, "tokenize once for many runs: a token cache, read by `reader: prepared`")
@@ -65,14 +64,18 @@ def add(commands) -> None:
     back.add_argument("--json", action="store_true", help="the agreement as one JSON object on stdout")
 
 
-def _source(one: argparse.ArgumentParser) -> None:
-    one.add_argument("data", metavar="D", help=_DATA)
-    one.add_argument("--reader", default="care", metavar="R", help="how to read it (default: care)")
-    one.add_argument("--split", metavar="S", help="of a hub dataset or a folder")
-    one.add_argument("--name", metavar="N", help="the configuration of a hub dataset")
-    one.add_argument("--revision", metavar="REV", help="of a hub dataset")
+def _source(one: argparse.ArgumentParser, metavar: str = "D") -> None:
+    one.add_argument("data", metavar=metavar, help=_DATA)
+    _options(one, metavar)
+
+
+def _options(one: argparse.ArgumentParser, what: str, before: str = "--") -> None:
+    one.add_argument(f"{before}reader", default="care", metavar="R", help=f"how to read {what} (default: care)")
+    one.add_argument(f"{before}split", metavar="S", help="of a hub dataset or a folder")
+    one.add_argument(f"{before}name", metavar="N", help="the configuration of a hub dataset")
+    one.add_argument(f"{before}revision", metavar="REV", help="of a hub dataset")
     one.add_argument(
-        "--columns", nargs="+", default=[], metavar="FIELD=COLUMN", help="what one's own columns are called"
+        f"{before}columns", nargs="+", default=[], metavar="FIELD=COLUMN", help="what one's own columns are called"
     )
 
 
@@ -90,25 +93,22 @@ def _count(text: str) -> int:
 _count.__name__ = "number above 0"  # what argparse calls it when it is none
 
 
-def _reading(arguments: argparse.Namespace, **more: Any) -> Any:
-    """The reading of the source that the arguments name."""
+def _reading(arguments: argparse.Namespace, path: str, before: str = "", **more: Any) -> Any:
+    """The reading of a source as the arguments say, those whose names begin with `before`."""
     from care_jax.data.readers import read
 
+    def given(name: str) -> Any:
+        return getattr(arguments, before + name)
+
     columns: dict[str, str | None] = {}
-    for pair in arguments.columns:
+    for pair in given("columns"):
         field, equals, column = pair.partition("=")
         if not equals:
-            raise UserError(f"--columns: expected FIELD=COLUMN, found {pair!r}")
+            option = f"--{before}columns".replace("_", "-")
+            raise UserError(f"{option}: expected FIELD=COLUMN, found {pair!r}")
         columns[field] = None if column in ("", "null") else column
-    return read(
-        arguments.reader,
-        arguments.data,
-        split=arguments.split,
-        name=arguments.name,
-        revision=arguments.revision,
-        columns=columns or None,
-        **more,
-    )
+    options = {name: given(name) for name in ("split", "name", "revision")}
+    return read(given("reader"), path, columns=columns or None, **options, **more)
 
 
 def _data(arguments: argparse.Namespace) -> int:
@@ -128,7 +128,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     if arguments.plot and pathlib.Path(arguments.plot).suffix.lower() not in PICTURES:
         raise UserError(f"--plot: found {arguments.plot!r}, expected a file ending in {', '.join(PICTURES)}")
-    report = _reading(arguments).report
+    report = _reading(arguments, arguments.data).report
     if arguments.plot:
         try:
             inspection.inspect_picture([report], arguments.plot)
@@ -148,10 +148,9 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from care_jax.data import hygiene
-    from care_jax.data.readers import read
 
-    train = read(arguments.reader, arguments.data).questions
-    against = read(arguments.against_reader, arguments.against).questions
+    train = _reading(arguments, arguments.data).questions
+    against = _reading(arguments, arguments.against, "against_").questions
     overlaps = hygiene.check(train, against)
     if arguments.json:
         print(json.dumps(hygiene.check_json(overlaps), ensure_ascii=False))
@@ -166,7 +165,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     folder = pathlib.Path(arguments.out)
     tokenizer = chat.load_tokenizer(arguments.model, arguments.model_revision)
     options = {name: getattr(arguments, name) for name in ("query_language", "translations")}
-    reading = _reading(arguments, **options)
+    reading = _reading(arguments, arguments.data, **options)
     keys = ("data", "reader", "split", "name", "revision", "query_language", "translations")
     about = prepared.write(
         folder,

@@ -32,7 +32,10 @@ def add(commands) -> None:
     generate.add_argument(
         "--out", metavar="F", required=True, help="JSON lines: the row, response, finish_reason, system"
     )
-    generate.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy (default: 0.7)")
+    generate.add_argument(
+        "--task", choices=("translate",), help="translate: the questions into English, a file for `translations:`"
+    )
+    generate.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: 0.7; of translate: 0)")
     generate.add_argument("--top-p", type=float, default=1.0, metavar="P", help="of the nucleus (default: 1)")
     generate.add_argument("--max-tokens", type=int, default=256, metavar="N", help="of an answer (default: 256)")
     generate.add_argument("--n", type=int, default=1, metavar="N", help="answers to each row (default: 1)")
@@ -96,6 +99,8 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
+    if arguments.temperature is None:
+        arguments.temperature = 0.7 if arguments.task is None else 0.0
     for option, value, least in (("--n", arguments.n, 1), ("--max-tokens", arguments.max_tokens, 1),
                                  ("--limit", 1 if arguments.limit is None else arguments.limit, 1),
                                  ("--temperature", arguments.temperature, 0)):  # fmt: skip
@@ -107,9 +112,34 @@ def _generate(arguments: argparse.Namespace) -> int:
         raise UserError("expected --model M or --base-url U: who answers?")
     _same_file("--out", arguments.out, arguments.data)
 
+    if arguments.task == "translate":
+        return _translate(arguments)
     from care_jax.evaluation.prompts import read_prompts
 
-    asked, dropped = read_prompts(arguments.data, arguments.limit)
+    return _answer(arguments, *read_prompts(arguments.data, arguments.limit))
+
+
+def _translate(arguments: argparse.Namespace) -> int:
+    """The answers lie beside the file that is made of them, so that the same command goes on where it stopped."""
+    from care_jax.evaluation import translating
+
+    asked, dropped = translating.read_questions(arguments.data, arguments.limit)
+    out, arguments.out = arguments.out, f"{arguments.out}.answers.jsonl"
+    _same_file("--out", arguments.out, arguments.data)
+    status = _answer(arguments, asked, dropped)
+    if status:
+        return status
+    if arguments.base_url is None:
+        from care_jax.training.run_directory import is_writer
+
+        if not is_writer():
+            return 0
+    made, lost = translating.write_translations(arguments.out, out)
+    print(f"{out}: {made} translations; {lost} left out (blank, failed or cut off by --max-tokens)", file=sys.stderr)
+    return 0
+
+
+def _answer(arguments: argparse.Namespace, asked: list[Any], dropped: Mapping[str, int]) -> int:
     if arguments.base_url is not None:
         return _ask_endpoint(arguments, asked, dropped)
 

@@ -43,7 +43,15 @@ DATASETS: tuple[Dataset, ...] = (
     Dataset(
         "GeoMLAMA", "evaluation", "geomlama", "not stated", "Prompt, Corresponding Questions, Ans, Candidate Ans (TSV)"
     ),
-    Dataset("BLEnD", "evaluation", "blend_sa, blend_mc", "CC-BY-SA-4.0", "question, en_question, annotations, idks"),
+    Dataset(
+        "BLEnD",
+        "evaluation",
+        "blend_sa, blend_mc",
+        "CC-BY-SA-4.0",
+        "question, en_question, annotations, idks",
+        "nayeon212/BLEnD",
+        "its questions with their commonest answer: reader blend",
+    ),
     Dataset(
         "INCLUDE", "evaluation", "include", "Apache-2.0", "question, choices or option_a..d, answer, domain, language"
     ),

@@ -22,6 +22,13 @@ from care_jax.errors import UserError
 SAMPLE = pathlib.Path(__file__).parent / "sample"
 TOKEN_CACHE = "prepared.json"
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+_ARCHIVES = {
+    b"PK\x03\x04": "a zip archive (or a spreadsheet)",
+    b"\x1f\x8b": "gzip data under a name that does not end in .gz",
+    b"\x28\xb5\x2f\xfd": "zstandard data",
+    b"BZh": "bzip2 data",
+    b"\xfd7zXZ": "xz data",
+}
 _LIST_KEYS = ("data", "rows", "train", "test", "validation")
 
 
@@ -59,10 +66,13 @@ class Rows:
             yield row
 
 
-def open_rows(path: str, split: str | None = None, name: str | None = None, revision: str | None = None) -> Rows:
+def open_rows(
+    path: str, split: str | None = None, name: str | None = None, revision: str | None = None, only: str | None = None
+) -> Rows:
     """The rows of a file, a folder, the packaged `sample`, or a hub id ('owner/dataset', through `datasets`).
 
     split: of a hub dataset, or the files of a folder whose name holds it as a word. name, revision: of a hub dataset.
+    only: a pattern; of a folder, the files whose names it is found in.
     """
     place = SAMPLE / "care_sample.jsonl" if path == "sample" else pathlib.Path(path).expanduser()
     if place.is_dir():
@@ -72,7 +82,7 @@ def open_rows(path: str, split: str | None = None, name: str | None = None, revi
             return Rows(lambda rows: _saved_dataset(place, split))
         if next(place.rglob("features.json"), None):
             return Rows(lambda rows: _tfds(place, split, name))
-        files = _folder(place, split, name)
+        files = _folder(place, split, name, only)
         return Rows(lambda rows: _files(files, rows))
     if place.exists():
         for key, value in (("split", split), ("name", name), ("revision", revision)):
@@ -86,13 +96,20 @@ def open_rows(path: str, split: str | None = None, name: str | None = None, revi
     raise UserError(f"no such file or folder: {path}")
 
 
-def _folder(folder: pathlib.Path, split: str | None, name: str | None) -> list[pathlib.Path]:
+def _folder(folder: pathlib.Path, split: str | None, name: str | None, only: str | None) -> list[pathlib.Path]:
     files = sorted(
         p for p in folder.rglob("*") if p.is_file() and p.name.lower().removesuffix(".gz").endswith(SUFFIXES)
     )
+    # Hidden ones are others' copies and records (.ipynb_checkpoints, .cache, ._name).
+    files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
     files = [p for p in files if p.name not in ("dataset_infos.json", "dataset_info.json")]
     if not files:
         raise UserError(f"{folder} holds no data files ({', '.join(SUFFIXES)}, also gzipped)")
+    if only is not None:
+        found = ", ".join(p.name for p in files[:8])
+        files = [p for p in files if re.search(only, p.name)]
+        if not files:
+            raise UserError(f"{folder}: no file whose name matches {only!r}; there are {found}")
     for key, word in (("name", name), ("split", split)):
         if word is not None:
             pattern = re.compile(rf"(?<![a-z0-9]){re.escape(word.lower())}(?![a-z0-9])")
@@ -138,6 +155,9 @@ def _file(path: pathlib.Path, rows: Rows) -> Iterator[tuple[int | None, Any]]:
         raise UserError(f"{path}: cannot be read: {error}") from error
     if name.endswith(".parquet"):
         return _parquet(path, data)
+    for begins, kind in _ARCHIVES.items():
+        if data.startswith(begins):
+            raise UserError(f"{path} is {kind}: unpack it, or compress each file by gzip as NAME.jsonl.gz")
     data = data.removeprefix(b"\xef\xbb\xbf")
     if name.endswith((".csv", ".tsv")):
         return _table(path, data, "\t" if name.endswith(".tsv") else ",")

@@ -13,6 +13,7 @@ from care_jax.data.questions import Content, Question, Stored, is_ids, plain_tex
 from care_jax.data.report import Report, merge
 from care_jax.errors import UserError
 
+_EXAMPLES = 2
 _SCRIPTS = (
     "LATIN",
     "ARABIC",
@@ -30,9 +31,27 @@ _SCRIPTS = (
 
 def inspect(reports: Sequence[Report]) -> dict[str, Any]:
     """`data inspect --json` of several readings together: `rows questions responses dropped ratings by pairs`, as
-    data_report.json holds them, then `statistics_of` the questions.
+    data_report.json holds them, then `statistics_of` the questions, `examples` of them, and `rejected`: an entry for
+    every row that was dropped, as rejected_rows.jsonl holds them.
     """
-    return merge(reports) | statistics_of([question for report in reports for question in report.questions])
+    questions = [question for report in reports for question in report.questions]
+    return {
+        **merge(reports),
+        **statistics_of(questions),
+        "examples": [_example(question) for question in questions[:_EXAMPLES]],
+        "rejected": [entry for report in reports for entry in report.rejected],
+    }
+
+
+def _example(question: Question) -> dict[str, Any]:
+    best_first = sorted(question.responses, key=lambda r: -(r.rating or 0))
+    return {
+        "question": shorten(plain_text(question.prompt), 400),
+        "responses": [
+            {"rating": r.rating, "source": r.source, "response": shorten(plain_text(r.content), 400)}
+            for r in best_first
+        ],
+    }
 
 
 def statistics_of(questions: Sequence[Question]) -> dict[str, Any]:
@@ -101,7 +120,7 @@ def script(text: str) -> str:
     return counts.most_common(1)[0][0].lower()
 
 
-def inspect_text(reports: Sequence[Report], examples: int = 2) -> str:
+def inspect_text(reports: Sequence[Report], examples: int = _EXAMPLES) -> str:
     """The same in words, with the first questions as examples."""
     account = merge(reports)
     questions = [question for report in reports for question in report.questions]

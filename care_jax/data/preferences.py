@@ -329,7 +329,7 @@ def limit_units(
     kept: dict[int, list[Unit]] = {}
     keys: set[str] = set()
     used = 0
-    for question in sorted(by_question, key=lambda q: (rank[questions[q].key], q)):
+    for question in sorted(by_question, key=lambda q: (rank[questions[q].key], _identity(questions[q]))):
         own = by_question[question]
         keys.add(questions[question].key)
         if questions_limit is not None and len(keys) > questions_limit:
@@ -350,6 +350,11 @@ def limit_units(
             break
         kept[question] = own
     return [unit for question in by_question for unit in kept.get(question, ())]
+
+
+def _identity(question: Question) -> int:
+    """What orders groups of one question key (rows of `preferences` with one prompt), wherever their rows stand."""
+    return stable_hash(*sorted((r.field, r.rating or 0.0, content_hash(r.content)) for r in question.responses))
 
 
 def _first_pairs(units: list[Unit], room: int, reduction: str) -> list[Unit]:

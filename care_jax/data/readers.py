@@ -10,10 +10,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from care_jax.data import fields as f
-from care_jax.data import prepared, readers_pairs, readers_rated
+from care_jax.data import prepared, readers_blend, readers_pairs, readers_rated
 from care_jax.data import readers_sets as sets
 from care_jax.data.files import Row, open_rows
-from care_jax.data.questions import RELATIONS, Question, category_id, culture_id, normalise, register_culture
+from care_jax.data.questions import (
+    RELATIONS,
+    Question,
+    category_id,
+    culture_id,
+    normalise,
+    parse_culture,
+    register_culture,
+)
 from care_jax.data.readers_rated import Known, user_turn
 from care_jax.data.report import Report, write_report
 from care_jax.errors import UserError, nearest
@@ -31,6 +39,7 @@ class ReaderSpec:
     summary: str
     read: Reader
     aliases: Mapping[str, tuple[str, ...]]
+    files: str | None = None  # a pattern: the files of a folder that it reads, where it does not read all
 
 
 READERS: dict[str, ReaderSpec] = {
@@ -52,6 +61,13 @@ READERS: dict[str, ReaderSpec] = {
         ReaderSpec("cvalues", "CValues-Comparison pairs", readers_pairs.read_preferences, f.CVALUES),
         ReaderSpec("tfds", "the TFDS dataset care, in ArrayRecord files", sets.read_tfds, sets.TFDS),
         ReaderSpec("sft", "instructions with a good response each", sets.read_sft, sets.SFT),
+        ReaderSpec(
+            "blend",
+            "BLEnD's questions with their commonest answer",
+            readers_blend.read_blend,
+            readers_blend.BLEND,
+            readers_blend.FILES,
+        ),
         ReaderSpec("prepared", "a token cache of `data prepare`", prepared.read_prepared, {}),
     )
 }
@@ -105,7 +121,7 @@ def read(
                 raise UserError(f"{key}: a token cache holds what it was prepared with; say {key} to data prepare")
         rows = prepared.open_cache(str(path))
     else:
-        rows = open_rows(str(path), split, name, revision)
+        rows = open_rows(str(path), split, name, revision, spec.files)
     known = Known(frozenset(map(culture_id, cultures or ())), frozenset(map(category_id, categories or ())))
     report = Report(strict=strict, every_response=every_response)
     questions = spec.read(rows, f.Fields.make(spec.aliases, columns), report, known)
@@ -218,7 +234,8 @@ def _translations(path: str) -> dict[str, str]:
             question = f.text(value["question"], "question", "empty_question")
             english = f.optional_text(value["translated"], "translated")
             if english is not None:
-                culture = readers_rated.parse_culture(value.get("culture"), frozenset())[1]
+                named = f.optional_text(value.get("culture"), "culture")
+                culture = (parse_culture(named)[1] or culture_id(named)) if named else None
                 found[readers_rated.question_key(question, culture)] = english
         except f.Bad as bad:
             f.drop(report, row, bad)

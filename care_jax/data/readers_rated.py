@@ -1,5 +1,6 @@
 """Rated responses, one a row, to groups of one question: CARE's two schemas, its evaluation set, anyone's own table."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,12 +42,18 @@ class _Answer:
 
 @dataclass(slots=True)
 class Groups:
-    """Collects rated responses by question key; the same response twice stands once, rated by the mean."""
+    """Collects rated responses by question key; the same response twice stands once, rated by the mean.
+
+    Where rows of one question differ (in the spelling of the prompt, a detail, a response's source), the least of the
+    values stands, so that the order of the rows decides nothing.
+    """
 
     report: Report
-    about: dict[str, dict[str, Any]] = field(default_factory=dict)
-    answers: dict[str, dict[Any, _Answer]] = field(default_factory=dict)
-    keys: dict[tuple[str, str | None], str] = field(default_factory=dict)  # rows of one question come with one text
+    about: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    answers: dict[Any, dict[Any, _Answer]] = field(default_factory=dict)
+    # Rows of one question come with one text: its key is made once. With `every_response`, texts that differ at all are
+    # apart, as each response is scored behind its own row's words.
+    keys: dict[tuple[str, str | None], Any] = field(default_factory=dict)
 
     def add(
         self,
@@ -61,45 +68,48 @@ class Groups:
     ) -> None:
         """One response to a prompt. about: culture, relation, category, language, reference, translated."""
         asked = plain_text(prompt), about.get("culture")
-        key = self.keys.get(asked)
-        if key is None:
-            key = self.keys[asked] = question_key(prompt, asked[1])
-        if key not in self.about:
-            self.about[key] = {"prompt": prompt, "file": row.file, **about}
-            self.answers[key] = {}
-        else:
-            known = self.about[key]
-            for detail, value in about.items():
-                if value is not None and known.get(detail) is None:
-                    known[detail] = value
-        words = (row.number, len(self.answers[key])) if self.report.every_response else plain_text(response)
-        same = self.answers[key].get(words)
+        place = self.keys.get(asked)
+        if place is None:
+            key = question_key(prompt, asked[1])
+            place = self.keys[asked] = asked if self.report.every_response else key
+            if place not in self.about:
+                self.about[place] = {"key": key, "prompt": prompt, "file": row.file, **about}
+                self.answers[place] = {}
+            elif asked[0] < plain_text(self.about[place]["prompt"]):
+                self.about[place]["prompt"] = prompt
+        known = self.about[place]
+        for detail, value in about.items():
+            if value is not None and (known[detail] is None or value < known[detail]):
+                known[detail] = value
+        words = (row.number, len(self.answers[place])) if self.report.every_response else plain_text(response)
+        same = self.answers[place].get(words)
         if same is None:
-            self.answers[key][words] = _Answer(response, [rating], source, row.number, name)
+            self.answers[place][words] = _Answer(response, [rating], source, row.number, name)
             return
         conflict = rating not in same.ratings
         reason = "conflicting_duplicate" if conflict else "duplicate"
         rated = f"rated {rating}, there {same.ratings[0]}" if conflict else "rated alike"
         self.report.drop(row, reason, name, f"the same response as in row {same.row}, {rated}")
         same.ratings.append(rating)
+        same.source = min(same.source, source)
 
     def questions(self) -> list[Question]:
         """The questions, in the order in which they first came."""
         return [
             Question(
                 responses=tuple(
-                    Response(a.content, _mean(a.ratings), a.source, a.row, a.field) for a in self.answers[key].values()
+                    Response(a.content, _mean(a.ratings), a.source, a.row, a.field)
+                    for a in self.answers[place].values()
                 ),
-                key=key,
                 **about,
             )
-            for key, about in self.about.items()
+            for place, about in self.about.items()
         ]
 
 
 def _mean(ratings: list[float | None]) -> float | None:
     known = [r for r in ratings if r is not None]
-    return sum(known) / len(known) if known else None
+    return math.fsum(known) / len(known) if known else None
 
 
 @dataclass(frozen=True, slots=True)

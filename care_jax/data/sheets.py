@@ -19,7 +19,7 @@ from typing import Any
 
 from care_jax.data import fields as f
 from care_jax.data.files import Row, describe, open_rows
-from care_jax.data.questions import question_key
+from care_jax.data.questions import parse_category, parse_culture, question_key
 from care_jax.data.report import write_whole
 from care_jax.errors import UserError
 
@@ -81,6 +81,10 @@ def _rows(path: str, aliases: Mapping[str, tuple[str, ...]], needed: Sequence[st
         for name in needed:
             if not isinstance(found.get(name), str) or not found[name].strip():
                 raise UserError(f"{row.place}, {name}: expected text, found {describe(found.get(name))}")
+        try:
+            json.dumps(dict(row.value), ensure_ascii=False, default=str).encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(f"{row.place}: text that is not valid Unicode") from None
         rows.append((row, found))
     return rows
 
@@ -215,6 +219,12 @@ def _agreement(ratings: Mapping[str, Mapping[str, float]], raters: Sequence[str]
     return Agreement(alpha, items, len(ratings) - len(items))
 
 
+def _cell(found: Mapping[str, Any]) -> tuple[str, str]:
+    """(culture, category) by their ids: 'Native (Arab)' and 'ar' are one culture, and unknown names are their own."""
+    culture, category = (str(found.get(name) or "none") for name in ("culture", "category"))
+    return parse_culture(culture)[1] or culture, parse_category(category) or category
+
+
 def split(path: str, per_category: int, seed: int = 0) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(training rows, evaluation rows) of a file: per_category questions of each culture and category are held out.
 
@@ -225,7 +235,7 @@ def split(path: str, per_category: int, seed: int = 0) -> tuple[list[dict[str, A
     cells: dict[tuple[str, str], dict[str, str]] = {}
     keys = []
     for _, found in rows:
-        culture, category = (str(found.get(name) or "none") for name in ("culture", "category"))
+        culture, category = _cell(found)
         key = question_key(found["question"], culture)
         keys.append(key)
         cells.setdefault((culture, category), {})[key] = hashlib.sha256(f"{seed}\0{key}".encode()).hexdigest()

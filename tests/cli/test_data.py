@@ -37,6 +37,8 @@ def test_inspect_as_json(capsys):
     assert list(account)[:7] == ["rows", "questions", "responses", "dropped", "ratings", "by", "pairs"]
     assert account["rows"] == account["responses"] + sum(account["dropped"].values())
     assert {"ties", "lengths", "rating_length", "scripts", "ratings_by_source"} <= set(account)
+    assert len(account["rejected"]) == sum(account["dropped"].values())
+    assert {"question", "responses"} == set(account["examples"][0])
 
 
 def test_inspect_for_people(tmp_path, capsys):
@@ -74,6 +76,19 @@ def test_check(tmp_path, capsys):
     assert cli.main(["data", "check", train, "--against", clean]) == 0
     assert cli.main(["data", "check", train]) == 2
     assert "--against" in capsys.readouterr().err
+
+
+def test_check_of_columns_and_splits(tmp_path, capsys):
+    (tmp_path / "d").mkdir()
+    write(tmp_path / "d", [{"frage": "为什么？", "antwort": "a", "note": 3}], "train-0.jsonl")
+    write(tmp_path / "d", [{"nonsense": 1}], "other.jsonl")
+    held = write(tmp_path, [{"ask": "为什么？", "gold": "x"}], "eval.jsonl")
+    words = ["data", "check", str(tmp_path / "d"), "--reader", "rated", "--split", "train", "--against", held]
+    own = ["--columns", "question=frage", "response=antwort", "rating=note"]
+    assert cli.main([*words, *own, "--against-reader", "care_eval", "--against-columns", "question=ask"]) == 3
+    assert "1 the same" in capsys.readouterr().out
+    assert cli.main([*words, *own, "--against-columns", "ask"]) == 2
+    assert "--against-columns: expected FIELD=COLUMN, found 'ask'" in capsys.readouterr().err
 
 
 def test_check_real_rows(shared, capsys):

@@ -196,6 +196,20 @@ def test_limits(unit):
         preferences.limit_units(questions, make_units(questions, "lists"), pairs=3)
 
 
+def test_limits_do_not_see_the_order_of_the_file():
+    rows = [
+        Question("p", (Response(f"c{i}", 1.0, "", i, "chosen"), Response(f"r{i}", 0.0, "", i, "rejected")), "p")
+        for i in range(20)
+    ]
+
+    def kept(questions):
+        found = preferences.limit_units(questions, make_units(questions), pairs=7)
+        return {questions[unit.question].responses[0].content for unit in found}
+
+    assert len(kept(rows)) == 7
+    assert kept(rows) == kept(rows[::-1])
+
+
 def test_real_ratings(shared):
     from care_jax.data.readers import read
 

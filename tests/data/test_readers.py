@@ -154,6 +154,25 @@ def test_groups_by_normalised_question_and_culture(tmp_path):
     assert [len(q.responses) for q in reading.questions] == [2, 1]
 
 
+def test_rows_of_one_question_read_alike_in_any_order(tmp_path):
+    rows = [
+        care_row(question="abc? ", source="b", human_rating=3, answer="y", cul_type="Opinion"),
+        care_row(question="ABC?", source="a", human_rating=8, answer="x"),
+        care_row(question="abc?", source="c", human_rating=9),
+    ]
+    first, other = (read("care", write(tmp_path, some)).questions[0] for some in (rows, rows[::-1]))
+    for one in (first, other):
+        assert (one.prompt[0]["content"], one.reference, one.category) == ("ABC?", "x", "norms")
+        assert [(r.rating, r.source) for r in one.responses] == [(20 / 3, "a")]
+
+
+def test_a_scored_response_stands_behind_its_own_rows_words(tmp_path):
+    path = write(tmp_path, [care_row(question=q) for q in ("a?", "a? ", "a?")])
+    asked = read("care", path, every_response=True).questions
+    assert [(q.prompt[0]["content"], [r.row for r in q.responses]) for q in asked] == [("a?", [0, 2]), ("a? ", [1])]
+    assert len({q.key for q in asked}) == 1
+
+
 def test_columns_of_anyones_own_file(tmp_path):
     rows = [{"frage": "q", "antwort": "a", "note": 93, "Kultur": "Basque"}]
     path = write(tmp_path, rows)
@@ -197,6 +216,8 @@ def test_a_folder_is_read_in_order_and_by_split(tmp_path):
     write(tmp_path / "data", [care_row(response="c")], "test.jsonl")
     reading = read("care", str(tmp_path), split="train")
     assert [(r.content[0]["content"], r.row) for r in reading.questions[0].responses] == [("a", 0), ("b", 1)]
+    (tmp_path / ".ipynb_checkpoints").mkdir()  # somebody's copy of a file, not another file
+    write(tmp_path / ".ipynb_checkpoints", [care_row(response="d")], "test.jsonl")
     assert len(read("care", str(tmp_path)).questions[0].responses) == 3
     with pytest.raises(UserError, match="no file for split='dev'"):
         read("care", str(tmp_path), split="dev")
@@ -445,6 +466,21 @@ def test_query_language(tmp_path):
     native = read("care", path).questions
     assert [q.prompt[0]["content"] for q in asked] == ["one", "two"]
     assert [q.key for q in asked] == [q.key for q in native]
+
+
+def test_translations_know_the_cultures_that_readers_know(tmp_path):
+    row = {"prompt": "一", "chosen": "a", "rejected": "b", "culture": "Sri Lankan"}
+    made = [{"question": "一", "culture": "Sri Lankan", "translated_question": "one"}]
+    paths = [write(tmp_path, rows, name) for rows, name in (([row], "p.jsonl"), (made, "t.jsonl"))]
+    (asked,) = read("preferences", paths[0], query_language="english", translations=paths[1]).questions
+    assert asked.prompt[0]["content"] == "one"
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl.zip", b"PK\x03\x04"), ("a.jsonl", gzip.compress(b"{}"))])
+def test_archives_are_told_from_rows(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name} is .*: unpack it"):
+        read("care", str(tmp_path / name))
 
 
 def test_every_reader_takes_damaged_rows(tmp_path):

@@ -1,9 +1,12 @@
 """Each further dataset from a fixture in its documented fields, and the table that `data list` prints."""
 
+import json
+
 import pytest
 
 from care_jax.data.catalogue import DATASETS, list_text
 from care_jax.data.readers import READERS, read
+from care_jax.errors import UserError
 from care_jax.evaluation import tasks
 from tests.data.rows import write
 
@@ -169,6 +172,40 @@ def test_sft(tmp_path, row, prompt, answer, language):
     assert question.responses[0].desirable is True
     assert question.language == language
     assert account(reading) == {"missing_field": 1}
+
+
+def test_blend(tmp_path):
+    idks = {"idk": 0, "no-answer": 0, "not-applicable": 0}
+    votes = [{"answers": ["b"], "en_answers": ["B"], "count": 1}, {"answers": ["a", "c"], "en_answers": [], "count": 2}]
+    entry = {"question": "问", "en_question": "ask", "annotations": votes, "idks": idks}
+    entries = {
+        "1": entry,
+        "2": entry | {"idks": idks | {"no-answer": 3}},
+        "3": entry | {"idks": idks | {"idk": 5}},
+        "4": entry | {"annotations": []},
+        "5": {"question": "问"},
+        "6": entry | {"annotations": [{"answers": ["a"], "count": "many"}]},
+    }
+    (tmp_path / "China_data.json").write_text(json.dumps(entries), encoding="utf-8")
+    (tmp_path / "China_questions.csv").write_text("ID,Question\n1,q\n")
+    reading = read("blend", str(tmp_path))
+    assert account(reading) == {"unanswerable": 2, "empty_response": 1, "missing_field": 1, "invalid_rating": 1}
+    assert [entry["row"] for entry in reading.report.rejected] == [1, 2, 3, 4, 5]
+    (one,) = reading.questions
+    assert words(one) == [("a", None, "reference")]
+    assert (one.culture, one.language, one.reference, one.translated) == ("chinese", "zh", "a", "ask")
+    hub = read("blend", write(tmp_path, [entry | {"ID": "1", "country": "South Korea"}])).questions
+    assert (hub[0].culture, hub[0].language) == ("south_korea", "ko")
+    (tmp_path / "China_data.json").unlink()
+    with pytest.raises(UserError, match=r"no file whose name matches .*; there are China_questions\.csv"):
+        read("blend", str(tmp_path))
+
+
+def test_real_blend(shared):
+    reading = read("blend", str(shared / "data" / "blend"))
+    assert account(reading) == {"unanswerable": 15, "empty_response": 1}
+    assert len(reading.report.rejected) == 16
+    assert reading.report.to_json()["by"]["culture"] == {"algeria": 50, "chinese": 54}
 
 
 def test_the_table_names_every_dataset_once_and_only_readers_that_exist():

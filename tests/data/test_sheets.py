@@ -112,3 +112,18 @@ def test_split_holds_out_whole_questions_of_every_category(tmp_path):
     assert {row["question"] for row in split(path, 2, seed=1)[1]} != {row["question"] for row in held}
     with pytest.raises(UserError, match="6 cannot be held out"):
         split(path, 6)
+
+
+def test_a_culture_has_one_split_however_it_is_spelt(tmp_path):
+    rows = [
+        {"question": f"q{n}", "culture": culture, "category": category}
+        for n in range(6)
+        for culture, category in (("Native (Arab)", "Opinion"), ("ar", "opinions"))
+    ]
+    train, held = split(write(tmp_path, rows), 2)
+    assert (len(train), len(held)) == (8, 4)
+    assert not {row["question"] for row in train} & {row["question"] for row in held}
+    path = tmp_path / "bad.csv"
+    path.write_bytes(b"question,culture\nq,\xff\n")
+    with pytest.raises(UserError, match=r"row 0 .*not valid Unicode"):
+        split(str(path), 1)
