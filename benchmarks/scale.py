@@ -92,8 +92,8 @@ def row(line, found: dict) -> str:
 def page(kept: pathlib.Path) -> str:
     there = sum((kept / f"{slug(line)}.json").exists() for line in LINES)
     lines = [
-        f"jax {jax.__version__}; {there} of {len(LINES)} lines planned. State and temporaries are the train step's, the "
-        "share is that of the program that needs most; `PLAN` is `care-jax plan`."
+        f"jax {jax.__version__}; {there} of {len(LINES)} lines planned. State and temporaries are the train step's, "
+        "the share is that of the program that needs most; `PLAN` is `care-jax plan`."
     ]
     for title, heading in TITLES.items():
         files = [(line, kept / f"{slug(line)}.json") for line in LINES if line[0] == title]
