@@ -69,7 +69,7 @@ def topology(name: str, memory: int | None = None) -> Target:
                 f'pip install "care-jax[plan]" ({found[:200]})'
             ) from error
         raise UserError(f"--topology {name}: {found[:300]}") from error
-    devices = tuple(described.devices)
+    devices: tuple[Any, ...] = tuple(described.devices)
     chip = CHIPS.get(devices[0].device_kind)
     return Target(name, devices, chip, memory or (chip.memory if chip else None), estimate=False)
 
