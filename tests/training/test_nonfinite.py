@@ -68,6 +68,7 @@ def test_a_gradient_is_named(tiny):
     assert "microbatch 1; the loss is finite" in found.tensor
 
 
+@pytest.mark.slow  # each of its parts is tested above; this is the way they come together
 def test_a_run_that_diverges(tmp_path, capsys):
     with pytest.raises(Diverged, match=r"step 3: 2 updates in a row .*first non-finite tensor: the .*last good"):
         run(
