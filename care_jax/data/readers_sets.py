@@ -95,7 +95,7 @@ def read_tfds(rows: Iterable[Row], fields: f.Fields, report: Report, known: Know
         report.rows += len(answers["text"]) - 1
         about = {name: found.get(name) or None for name in TFDS if name not in ("question", "key", "responses")}
         responses = tuple(
-            Response(assistant_turn(text), rating, source, number)
+            Response(assistant_turn(text), None if rating != rating else rating, source, number)  # NaN: not rated
             for text, rating, source, number in zip(*(answers[name] for name in ("text", "rating", "source", "row")))
         )
         questions.append(Question(user_turn(question), responses, found["key"], file=row.file, **about))

@@ -47,6 +47,14 @@ def test_read_back_the_same(built):
         read("tfds", str(folder), split="dev")
 
 
+def test_evaluation_items_stay_unrated(tmp_path):
+    path = write(tmp_path, [care_row(response=..., human_rating=...)])
+    assert care_tfds.prepare(path, tmp_path / "data", ("all",)) == {"all": 1}
+    found = read("tfds", str(tmp_path / "data"))
+    assert [(r.rating, r.source) for r in found.questions[0].responses] == [(None, "reference")]
+    assert found.report.to_json()["ratings"] == {}
+
+
 def test_random_access_and_no_tensorflow(built):
     _, folder, _ = built
     source = care_tfds.source(str(folder), "chinese")

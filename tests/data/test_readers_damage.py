@@ -34,6 +34,7 @@ SETS = [
     ("ultrafeedback", {"instruction": "q", "completions": [{"response": "a", "overall_score": 3, "model": "m"}, {}]}),
     ("oasst", {"message_id": "a", "parent_id": "a", "text": "t", "role": "assistant", "rank": 0, "lang": "en"}),
     ("prism", {"conversation_history": [{"turn": 0, "role": "user", "content": "q"}, {"turn": 0, "score": 1}]}),
+    ("blend", {"question": "q", "annotations": [{"answers": ["a"], "count": 1}], "idks": {"idk": 1}, "country": "UK"}),
     ("sft", {"inputs": "q", "targets": "a", "messages": [{"role": "user", "content": "q"}]}),
 ]
 TOKENIZED = {"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}

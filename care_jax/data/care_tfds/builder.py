@@ -1,5 +1,6 @@
 """The builder: what a record holds, and how it comes from CARE's own files."""
 
+import math
 import os
 import pathlib
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ class Care(tfds.core.GeneratorBasedBuilder):
             "responses": tfds.features.Sequence(
                 {
                     "text": text(doc="the response"),
-                    "rating": tfds.features.Scalar(np.float64, doc="1 to 10"),
+                    "rating": tfds.features.Scalar(np.float64, doc="1 to 10; NaN where not rated"),
                     "source": text(doc="a model, or human"),
                     "row": tfds.features.Scalar(np.int64, doc="row of the source, from 0"),
                 }
@@ -82,7 +83,12 @@ class Care(tfds.core.GeneratorBasedBuilder):
                     "reference": q.reference or "",
                     "translated": q.translated or "",
                     "responses": [
-                        {"text": plain_text(r.content), "rating": r.rating, "source": r.source, "row": r.row}
+                        {
+                            "text": plain_text(r.content),
+                            "rating": math.nan if r.rating is None else r.rating,
+                            "source": r.source,
+                            "row": r.row,
+                        }
                         for r in q.responses
                     ],
                 },
