@@ -124,10 +124,15 @@ def _folder(folder: pathlib.Path, split: str | None, name: str | None, only: str
 def _files(files: list[pathlib.Path], rows: Rows) -> Iterator[Row]:
     number = 0
     for path in files:
-        file = str(path)
+        file = _printable(path)
         for row, (line, value) in enumerate(_file(path, rows)):
             yield _row(file, row, number, line, value)
             number += 1
+
+
+def _printable(path: pathlib.Path) -> str:
+    """The path as text that every report can hold: bytes of a name that are not UTF-8 are escaped."""
+    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _row(file: str, row: int, number: int, line: int | None, value: Any) -> Row:
@@ -147,7 +152,7 @@ def _file(path: pathlib.Path, rows: Rows) -> Iterator[tuple[int | None, Any]]:
     """(line or None, value) of each row."""
     try:
         data = path.read_bytes()
-        rows.hashes.append((str(path), hashlib.sha256(data).hexdigest()))
+        rows.hashes.append((_printable(path), hashlib.sha256(data).hexdigest()))
         name = path.name.lower()
         if name.endswith(".gz"):
             data, name = gzip.decompress(data), name.removesuffix(".gz")

@@ -3,10 +3,11 @@
 import csv
 import gzip
 import json
+import os
 
 import pytest
 
-from care_jax.data.readers import READERS, read
+from care_jax.data.readers import READERS, read, write_report
 from care_jax.errors import UserError
 from tests.data.rows import care_row, write
 
@@ -474,6 +475,15 @@ def test_translations_know_the_cultures_that_readers_know(tmp_path):
     paths = [write(tmp_path, rows, name) for rows, name in (([row], "p.jsonl"), (made, "t.jsonl"))]
     (asked,) = read("preferences", paths[0], query_language="english", translations=paths[1]).questions
     assert asked.prompt[0]["content"] == "one"
+
+
+def test_a_files_name_that_is_not_utf_8(tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff [1].JSONL")
+    path.write_text(json.dumps(care_row()) + "\n{")
+    reading = read("care", str(path))
+    assert len(reading.questions) == 1
+    write_report(tmp_path, [reading.report])
+    assert "udcff [1].JSONL" in (tmp_path / "rejected_rows.jsonl").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.jsonl.zip", b"PK\x03\x04"), ("a.jsonl", gzip.compress(b"{}"))])
