@@ -16,7 +16,7 @@ from orbax.checkpoint.future import ChainedFuture
 
 from care_jax.errors import UserError
 from care_jax.training import sums
-from care_jax.training.failures import RunFailed
+from care_jax.training.failures import RunFailed, machine_error
 from care_jax.training.run_directory import is_writer, say
 from care_jax.training.step import State
 
@@ -201,7 +201,7 @@ class Checkpoints:
     def _failed(self, error: BaseException) -> None:
         assert self._pending is not None
         (step, _), self._pending = self._pending, None
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        reason = machine_error(error) or " ".join(str(error).split())  # TensorStore's text begins with long paths
         self._last_failure = f"the state of step {step} could not be saved in {self.folder}: {reason[:500]}"
         say(f"warning: {self._last_failure}; {self.standing()}. The next save is tried as configured")
         self._clear()
