@@ -21,3 +21,12 @@ def write(folder, rows, name="care.jsonl"):
     path = folder / name
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+def counts(reading):
+    """What was dropped, by reason; every row is accounted for and every dropped one listed."""
+    dropped = {reason: n for reason, n in reading.report.dropped.items() if n}
+    responses = sum(len(q.responses) for q in reading.questions)
+    assert reading.report.rows == responses + sum(dropped.values())
+    assert sum(dropped.values()) == len(reading.report.rejected) + dropped.get("not_selected", 0)
+    return dropped
