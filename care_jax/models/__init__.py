@@ -1,5 +1,6 @@
 """The decoder, its families, and the way in and out of Hugging Face folders."""
 
+from care_jax.models import lora, sampling
 from care_jax.models.arch import Arch, Weight, abstract_params, decay_mask, declarations, num_params, param_shardings
 from care_jax.models.decoder import Decoder, head_weight
 from care_jax.models.export import save_pretrained
@@ -18,9 +19,11 @@ __all__ = [
     "from_pretrained",
     "head_weight",
     "init_params",
+    "lora",
     "num_params",
     "param_shardings",
     "read_config",
     "resolve",
+    "sampling",
     "save_pretrained",
 ]

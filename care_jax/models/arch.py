@@ -67,6 +67,8 @@ class Arch:
     init_std: float = 0.02
     # The config.json it was read from: export writes its keys back. No part of the identity.
     config: str = dataclasses.field(default="{}", compare=False, repr=False)
+    # The local folder it was read from, '' where none: export carries its tokenizer over. No part of the identity.
+    folder: str = dataclasses.field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:

@@ -238,15 +238,21 @@ def save_pretrained(
 ) -> None:
     """Writes a Hugging Face folder: config.json, safetensors (files of at most `shard_bytes`), tokenizer files.
 
-    source: a model folder whose tokenizer, generation_config.json and chat template are carried over. tokenizer: a
+    source: a model folder whose tokenizer, generation_config.json and chat template are carried over; by default the
+    one that the model was read from (with another tokenizer, its generation_config.json alone). tokenizer: a
     transformers tokenizer, saved over them. Everything is written aside first and then renamed. Weights are saved in
     their own dtype, or in the checkpoint's narrower one where every number survives that: so what has not changed
     leaves as it came. All processes call; process 0 writes.
     """
+    carried: tuple[str, ...] = CARRIED
+    if source is None:
+        source = model.arch.folder or None
+        if tokenizer is not None:
+            carried = ("generation_config.json",)  # the model's tokenizer files may not be this tokenizer's
     with written_aside(folder) as made:
         dtype = write_weights(made, model, params, shard_bytes)
         if jax.process_index() == 0:
-            for name in CARRIED if source is not None else ():
+            for name in carried if source is not None else ():
                 if (pathlib.Path(source or "") / name).is_file():
                     shutil.copyfile(pathlib.Path(source or "") / name, made / name)
             if tokenizer is not None:

@@ -1,5 +1,6 @@
 """From Hugging Face: a folder or hub id becomes a model and its parameters. The way out is export.py."""
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -53,7 +54,7 @@ def read_config(path: str | pathlib.Path) -> Arch:
     if config.get("quantization_config"):
         raise UserError(f"{file}: quantized checkpoints are not supported; give one in float32, bfloat16 or float16")
     try:
-        return FAMILIES[family](config)
+        return dataclasses.replace(FAMILIES[family](config), folder=str(file.parent.absolute()))
     except UserError as error:
         raise UserError(f"{file.parent}: {error}") from error
 
@@ -63,6 +64,8 @@ def _model(arch: Arch, dtype: Any, remat: str, attention: str, where: str) -> De
         dtype = jnp.dtype(dtype)
     except TypeError as error:
         raise UserError(f"{where}: dtype {dtype!r} is none; expected float32 or bfloat16") from error
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(f"{where}: dtype {dtype.name} cannot hold weights; expected float32 or bfloat16")
     attention_lib.check(attention, arch.head_dim, arch.attn_soft_cap)
     if remat not in REMAT:
         raise UserError(f"model.remat: {remat!r} is not one of {', '.join(REMAT)}{nearest(remat, REMAT)}")

@@ -157,13 +157,16 @@ def _rank_and_targets(lora: Tree) -> tuple[int, tuple[str, ...]]:
     return blocks[part][which]["b"].shape[-1], names
 
 
-def save_adapter(folder: str | pathlib.Path, model: Decoder, lora: Tree, base: str) -> None:
-    """Writes a PEFT adapter folder: its config and safetensors. base: the path or hub id of the model."""
+def save_adapter(
+    folder: str | pathlib.Path, model: Decoder, lora: Tree, base: str, revision: str | None = None
+) -> None:
+    """Writes a PEFT adapter folder: its config and safetensors. base: the model's path, or hub id (at `revision`)."""
     r, names = _rank_and_targets(lora)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
+        "revision": revision,
         "r": r,
         "lora_alpha": _scale(model) * r,
         "target_modules": list(names),

@@ -56,15 +56,25 @@ def tensors(file: pathlib.Path | str) -> dict[str, Tensor]:
         header = json.loads(store.cat_file(name, start=8, end=8 + length))
     except ValueError as error:
         raise UserError(f"{file}: not a safetensors file: its header is no JSON ({error})") from error
-    found = {}
-    for tensor, entry in header.items():
-        if tensor == "__metadata__":
-            continue
-        begin, end = entry["data_offsets"]
+    try:
+        header.pop("__metadata__", None)
+        entries = {
+            tensor: (int(begin), int(end), str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
+            for tensor, entry in header.items()
+            for begin, end in [entry["data_offsets"]]
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: not a safetensors file: its header is none ({error!r})") from error
+    for tensor, (begin, end, dtype, shape) in entries.items():
         if 8 + length + end > size:
             raise UserError(f"{file}: cut short: {tensor} ends at byte {8 + length + end}, the file at {size}")
-        found[tensor] = Tensor(file, 8 + length + begin, entry["dtype"], tuple(entry["shape"]))
-    return found
+        if begin < 0 or (dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize):
+            raise UserError(
+                f"{file}: not a safetensors file: {tensor}, {dtype} {list(shape)}, is said to be bytes {begin} to {end}"
+            )
+    return {
+        tensor: Tensor(file, 8 + length + begin, dtype, shape) for tensor, (begin, _, dtype, shape) in entries.items()
+    }
 
 
 def folder_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
@@ -78,7 +88,11 @@ def folder_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
     here = {name.rsplit("/", 1)[-1] for name in store.ls(root, detail=False)}
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            index_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            names = sorted({str(name) for name in index_of.values()})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where}/{index.name}: not an index of safetensors files ({error!r})") from error
         missing = [name for name in names if name not in here]
         if missing:
             raise UserError(f"{where}: {index.name} names files that are not there: {', '.join(missing)}")

@@ -51,7 +51,7 @@ def export_run(run: str | pathlib.Path, folder: str | pathlib.Path, *, adapter: 
             adapters = checkpoints.restore_trained(step, like, adapters=True)
             if adapter:
                 base = str(source) if config.model.path == "sample" else config.model.path
-                lora.save_adapter(folder, model, adapters, base)
+                lora.save_adapter(folder, model, adapters, base, config.model.revision)
             else:
                 params = lora.merge(model, params, adapters)
         if not adapter:

@@ -52,32 +52,58 @@ def test_positions_and_segments_have_defaults():
     np.testing.assert_allclose(hidden @ head.T, logits, atol=1e-4)
 
 
-def test_remat_and_chunks_change_no_number(monkeypatch):
-    tiny = tiny_model("gemma2")
+def test_remat_changes_no_number():
+    tiny = tiny_model("qwen2")
+    tokens = jnp.asarray(tiny.golden["tokens"])[:1, :8]
+
+    def numbers(remat, params):
+        model = dataclasses.replace(tiny.model, remat=remat)
+
+        def loss(params):
+            hidden = model.apply({"params": params}, tokens, method="hidden")
+            return jnp.sum(jnp.sin(hidden)), hidden
+
+        (_, hidden), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return hidden, gradient
+
+    remats = ("none", "dots", "full")
+    found = jax.jit(lambda params: {remat: numbers(remat, params) for remat in remats})(tiny.params)
+    for remat in ("dots", "full"):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), found[remat], found["none"])
+    assert np.abs(found["none"][1]["blocks"]["mlp"]["up"]["weight"]).max() > 1e-3
+
+
+def test_chunks_of_queries_change_no_number(monkeypatch):
+    monkeypatch.setattr(attention, "CHUNK", 16)  # 40 tokens: two chunks and a part of one
     rng = np.random.default_rng(0)
-    tokens = jnp.asarray(rng.integers(0, 64, (2, 40)), jnp.int32)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 40, heads, 4)), jnp.float32) for heads in (4, 2, 2))
     segments = jnp.asarray(np.repeat([[1, 2, 3, 0]], [9, 12, 12, 7], axis=1).repeat(2, 0), jnp.int32)
     prompts = jnp.where(segments == 3, 1, segments)
     positions = jnp.asarray(np.concatenate([np.arange(9), np.arange(12), 9 + np.arange(12), np.arange(7)]), jnp.int32)
-    positions = jnp.broadcast_to(positions[None], tokens.shape)
-    monkeypatch.setattr(attention, "CHUNK", 16)  # 40 tokens: two chunks and a part of one
+    positions = jnp.broadcast_to(positions[None], segments.shape)
 
-    def numbers(**options):
-        model = dataclasses.replace(tiny.model, **options)
+    @functools.partial(jax.jit, static_argnames="implementation")
+    def numbers(implementation, *qkv):
+        def loss(*qkv):
+            out = attention.attend(
+                *qkv,
+                positions=positions,
+                segment_ids=segments,
+                prompt_segment_ids=prompts,
+                window=5,
+                soft_cap=3.0,
+                scale=0.5,
+                implementation=implementation,
+            )
+            return jnp.sum(jnp.sin(3.0 * out)), out
 
-        def loss(params):
-            logits = model.apply({"params": params}, tokens, positions, segments, prompts)
-            return jnp.sum(jax.nn.log_softmax(logits)[:, :33, 7]), logits
+        (_, out), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*qkv)
+        return out, *gradients
 
-        (_, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(tiny.params)
-        return logits, gradient
-
-    plain = jax.jit(tiny.model.apply)({"params": tiny.params}, tokens, positions, segments, prompts)
-    logits, gradient = numbers(attention="xla", remat="dots")
-    chunked, chunked_gradient = numbers(attention="xla_chunked", remat="full")
-    np.testing.assert_allclose(logits, plain, atol=1e-5)
-    np.testing.assert_allclose(chunked, plain, atol=1e-5)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), gradient, chunked_gradient)
+    whole, chunked = numbers("xla", q, k, v), numbers("xla_chunked", q, k, v)
+    for one, other in zip(whole, chunked, strict=True):
+        assert np.abs(one).max() > 0.1
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5)
 
 
 def test_attention_equals_a_loop_over_queries():

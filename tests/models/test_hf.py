@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -110,14 +111,17 @@ def test_what_stands_beside_the_weights_is_carried_over(tmp_path):
     for name in ("generation_config.json", "tokenizer.model", "chat_template.jinja", "evil.py", "config.json"):
         (source / name).write_text("{}")
     models.save_pretrained(tmp_path / "out", tiny.model, tiny.params, source=source)
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {
-        "config.json",
-        "model.safetensors",
-        "generation_config.json",
-        "tokenizer.model",
-        "chat_template.jinja",
-    }
+    weights = {"config.json", "model.safetensors"}
+    carried = {"generation_config.json", "tokenizer.model", "chat_template.jinja"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == weights | carried
+    # Without a source: what stood where the model was read from; beside another tokenizer, none of its own files.
+    model, params = models.from_pretrained(tmp_path / "out")
+    models.save_pretrained(tmp_path / "again", model, params)
+    assert {path.name for path in (tmp_path / "again").iterdir()} == weights | carried
+    other = types.SimpleNamespace(save_pretrained=lambda made: (made / "tokenizer.json").write_text("{}"))
+    models.save_pretrained(tmp_path / "other", model, params, other)
+    names = {path.name for path in (tmp_path / "other").iterdir()}
+    assert names == weights | {"generation_config.json", "tokenizer.json"}
 
 
 @pytest.mark.parametrize("axes", [(1, 8, 1), (2, 2, 2)])
@@ -222,7 +226,21 @@ def test_mistakes_are_named(tmp_path):
     (empty / "model.safetensors").write_bytes(b"<html>" * 10)
     with pytest.raises(UserError, match="not a safetensors file"):
         models.from_pretrained(empty)
-    for wrong in ({"dtype": "float33"}, {"attention": "flash"}, {"remat": "some"}):
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}
+    for header, match in (
+        ([], "its header is none"),
+        ({"w": [0]}, "its header is none"),
+        ({"w": entry}, "bytes 0 to 4"),
+    ):
+        text = json.dumps(header).encode()
+        (empty / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+        with pytest.raises(UserError, match=f"not a safetensors file: .*{match}"):
+            models.from_pretrained(empty)
+    for index in ("{", "[]", '{"weight_map": 1}'):
+        (empty / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(UserError, match=r"index\.json: not an index"):
+            models.from_pretrained(empty)
+    for wrong in ({"dtype": "float33"}, {"dtype": "int8"}, {"attention": "flash"}, {"remat": "some"}):
         with pytest.raises(UserError, match=next(iter(wrong.values()))):
             models.from_pretrained(GOLDEN / "llama3", **wrong)
 

@@ -65,9 +65,10 @@ def test_adapters_only_where_asked_and_the_same_on_every_mesh():
 
 def test_a_peft_folder_goes_out_and_comes_back(tmp_path):
     tiny, model, _, trained = adapted()
-    lora_lib.save_adapter(tmp_path / "adapter", model, trained, base="some/base")
+    lora_lib.save_adapter(tmp_path / "adapter", model, trained, base="some/base", revision="abc")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["peft_type"]) == (3, 6.0, "LORA")
+    assert (config["base_model_name_or_path"], config["revision"]) == ("some/base", "abc")
     names = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert len(names) == 2 * 7 * tiny.model.arch.layers
     assert names["base_model.model.model.layers.1.self_attn.o_proj.lora_A.weight"].shape == (3, 48)
