@@ -104,8 +104,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     for option, value, least in (("--n", arguments.n, 1), ("--max-tokens", arguments.max_tokens, 1),
                                  ("--limit", 1 if arguments.limit is None else arguments.limit, 1),
                                  ("--temperature", arguments.temperature, 0)):  # fmt: skip
-        if not value >= least:
-            raise UserError(f"{option}: found {value}, expected at least {least}")
+        if not least <= value < float("inf"):
+            raise UserError(f"{option}: found {value}, expected a number of at least {least}")
     if not 0 < arguments.top_p <= 1:
         raise UserError(f"--top-p: found {arguments.top_p}, expected above 0 and at most 1")
     if arguments.model is None and arguments.base_url is None:

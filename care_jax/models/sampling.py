@@ -157,6 +157,11 @@ def generate(
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise UserError(f"generate: prompt {number} is empty; give it a BOS token at least")
+        if not 0 <= min(prompt) <= max(prompt) < model.arch.vocab_size:
+            raise UserError(
+                f"generate: prompt {number} holds ids {min(prompt)} to {max(prompt)}; the model has 0 to "
+                f"{model.arch.vocab_size - 1} (config.json: vocab_size)"
+            )
     if max_tokens < 1 or batch_size < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise UserError(
             f"generate: max_tokens {max_tokens} and batch_size {batch_size} are at least 1, temperature {temperature} "

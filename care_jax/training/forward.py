@@ -13,12 +13,36 @@ from care_jax import sharding
 from care_jax.data import pipeline
 from care_jax.data.corpus import Corpus
 from care_jax.data.packing import Batch, Layout, StepPlan
+from care_jax.errors import UserError
 from care_jax.training import placing
 from care_jax.training.datasets import Sequence_
 from care_jax.training.reference import Cache, digest, fill_cache
 from care_jax.training.run_directory import is_writer
 from care_jax.training.signals import StopSignal
 from care_jax.training.step import make_logps
+
+
+def check_ids(corpus: Corpus, vocab_size: int) -> None:
+    """UserError naming a question that holds an id which the model has no embedding of: a gather would take another's.
+
+    Token caches are not read for it: their ids are a tokenizer's.
+    """
+    for part, tokens in (("prompt", corpus.prompts), ("completion", corpus.completions)):
+        bad = np.flatnonzero((tokens.flat < 0) | (tokens.flat >= vocab_size))
+        if not len(bad):
+            continue
+        inside = (tokens.starts <= bad[0]) & (bad[0] < tokens.starts + tokens.lengths)
+        if tokens.places is not None:
+            inside &= tokens.places[:, 0] < 0
+        number = int(np.argmax(inside))
+        question = number
+        if part == "completion":
+            question = int(np.searchsorted(corpus.first_response, number, side="right")) - 1
+        about = corpus.questions[question]
+        raise UserError(
+            f"row {about.responses[0].row} ({corpus.key(question)!r:.60}): token id {int(tokens.flat[bad[0]])} in the "
+            f"{part}; the model has 0 to {vocab_size - 1} (config.json: vocab_size)"
+        )
 
 
 class ForwardPass:
@@ -31,6 +55,7 @@ class ForwardPass:
     def __init__(
         self, model: Any, corpus: Corpus, layout: Layout, mesh: jax.sharding.Mesh, rows: slice, stop: StopSignal
     ):
+        check_ids(corpus, model.arch.vocab_size)
         self._corpus, self._mesh, self._rows, self._stop = corpus, mesh, rows, stop
         self._layout = dataclasses.replace(layout, microbatches=1)
         self._program = jax.jit(make_logps(model), out_shardings=sharding.replicated(mesh))

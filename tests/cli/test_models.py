@@ -249,6 +249,8 @@ def test_the_adapters_of_a_full_run_do_not_exist(tmp_path, capsys):
         (["generate", "--model", "sample", "--data", "empty.jsonl", "--out", "o"], "question"),
         (["generate", "--model", "sample", "--data", "sample", "--out", "o", "--top-p", "2"], "--top-p"),
         (["generate", "--model", "sample", "--data", "sample", "--out", "o", "--n", "0"], "--n"),
+        (["generate", "--model", "sample", "--data", "sample", "--out", "o", "--temperature", "inf"], "--temperature"),
+        (["score", "--reader", "tokenized", "--model", "sample", "--data", "ids.jsonl", "--out", "o"], "row 1"),
         (["generate", "--model", "sample", "--data", "empty.jsonl", "--out", "empty.jsonl"], "is the data"),
         (["export", "nowhere", "o"], "nowhere"),
     ],
@@ -256,6 +258,8 @@ def test_the_adapters_of_a_full_run_do_not_exist(tmp_path, capsys):
 def test_a_mistake_is_one_message_and_status_2(tmp_path, monkeypatch, capsys, words, named):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "empty.jsonl", [{"text": "nothing asked"}])
+    ids = {"prompt_ids": [1, 5], "completion_ids": [7], "label": True}
+    write(tmp_path / "ids.jsonl", [ids, ids | {"completion_ids": [8, 99_999]}])
     assert cli.main(words) == 2
     err = capsys.readouterr().err
     assert named in err

@@ -89,6 +89,11 @@ def test_sampling_follows_the_probabilities():
 
 def test_mistakes_are_named():
     tiny = tiny_model("llama3")
-    for wrong, prompts in (({"top_p": 0.0}, PROMPTS), ({"temperature": -1.0}, PROMPTS), ({}, [[1], []])):
+    for wrong, prompts in (
+        ({"top_p": 0.0}, PROMPTS),
+        ({"temperature": -1.0}, PROMPTS),
+        ({}, [[1], []]),
+        ({}, [[1, 64]]),
+    ):
         with pytest.raises(UserError, match="generate: "):
             list(sampling.generate(tiny.model, tiny.params, prompts, **wrong))
