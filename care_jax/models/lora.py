@@ -162,7 +162,7 @@ def save_adapter(
 ) -> None:
     """Writes a PEFT adapter folder: its config and safetensors. base: the model's path, or hub id (at `revision`)."""
     r, names = _rank_and_targets(lora)
-    config = {
+    config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
