@@ -4,6 +4,7 @@ Only the standard library: one connection a call, from as many threads as calls 
 """
 
 import concurrent.futures
+import contextlib
 import datetime
 import email.utils
 import hashlib
@@ -122,7 +123,7 @@ class Client:
     endpoint: Endpoint
     cache: Cache = field(default_factory=lambda: Cache(None))
     counts: Counter[str] = field(default_factory=Counter)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: contextlib.AbstractContextManager[Any] = field(default_factory=threading.Lock, init=False, repr=False)
     _not_before: float = 0.0
     _next: float = 0.0
     _stopped: bool = False

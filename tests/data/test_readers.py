@@ -377,7 +377,9 @@ def test_a_files_name_that_is_not_utf_8(tmp_path):
     assert "udcff [1].JSONL" in (tmp_path / "rejected_rows.jsonl").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.jsonl.zip", b"PK\x03\x04"), ("a.jsonl", gzip.compress(b"{}"))])
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.jsonl.zip", b"PK\x03\x04"), ("a.jsonl", gzip.compress(b"{}"))], ids=["zip", "gzip"]
+)
 def test_archives_are_told_from_rows(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=rf"{name} is .*: unpack it"):
