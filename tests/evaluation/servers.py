@@ -47,16 +47,16 @@ class Server:
                     outer.most_at_once = max(outer.most_at_once, outer.at_once)
                 try:
                     answer = behave(prompt, before, number)
-                    if self.reply(answer) and answer[0] == 200:
-                        with outer._lock:
-                            outer.answered[prompt] += 1
+                    time.sleep(answer[3])
                 finally:
-                    with outer._lock:
+                    with outer._lock:  # before the reply: its reader may ask the next thing at once
                         outer.at_once -= 1
+                if self.reply(answer) and answer[0] == 200:
+                    with outer._lock:
+                        outer.answered[prompt] += 1
 
             def reply(self, answer: Answer) -> bool:
-                status, headers, body, seconds = answer
-                time.sleep(seconds)
+                status, headers, body, _ = answer
                 raw = (body if isinstance(body, str) else json.dumps(body)).encode()
                 try:
                     self.send_response(status)
