@@ -42,6 +42,6 @@ def test_a_second_interrupt_ends_at_once():
     for _ in range(3):
         started.send_signal(signal.SIGTERM)  # however often: a job manager's are no impatience
     started.send_signal(signal.SIGINT)
-    _, err = started.communicate(timeout=5)
+    _, err = started.communicate(timeout=20)
     assert started.returncode == 130
     assert b"ended at once" in err
