@@ -70,7 +70,6 @@ def prepare(config: Config, target: Target, arch: Arch | None = None) -> Shapes:
 
 def plan(config: Config, target: Target, *, arch: Arch | None = None, advise: bool = True, say: Say = print) -> Plan:
     """Compiles the programs of a run for a target; where they do not fit, looks for the nearest change that does."""
-    arch = arch_of(config.model.path, config.model.revision) if arch is None else arch
     made = prepare(config, target, arch)
     train, _ = compile_train(made, say)
     programs = [train]
@@ -89,7 +88,7 @@ def plan(config: Config, target: Target, *, arch: Arch | None = None, advise: bo
     if found.fits is False and advise:
         from care_jax.plan.advice import nearest_that_fits
 
-        return dataclasses.replace(found, advice=nearest_that_fits(config, target, arch, train, say))
+        return dataclasses.replace(found, advice=nearest_that_fits(config, target, made.model.arch, train, say))
     return found
 
 

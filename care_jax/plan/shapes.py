@@ -8,25 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from care_jax import losses, models, sharding
+from care_jax import models, sharding
 from care_jax.config import Config
 from care_jax.data.packing import Batch, Layout
 from care_jax.models import arch as arch_lib
 from care_jax.models import lora
 from care_jax.models.arch import Arch
 from care_jax.models.decoder import Decoder
-from care_jax.training import placing
-from care_jax.training.objective import Objective, make_objective
-from care_jax.training.optimizers import make_optimizer, make_schedule
-from care_jax.training.step import State, init_state
+from care_jax.training import build, placing
+from care_jax.training.objective import Objective, objective_of
+from care_jax.training.step import State
 
 # Without the data: an example is not longer than this on the average (CARE: 275 tokens a pair), and a response has at
 # least so many tokens.
 _TYPICAL_TOKENS, _SHORTEST = 512, 8
-
-
-def objective_of(config: Config) -> Objective:
-    return make_objective([(losses.bind(one.name, **one.hyperparameters), one.weight) for one in config.losses])
+_STEPS = 100  # of the schedule: its length changes no size
 
 
 def layout_of(config: Config, objective: Objective) -> Layout:
@@ -115,40 +111,26 @@ def shapes(config: Config, arch: Arch, mesh: jax.sharding.Mesh, layout: Layout |
     sharding.sharding(mesh, ("rows",), (config.batch.microbatch_rows,), "batch.microbatch_rows")
     single = dataclasses.replace(layout, pairs=1, groups=1, width=1, microbatches=1)
     mismatched = dataclasses.replace(single, microbatches=layout.microbatches) if objective.needs_kl else None
-    adapted = config.model.lora
-    model = Decoder(
-        arch,
-        dtype=jnp.dtype(config.model.dtype),
-        remat=config.model.remat,
-        attention=config.model.attention,
-        shared_prompts=config.batch.share_prompts and config.batch.packing,
-    )
-    dtype = config.model.param_dtype if adapted is None else adapted.base_dtype
-    params = models.abstract_params(arch, dtype, mesh)
+    named = config.model
+    plain = Decoder(arch, dtype=jnp.dtype(named.dtype), remat=named.remat, attention=named.attention)
+    model = build.configured(config, plain)
+    params = models.abstract_params(arch, build.base_dtype(config), mesh)
     adapters = adapter_shardings = None
-    if adapted is not None:
-        model = lora.attach(model, adapted.r, adapted.alpha)
+    if (adapted := named.lora) is not None:
         declared = lora.declarations(arch, adapted.r, adapted.target_modules)
         adapter_shardings = lora.shardings(arch, adapted.r, adapted.target_modules, mesh)
         adapters = arch_lib.map_weights(lambda _, w: jax.ShapeDtypeStruct(w.shape, jnp.float32), declared)
-    decay = models.decay_mask(arch) if adapted is None else None
-    optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 100), decay)
-    abstract = jax.eval_shape(lambda p, a: init_state(p, optimizer, a), params, adapters)
-    state_shardings = placing.state_shardings(
-        abstract, models.param_shardings(arch, mesh), optimizer, mesh, adapter_shardings
-    )
+    optimizer, schedule = build.optimizer_of(config, arch, _STEPS)
+    built = build.Built(model, params, "", adapters, adapter_shardings, optimizer, schedule)
+    abstract, state_shardings = build.abstract_state(built, mesh)
     batch, forward = abstract_batch(layout, mismatched), abstract_batch(single)
     batch_where, forward_where = placing.batch_shardings(batch, mesh), placing.batch_shardings(forward, mesh)
     return Shapes(
         config, objective, model, optimizer, mesh, layout,
-        _placed(abstract, state_shardings), state_shardings,
-        _placed(batch, batch_where), batch_where,
-        _placed(forward, forward_where), forward_where,
+        placing.placed_shapes(abstract, state_shardings), state_shardings,
+        placing.placed_shapes(batch, batch_where), batch_where,
+        placing.placed_shapes(forward, forward_where), forward_where,
     )  # fmt: skip
-
-
-def _placed(abstract: Any, where: Any) -> Any:
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
 
 
 def bytes_a_device(tree: Any) -> int:

@@ -35,11 +35,30 @@ class Built:
 def build(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, total: int) -> Built:
     """The model of `folder` and what trains it for `total` steps: all weights, or adapters on a base that stays."""
     model, params = load_model(config, mesh, folder)
-    schedule = make_schedule(config.optimizer, total)
     adapters, shardings = new_adapters(config, model, mesh)
-    decay = models.decay_mask(model.arch) if adapters is None else None
-    optimizer = make_optimizer(config.optimizer, schedule, decay)
+    optimizer, schedule = optimizer_of(config, model.arch, total)
     return Built(model, params, fingerprint(params), adapters, shardings, optimizer, schedule)
+
+
+def optimizer_of(
+    config: Config, arch: models.Arch, total: int
+) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
+    """The optimizer of all weights, or of adapters, for `total` steps; and its schedule."""
+    schedule = make_schedule(config.optimizer, total)
+    decay = models.decay_mask(arch) if config.model.lora is None else None
+    return make_optimizer(config.optimizer, schedule, decay), schedule
+
+
+def configured(config: Config, model: Any) -> Any:
+    """The model as a run's rows and adapters want it."""
+    model = model.clone(shared_prompts=config.batch.share_prompts and config.batch.packing)
+    adapted = config.model.lora
+    return model if adapted is None else lora.attach(model, adapted.r, adapted.alpha)
+
+
+def base_dtype(config: Config) -> str:
+    """Of the weights as they are held: under adapters, of the base."""
+    return config.model.param_dtype if config.model.lora is None else config.model.lora.base_dtype
 
 
 def check_folder(config: Config, folder: pathlib.Path) -> None:
@@ -55,15 +74,13 @@ def load_model(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path) ->
     With `model.lora` the weights are a base in its `base_dtype`, and the model takes adapters.
     """
     options = {"dtype": config.model.dtype, "remat": config.model.remat, "attention": config.model.attention}
-    adapted = config.model.lora
-    dtype = config.model.param_dtype if adapted is None else adapted.base_dtype
+    dtype = base_dtype(config)
     if config.model.init == "random":
         model = models.from_config(folder, **options)
         params = models.init_params(model, config.seed, mesh, param_dtype=dtype)
     else:
         model, params = models.from_pretrained(folder, mesh=mesh, param_dtype=dtype, **options)
-    model = model.clone(shared_prompts=config.batch.share_prompts and config.batch.packing)
-    return (model if adapted is None else lora.attach(model, adapted.r, adapted.alpha)), params
+    return configured(config, model), params
 
 
 def new_adapters(config: Config, model: Any, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
@@ -116,7 +133,7 @@ def new_state(built: Built, shardings: State, *, keep: bool) -> State:
 
 def like_saved(built: Built, abstract: State, shardings: State) -> State:
     """What a saved state is restored into: shapes and placements, and the base under adapters itself."""
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    like = placing.placed_shapes(abstract, shardings)
     return like if built.adapters is None else dataclasses.replace(like, params=built.params)
 
 

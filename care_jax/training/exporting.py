@@ -10,9 +10,9 @@ from care_jax.data.chat import load_tokenizer
 from care_jax.errors import UserError
 from care_jax.evaluation.opened import local_folder
 from care_jax.models import lora
+from care_jax.training.build import load_model, new_adapters
 from care_jax.training.card import write_card
 from care_jax.training.checkpoints import Checkpoints
-from care_jax.training.loop import load_model, new_adapters
 from care_jax.training.run_directory import is_writer
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from care_jax import config as configs
-from care_jax import losses, models, sharding
+from care_jax import models, sharding
 from care_jax.config import Config
 from care_jax.data import pipeline
 from care_jax.data.chat import load_tokenizer
@@ -24,8 +24,6 @@ from care_jax.training.build import (
     build,
     check_folder,
     like_saved,
-    load_model,
-    new_adapters,
     new_state,
 )
 from care_jax.training.card import write_card
@@ -35,17 +33,17 @@ from care_jax.training.evaluations import Evaluations
 from care_jax.training.failures import Diverged, RunFailed, told
 from care_jax.training.forward import ForwardPass
 from care_jax.training.manifest import Identity, identify, write_manifest
-from care_jax.training.objective import Objective, make_objective
+from care_jax.training.objective import Objective, objective_of
 from care_jax.training.resuming import Start, open_run, where
 from care_jax.training.run_directory import is_writer, make_folder, say
 from care_jax.training.signals import StopSignal
 from care_jax.training.step import State
 from care_jax.training.table import final_table
-from care_jax.training.task_scores import check_tasks, task_scores
+from care_jax.training.task_scores import read_tasks, task_scores
 from care_jax.training.trackers import Recorder, read_lines
 from care_jax.training.updates import Updates
 
-__all__ = ["Diverged", "Run", "RunFailed", "load_model", "new_adapters", "repeat", "train"]
+__all__ = ["Diverged", "Run", "RunFailed", "repeat", "train"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +74,7 @@ def repeat(config: Config, identity: Identity, manifest: str) -> Run:
 
 
 def _train(config: Config, repeats: tuple[Identity, str] | None) -> Run:
-    objective = make_objective([(losses.bind(one.name, **one.hyperparameters), one.weight) for one in config.losses])
+    objective = objective_of(config)
     gates.whole_step(config, objective)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     folder = make_folder(config)
@@ -110,7 +108,7 @@ def _run(
     rows = placing.own_rows(mesh, config.batch.microbatch_rows)
     source = local_folder(config.model.path, config.model.revision)
     check_folder(config, source)
-    check_tasks(config)
+    task_items = read_tasks(config)
     tokenizer = load_tokenizer(str(source))
     data = prepare(config, tokenizer, objective, folder)
     say(data.summary())
@@ -122,7 +120,7 @@ def _run(
     built = build(config, mesh, source, data.steps)
     identity = identify(config, source, data.files, data.corpus, built.weights)
     begin.check(identity)
-    write_manifest(folder, config, identity, built.weights)
+    write_manifest(folder, config, source, identity, built.weights)
 
     # ---- The reference: what it says of every response that is needed, before the first step.
     forward = ForwardPass(
@@ -135,7 +133,7 @@ def _run(
     # ---- The state, new or from the checkpoint, and the updates.
     state, shardings = _state(built, mesh, checkpoints, start, reference.holds_start)
     recorder = Recorder(config, folder, start, data.steps)
-    tasks = task_scores(config, built.model, tokenizer, source, mesh, data.steps)
+    tasks = task_scores(config, task_items, built.model, tokenizer, source, mesh, data.steps)
     evaluations = Evaluations(config, objective, data, forward, reference, recorder, folder, tasks)
     if start is not None:
         say(f"resumed at step {start} of {data.steps}")

@@ -78,8 +78,12 @@ def _of_corpus(corpus: Corpus) -> str:
     return found.hexdigest()
 
 
-def write_manifest(folder: pathlib.Path, config: Config, identity: Identity, weights: str) -> None:
-    """Writes manifest.json into the run directory. weights: the fingerprint of the start, drawn or read."""
+def write_manifest(
+    folder: pathlib.Path, config: Config, source: pathlib.Path, identity: Identity, weights: str
+) -> None:
+    """Writes manifest.json into the run directory. source: the model's folder; weights: the fingerprint of the start,
+    drawn or read.
+    """
     data = config.data
     sources = [*data.train, *(data.eval if isinstance(data.eval, tuple) else ())]
     manifest = {
@@ -95,7 +99,7 @@ def write_manifest(folder: pathlib.Path, config: Config, identity: Identity, wei
             for one in sources
         ],
         "data_sha256": identity.data,
-        "model": {"path": config.model.path, **_model_about(config)},
+        "model": {"path": config.model.path, **_model_about(config, source)},
         "weights_fingerprint": weights,
         "identity": dataclasses.asdict(identity),
         "config": config.model_dump(mode="json"),
@@ -141,13 +145,10 @@ def _data_licence(path: str) -> str | None:
     return next((one.licence for one in DATASETS if one.where == path), None)
 
 
-def _model_about(config: Config) -> dict[str, Any]:
+def _model_about(config: Config, folder: pathlib.Path) -> dict[str, Any]:
     """The commit of a hub id's download, and the licence that a model's card names."""
-    from care_jax.evaluation.opened import local_folder
-
     if config.model.path == "sample":
         return {"revision": None, "licence": "MIT"}
-    folder = local_folder(config.model.path, config.model.revision)
     revision = folder.name if folder.parent.name == "snapshots" else config.model.revision
     return {"revision": revision, "licence": _card_licence(folder / "README.md")}
 

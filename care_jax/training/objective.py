@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from care_jax import losses
+from care_jax.config import Config
 from care_jax.data.packing import Batch
 from care_jax.errors import UserError
 
@@ -58,6 +59,11 @@ def make_objective(loss: Callable[..., Any] | Sequence[Any] | Objective) -> Obje
         needs_kl=any(spec.needs_kl for spec in specs),
         whole_step=any(spec.whole_step for spec in specs),
     )
+
+
+def objective_of(config: Config) -> Objective:
+    """The losses of a run's configuration."""
+    return make_objective([(losses.bind(one.name, **one.hyperparameters), one.weight) for one in config.losses])
 
 
 def flatten(batch: Batch) -> Batch:

@@ -70,3 +70,8 @@ def state_shardings(
         transform_non_params=lambda _: everywhere,
     )
     return State(everywhere, everywhere, weights, adapters, opt_state)
+
+
+def placed_shapes(tree: Any, shardings: Any) -> Any:
+    """The shapes and dtypes of a tree, with where each leaf lies."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

@@ -27,14 +27,12 @@ class _Prepared:
     taken: Taken
 
 
-def check_tasks(config: Config) -> None:
-    """Raises UserError for a task that is none, cannot be read, or needs a judge; nothing has been trained yet."""
-    for one in _configured(config):
-        _prepare(one)
+def read_tasks(config: Config) -> list[_Prepared]:
+    """The items of the configured tasks, read before anything is trained.
 
-
-def _configured(config: Config) -> Sequence[TaskConfig]:
-    return () if config.evaluation is None else config.evaluation.tasks
+    Raises UserError for a task that is none, cannot be read, or needs a judge.
+    """
+    return [] if config.evaluation is None else [_prepare(one) for one in config.evaluation.tasks]
 
 
 def _prepare(one: TaskConfig) -> _Prepared:
@@ -49,12 +47,17 @@ def _prepare(one: TaskConfig) -> _Prepared:
 
 
 def task_scores(
-    config: Config, model: Any, tokenizer: Any, source: pathlib.Path, mesh: jax.sharding.Mesh, total: int
+    config: Config,
+    prepared: Sequence[_Prepared],
+    model: Any,
+    tokenizer: Any,
+    source: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    total: int,
 ) -> "TaskScores | None":
-    """The tasks of the configuration, or None. source: the model's folder, whose files say what ends an answer."""
+    """The tasks that `read_tasks` read, or None. source: the model's folder, whose files say what ends an answer."""
     if config.evaluation is None:
         return None
-    prepared = [_prepare(one) for one in config.evaluation.tasks]
     every = steps_of(config.evaluation.every, total)
     return TaskScores(prepared, model, tokenizer, source, mesh, every, total, config)
 
