@@ -18,11 +18,15 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from care_jax.sharding import platform
+
 # Mesh axes (care_jax.sharding) that rows, and so tokens, are spread over; and those that hold the head's weights.
 TOKEN_AXES = ("data", "fsdp")
 HEAD_AXES = ("tensor", "fsdp")
-# The vocabulary of which `chunk` tokens' logits may exist at once; of a larger one they are as many.
+# The vocabulary of which `chunk` tokens' logits may exist at once; of a larger one they are as many. A CPU works on
+# tiles that its caches hold (8 MiB of logits at the usual chunk); an accelerator wants few and large products.
 COLUMNS = 32768
+_CPU_COLUMNS = 2048
 # Tokens that go through together, in units of `chunk`; of more, pieces follow each other.
 TOGETHER = 8
 _LANES = 128  # tiles are multiples of a TPU's lanes, where the vocabulary is that large
@@ -85,7 +89,8 @@ def completion_logps(
     own = -(-count // shards)
     gathered = own * layout.count(layout.shared)
     pieces = -(-gathered // (TOGETHER * chunk))
-    columns = max(1, chunk * min(vocabulary, COLUMNS) // -(-gathered // pieces))
+    most = _CPU_COLUMNS if platform() == "cpu" else COLUMNS
+    columns = max(1, chunk * min(vocabulary, most) // -(-gathered // pieces))
     # Padded tokens score target 0; their values are cut off, and their cotangents are 0.
     padding = shards * own - count
     hidden = jnp.pad(hidden, ((0, padding), (0, 0)))

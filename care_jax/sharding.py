@@ -81,6 +81,14 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(axes))
 
 
+def platform() -> str:
+    """cpu, gpu or tpu: of the mesh in context (perhaps a machine that is only compiled for), else of this process."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    backend = jax.default_backend() if device is None else device.platform
+    return "gpu" if backend in ("cuda", "rocm") else backend
+
+
 # A process that says nothing for so long is dead, and the others end too: a job manager starts all of them again.
 _SILENCE_SECONDS = 30
 

@@ -14,7 +14,8 @@ PACKAGE = pathlib.Path(care_jax.__file__).parent
 # From the bottom; those of one line do not see each other, except where EXTRA says so.
 LAYERS = [
     {"errors"},
-    {"losses", "logps", "sharding", "config"},
+    {"sharding"},
+    {"losses", "logps", "config"},
     {"models", "data"},
     {"evaluation"},
     {"training"},

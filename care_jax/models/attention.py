@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from care_jax import sharding
 from care_jax.errors import UserError, nearest
 from care_jax.models import kernels
 
@@ -58,7 +59,7 @@ def choose(implementation: str, *, length: int, head_dim: int, soft_cap: float |
     if implementation != "auto":
         return implementation
     plain = "xla" if length <= _DENSE_LENGTH else "xla_chunked"
-    platform = kernels.platform()
+    platform = sharding.platform()
     if platform != "tpu":
         # The GPU's kernel takes neither shared prompts nor windows, so that it serves few runs: by name only.
         _say(f"attention: auto is {plain} on {platform}, in rows {_LENGTHS[plain]} {_DENSE_LENGTH}")

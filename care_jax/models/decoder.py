@@ -19,7 +19,7 @@ from care_jax.errors import UserError
 from care_jax.models import arch as arch_lib
 from care_jax.models import attention as attention_lib
 from care_jax.models.arch import Arch, LayerKind, Rope, Tree
-from care_jax.sharding import constrain
+from care_jax.sharding import constrain, platform
 
 REMAT = ("none", "dots", "full", "offload")
 _ACTIVATIONS = {
@@ -107,10 +107,44 @@ def _contract(x: jax.Array, weight: jax.Array, dims: int) -> jax.Array:
     out = weight.shape[: weight.ndim - dims]
     rows = x.shape[: x.ndim - dims]
     flat_x = x.reshape(*rows, math.prod(x.shape[x.ndim - dims :]))
-    flat_weight = weight.reshape(math.prod(out), flat_x.shape[-1])
-    # float32 means float32: accelerators otherwise multiply it in fewer bits.
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.einsum("...i,oi->...o", flat_x, flat_weight, precision=precision).reshape(*rows, *out)
+    return _product(flat_x, weight.reshape(math.prod(out), flat_x.shape[-1])).reshape(*rows, *out)
+
+
+def _precision(x: jax.Array) -> Any:
+    """float32 means float32: accelerators otherwise multiply it in fewer bits."""
+    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x [..., i] with weight [o, i] -> [..., o]; the gradient's own way is why this is not left to JAX."""
+    return jnp.einsum("...i,oi->...o", x, weight, precision=_precision(x))
+
+
+def _product_forward(x: Any, weight: Any) -> tuple[jax.Array, Any]:
+    # A frozen weight's gradient is not taken: its x need not be kept.
+    return _product(x.value, weight.value), (x.value if weight.perturbed else None, weight.value)
+
+
+def _product_backward(saved: Any, gradient: Any) -> tuple[Any, Any]:
+    x, weight = saved
+    if isinstance(gradient, jax.custom_derivatives.SymbolicZero):
+        return None, None
+    to_x = jnp.einsum("...o,oi->...i", gradient, weight, precision=_precision(gradient))
+    if x is None:
+        return to_x, None
+    flat_x, flat = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    # Tokens are summed over, so that one side is transposed: the narrow one, and on a CPU really so. What is computed
+    # just before (an activation's gradient) is else written in strides, which takes longer than the product.
+    wide = flat.shape[1] > flat_x.shape[1]
+    narrow = (flat_x if wide else flat).T
+    if platform() == "cpu":
+        narrow = jax.lax.optimization_barrier(narrow)
+    to_weight = jnp.einsum("at,tb->ab", narrow, flat if wide else flat_x, precision=_precision(x))
+    return to_x, to_weight.T if wide else to_weight
+
+
+_product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
 def linear(x: jax.Array, weight: Tree, lora: Tree | None, lora_scale: float, dims: int = 1) -> jax.Array:
@@ -273,7 +307,7 @@ def forward(
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         block = jax.checkpoint(block, prevent_cse=False, policy=policy)
     elif remat == "offload":
-        where = attention_lib.kernels.platform()
+        where = platform()
         if where not in ("tpu", "gpu"):
             raise UserError(f"model.remat: offload needs an accelerator that reaches the host's memory, found {where}")
         policy = jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host")
@@ -297,8 +331,7 @@ def head_weight(arch: Arch, params: Tree) -> Float[Array, "V d"]:
 def logits_of(arch: Arch, params: Tree, hidden: Float[Array, "B T d"]) -> Float[Array, "B T V"]:
     """Logits in float32, the final soft cap applied; the product takes the compute dtype, accumulated in float32."""
     head = head_weight(arch, params).astype(hidden.dtype)
-    precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
-    logits = jnp.einsum("btd,vd->btv", hidden, head, precision=precision, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("btd,vd->btv", hidden, head, precision=_precision(hidden), preferred_element_type=jnp.float32)
     if arch.final_soft_cap is not None:
         logits = arch.final_soft_cap * jnp.tanh(logits / arch.final_soft_cap)
     return logits

@@ -35,17 +35,6 @@ _BACKWARD = (
 )
 
 
-def platform() -> str:
-    """Of the mesh in context (`jax.set_mesh`; perhaps of a machine that is only compiled for), else of this process."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else mesh.abstract_device
-    return _named(jax.default_backend() if device is None else device.platform)
-
-
-def _named(backend: str) -> str:
-    return "gpu" if backend in ("cuda", "rocm") else backend
-
-
 def refusal(
     kernel: str,
     *,
@@ -83,7 +72,7 @@ def refusal(
 
 
 def wrong_platform(kernel: str) -> str | None:
-    here = platform()
+    here = sharding.platform()
     if here == KERNELS[kernel] or INTERPRET:
         return None
     return f"it runs on a {KERNELS[kernel].upper()}, and the devices are of platform {here!r}"
