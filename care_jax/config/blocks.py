@@ -273,6 +273,7 @@ class MeshConfig(Block):
 class CheckpointConfig(Block):
     every: Interval | None = 0.25
     minutes: Positive | None = None
+    grace_seconds: Positive | None = None
     keep: Count = 2
     best: Text | None = None
 

@@ -35,7 +35,7 @@ from care_jax.training.forward import ForwardPass
 from care_jax.training.manifest import Identity, identify, write_manifest
 from care_jax.training.objective import Objective, objective_of
 from care_jax.training.resuming import Start, open_run, where
-from care_jax.training.run_directory import is_writer, make_folder, say
+from care_jax.training.run_directory import held, is_writer, make_folder, say
 from care_jax.training.signals import StopSignal
 from care_jax.training.step import State
 from care_jax.training.table import final_table
@@ -77,17 +77,17 @@ def _train(config: Config, repeats: tuple[Identity, str] | None) -> Run:
     objective = objective_of(config)
     gates.whole_step(config, objective)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    folder = make_folder(config)
-    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
-    with (
-        told(folder, checkpoints.standing),
-        contextlib.closing(checkpoints),  # whatever ends the run: what Orbax does beside us must not outlive it
-        jax.set_mesh(mesh),
-        StopSignal() as stop,
-    ):
-        begin = open_run(config, folder, checkpoints, mesh, repeats)
-        say(configs.summary(begin.config))
-        return _run(begin, folder, objective, mesh, stop, checkpoints)
+    with told(config.output_dir, lambda: "nothing was begun"), held(folder := make_folder(config)):
+        checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
+        with (
+            told(folder, checkpoints.standing),
+            contextlib.closing(checkpoints),  # whatever ends the run: what Orbax does beside us must not outlive it
+            jax.set_mesh(mesh),
+            StopSignal(config.checkpoint.grace_seconds, checkpoints.standing) as stop,
+        ):
+            begin = open_run(config, folder, checkpoints, mesh, repeats)
+            say(configs.summary(begin.config))
+            return _run(begin, folder, objective, mesh, stop, checkpoints)
 
 
 def _run(

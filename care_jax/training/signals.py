@@ -1,4 +1,4 @@
-"""A polite end: SIGTERM or Ctrl-C lets the step finish and be saved; a second Ctrl-C ends at once.
+"""A polite end: SIGTERM, Ctrl-C or a cloud's notice lets the step finish and be saved; a second Ctrl-C ends at once.
 
 SIGTERM is how job managers and clouds announce that a machine is taken away (Kubernetes and so GKE, SLURM, a virtual
 machine that shuts down). Signals are read by a thread from the pipe that the interpreter's own handler writes to, so
@@ -10,11 +10,13 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 from care_jax.sharding import Agreement
+from care_jax.training import notices
 
-ENDED_BY_USER = 130
+INTERRUPTED, ENDED_BY_USER = 75, 130
 
 
 class Interrupted(Exception):
@@ -22,14 +24,20 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """While entered, hears SIGTERM and SIGINT (in the main thread; elsewhere never).
+    """While entered, hears SIGTERM and SIGINT (in the main thread; elsewhere never) and the notice of Google's cloud.
 
     requested: whether all processes know by now that one was told to stop; heard_at: when this one was (monotonic).
+    grace_seconds: how long after that the process may live: what has not ended by then is left without a save, with
+    exit status 75. standing: says from where the run then goes on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace_seconds: float | None = None, standing: Callable[[], str] = lambda: _GOES_ON) -> None:
         self.requested = False
         self.heard_at: float | None = None
+        self._grace, self._standing = grace_seconds, standing
+        self._expected = ""
+        self._hearing, self._closed = threading.Lock(), threading.Event()
+        self._deadline: threading.Timer | None = None
         self._agreement = Agreement()
         self._before: dict[int, object] = {}
         self._pipe: tuple[int, int] | None = None
@@ -45,7 +53,15 @@ class StopSignal:
         """Raises Interrupted where a signal has asked to stop and no step is under way to be saved."""
         self.poll()
         if self.requested:
-            raise Interrupted(f"stopped {where}: the same command goes on from what is saved")
+            raise Interrupted(f"stopped {where}: {_GOES_ON}")
+
+    def expect(self, step_seconds: float, save_seconds: float) -> None:
+        """How long a stop would take: what is under way took so long the last time, and a save (0: none yet)."""
+        if save_seconds:
+            each = f"steps under way {step_seconds:.0f} s, a save {save_seconds:.0f} s"
+            self._expected = f" in about {step_seconds + save_seconds:.0f} s ({each})"
+        else:
+            self._expected = f" in about {step_seconds:.0f} s and a save, which would be the first of this start"
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
@@ -55,9 +71,16 @@ class StopSignal:
             threading.Thread(target=self._listen, args=(self._pipe[0],), daemon=True, name="signals").start()
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, _nothing)
+        host = notices.metadata_host()
+        if host is not None:
+            threading.Thread(target=self._watch, args=(host,), daemon=True, name="preemption").start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        with self._hearing:
+            if self._deadline is not None:
+                self._deadline.cancel()
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         if self._pipe is not None:
@@ -68,12 +91,46 @@ class StopSignal:
         while heard := os.read(pipe, 1):
             if heard[0] == signal.SIGINT and self.heard_at is not None:
                 # Checkpoints, caches and exports appear by renaming, so nothing is left half-written.
-                os.write(2, b"\ncare-jax: ended at once; the same command goes on from what is saved\n")
-                os._exit(ENDED_BY_USER)
-            if heard[0] in (signal.SIGINT, signal.SIGTERM) and self.heard_at is None:
-                self.heard_at = time.monotonic()
-                os.write(2, b"\ncare-jax: stopping: this step is finished and saved; Ctrl-C (again) ends at once\n")
+                _leave(f"ended at once; {_GOES_ON}", ENDED_BY_USER)
+            if heard[0] in (signal.SIGINT, signal.SIGTERM):
+                self._hear("stopping")
         os.close(pipe)
+
+    def _watch(self, host: str) -> None:
+        if notices.preempted(host, self._closed):
+            self._hear("this machine is to be taken away, stopping")
+
+    def _hear(self, what: str) -> None:
+        with self._hearing:
+            if self.heard_at is not None or self._closed.is_set():
+                return
+            self.heard_at = time.monotonic()
+            limit = ""
+            if self._grace is not None:
+                limit = f"; without a save if that takes more than {self._grace:g} s (checkpoint.grace_seconds)"
+                self._deadline = threading.Timer(self._grace, self._too_late)
+                self._deadline.daemon = True
+                self._deadline.start()
+            _tell(f"{what}: this step is finished and saved{self._expected}{limit}; Ctrl-C (again) ends at once")
+
+    def _too_late(self) -> None:
+        _leave(
+            f"left without a save {self._grace:g} s after the signal (checkpoint.grace_seconds): {self._standing()}",
+            INTERRUPTED,
+        )
+
+
+_GOES_ON = "the same command goes on from what is saved"
+
+
+def _tell(text: str) -> None:
+    os.write(2, f"\ncare-jax: {text}\n".encode())
+
+
+def _leave(text: str, status: int) -> None:
+    """Ends the process from a thread, whatever the others wait for."""
+    _tell(text)
+    os._exit(status)
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:

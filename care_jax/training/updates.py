@@ -166,6 +166,9 @@ class Updates:
         if self._flight is None:
             return
         flight, self._flight = self._flight, None
+        jax.block_until_ready(flight.metrics)
+        # The one before was under way when it was dispatched, as another may be when a signal comes.
+        self._stop.expect(time.perf_counter() - flight.dispatched, self._checkpoints.expected_seconds())
         values = {name: np.asarray(value).item() for name, value in jax.device_get(flight.metrics).items()}
         skipped = int(values.pop("skipped"))
         log_ratio = values.pop(LOG_RATIO, 0.0)

@@ -1,40 +1,52 @@
-"""SIGTERM and the first Ctrl-C ask, a second Ctrl-C ends at once, also while the main thread waits."""
+"""SIGTERM, the first Ctrl-C and a cloud's notice ask; a second Ctrl-C ends at once, whoever waits."""
 
+import contextlib
+import http.server
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
+
+from care_jax.training import notices
+from care_jax.training.signals import StopSignal
 
 WAITING = """
 import sys, time
 from care_jax.training.signals import Interrupted, StopSignal
-with StopSignal() as stop:
-    print("ready", flush=True)
-    for _ in range(100):
-        time.sleep(0.1 if sys.argv[1] == "polite" else 30)  # a compiler, too, is waited for without a word
-        try:
+grace = float(sys.argv[2]) if sys.argv[2:] else None
+try:
+    with StopSignal(grace, lambda: "the last good checkpoint is that of step 4") as stop:
+        stop.expect(3.0, 4.0)
+        print("ready", flush=True)
+        for _ in range(100):
+            time.sleep(0.1 if sys.argv[1] == "polite" else 30)  # a compiler, too, is waited for without a word
             stop.check("here")
-        except Interrupted as stopped:
-            print(stopped)
-            sys.exit(75)
+except Interrupted as stopped:
+    time.sleep(2 * (grace or 0))
+    print(stopped)
+    sys.exit(75)
 """
 
 
-def waiting(how):
-    started = subprocess.Popen([sys.executable, "-c", WAITING, how], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def waiting(*how):
+    started = subprocess.Popen([sys.executable, "-c", WAITING, *how], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert started.stdout.readline() == b"ready\n"
     return started
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_asks(number):
-    started = waiting("polite")
+@pytest.mark.parametrize(("number", "how"), [(signal.SIGTERM, ["polite", "1"]), (signal.SIGINT, ["polite"])])
+def test_the_first_signal_asks(number, how):
+    """What ended in time is left in peace, however long the rest takes."""
+    started = waiting(*how)
     started.send_signal(number)
     out, err = started.communicate(timeout=30)
     assert started.returncode == 75
     assert b"stopped here" in out
     assert b"stopping" in err
+    assert b"in about 7 s (steps under way 3 s, a save 4 s)" in err
 
 
 def test_a_second_interrupt_ends_at_once():
@@ -45,3 +57,83 @@ def test_a_second_interrupt_ends_at_once():
     _, err = started.communicate(timeout=20)
     assert started.returncode == 130
     assert b"ended at once" in err
+
+
+def test_a_step_that_outlasts_the_grace_is_left_without_a_save():
+    started = waiting("deaf", "0.2")
+    started.send_signal(signal.SIGTERM)
+    out, err = started.communicate(timeout=20)
+    assert started.returncode == 75
+    assert out == b""
+    assert b"without a save if that takes more than 0.2 s (checkpoint.grace_seconds)" in err
+    assert b"left without a save 0.2 s after the signal" in err
+    assert b"the last good checkpoint is that of step 4" in err
+
+
+@contextlib.contextmanager
+def metadata_server(*answers):
+    """(its host, the questions it got): gives the answers in turn, the last one for ever; a number is an error."""
+    asked = []
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            answer = answers[min(len(asked), len(answers) - 1)]
+            asked.append((self.path, self.headers.get("Metadata-Flavor")))
+            self.send_response(answer if isinstance(answer, int) else 200)
+            self.send_header("Metadata-Flavor", "Google")
+            self.send_header("ETag", f"e{len(asked)}")
+            self.end_headers()
+            self.wfile.write(str(answer).encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_notice_of_the_cloud_asks(monkeypatch, capfd):
+    with metadata_server("TRUE") as (host, asked):
+        monkeypatch.setenv("GCE_METADATA_HOST", host)
+        with StopSignal() as stop:
+            deadline = time.monotonic() + 20
+            while stop.heard_at is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            stop.poll()
+            assert stop.requested
+    assert "this machine is to be taken away, stopping: this step is finished and saved" in capfd.readouterr().err
+    assert [flavor for _, flavor in asked] == ["Google"]
+
+
+def test_the_notice_is_waited_for():
+    with metadata_server("FALSE", 503, "FALSE", "TRUE") as (host, asked):
+        assert notices.preempted(host, threading.Event(), pause=0.01)
+    where = "/computeMetadata/v1/instance/preempted?wait_for_change=true&timeout_sec=60&last_etag="
+    assert [path for path, _ in asked] == [where + etag for etag in ("0", "e1", "e1", "e3")]
+
+
+def test_a_server_that_fails_is_not_asked_for_ever(capsys):
+    with metadata_server(404) as (host, asked):
+        assert not notices.preempted(host, threading.Event(), pause=0.001)
+    assert len(asked) == 6
+    assert "is heard as SIGTERM alone" in capsys.readouterr().err
+
+
+def test_no_other_machine_is_asked(monkeypatch, tmp_path):
+    monkeypatch.delenv("GCE_METADATA_HOST", raising=False)
+    monkeypatch.delenv("NO_GCE_CHECK", raising=False)
+    product = tmp_path / "product_name"
+    monkeypatch.setattr(notices, "_PRODUCT", product)
+    assert notices.metadata_host() is None
+    product.write_text("Standard PC\n")
+    assert notices.metadata_host() is None
+    product.write_text("Google Compute Engine\n")
+    assert notices.metadata_host() == "metadata.google.internal"
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    assert notices.metadata_host() is None

@@ -1,0 +1,46 @@
+"""A run directory has one run at a time."""
+
+import errno
+import fcntl
+import subprocess
+import sys
+
+import pytest
+
+from care_jax.errors import UserError
+from care_jax.training.run_directory import held
+
+HOLDS = """
+import fcntl, time
+file = open(".lock", "w+")
+fcntl.lockf(file, fcntl.LOCK_EX)
+file.write("process 7 of there")
+file.flush()
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_in_use_is_refused_until_its_run_dies(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", HOLDS], cwd=tmp_path, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"ready\n"
+        refused = pytest.raises(UserError, match=r"output_dir: .* is in use: process 7 of there is running there")
+        with refused, held(tmp_path, patience=0.2):
+            raise AssertionError("two at once")
+    finally:
+        other.kill()
+    with held(tmp_path):  # and waits for what the kill left to do
+        assert (tmp_path / ".lock").read_text().startswith("process ")
+    with held(tmp_path, patience=0.0):
+        pass
+    other.wait()
+
+
+def test_a_file_system_without_locks_breaks_no_run(tmp_path, monkeypatch):
+    def no_locks(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    with held(tmp_path, patience=0.0):
+        pass
