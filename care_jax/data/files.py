@@ -80,7 +80,7 @@ def open_rows(
             raise UserError(f"{path} is a token cache: read it by `reader: prepared`")
         if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
             return Rows(lambda rows: _saved_dataset(place, split))
-        if next(place.rglob("features.json"), None):
+        if _below(place, "features.json"):
             return Rows(lambda rows: _tfds(place, split, name))
         files = _folder(place, split, name, only)
         return Rows(lambda rows: _files(files, rows))
@@ -96,9 +96,16 @@ def open_rows(
     raise UserError(f"no such file or folder: {path}")
 
 
+def _below(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+    try:
+        return list(folder.rglob(pattern))
+    except OSError as error:  # what is below changes while it is listed
+        raise UserError(f"{folder}: cannot be listed: {error.filename}: {error.strerror}") from None
+
+
 def _folder(folder: pathlib.Path, split: str | None, name: str | None, only: str | None) -> list[pathlib.Path]:
     files = sorted(
-        p for p in folder.rglob("*") if p.is_file() and p.name.lower().removesuffix(".gz").endswith(SUFFIXES)
+        p for p in _below(folder, "*") if p.is_file() and p.name.lower().removesuffix(".gz").endswith(SUFFIXES)
     )
     # Hidden ones are others' copies and records (.ipynb_checkpoints, .cache, ._name).
     files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
