@@ -2,7 +2,6 @@
 test_end_to_end.py and tests/training. Each number of times is a constant here.
 """
 
-import contextlib
 import json
 import os
 import pathlib
@@ -13,16 +12,19 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 
+from care_jax.training.reference import Cache
 from tests.test_end_to_end import care_jax, command, environment, same_end
-from tests.training.damage import harm
+from tests.training.damage import KINDS, harm
 
 pytestmark = pytest.mark.slow
 
-KILLS, TERMS, DAMAGED = 8, 5, 10  # for each of the four variants
-RUN = ["data.max_steps=8", "checkpoint.every=2", "eval_every=3", "data.train.0.cultures=[chinese]"]
-SMALL = ["batch.unit=pair", "batch.examples=8"]
+RANDOM_KILLS, TERMS, DAMAGED, DAMAGED_CACHES = 4, 5, 13, 5  # for each of the four variants
+RUN = ["data.max_steps=8", "checkpoint.every=2", "eval_every=3", "data.max_length=128", "batch.row_length=128"]
+FEW = ["data.train.0.cultures=[chinese]", "data.train.0.limit={questions: 16}", "data.eval={questions: 4}"]
+SMALL = [*RUN, *FEW, "batch.unit=pair", "batch.examples=4"]
 KTO = [*SMALL, "loss.name=kto", "optimizer.learning_rate=1e-4"]
 ADAPTERS = "model.lora={r: 4, alpha: 8, base_dtype: float32}"
 VARIANTS = {
@@ -37,9 +39,13 @@ VARIANTS = {
 def whole(request, tmp_path_factory):
     """(words of the command, folder of a run that nothing interrupted, seconds from its first file to its end)."""
     folder = tmp_path_factory.mktemp(request.param)
-    words = ["train", "quickstart", *RUN, *VARIANTS[request.param]]
-    done = care_jax(*words, cwd=folder)
-    assert done.returncode == 0, done.stderr
+    words = ["train", "quickstart", *VARIANTS[request.param]]
+    for _ in range(2):  # the first one compiles what all others find compiled
+        shutil.rmtree(folder / "runs", ignore_errors=True)
+        done = care_jax(*words, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    microbatches = int(re.search(r"at most (\d+) microbatches", done.stderr)[1])
+    assert (microbatches > 1) == ("accumulated" in request.param)
     run = folder / "runs" / "quickstart"
     return words, run, time.time() - (run / "config.yaml").stat().st_mtime
 
@@ -48,70 +54,190 @@ def start(words, folder):
     """The command under way, from the moment at which it has entered its folder."""
     config = folder / "runs" / "quickstart" / "config.yaml"
     before = config.stat().st_mtime_ns if config.exists() else 0
-    errors = (folder / "stderr").open("a")
-    started = subprocess.Popen(command(*words), cwd=folder, env=environment(), stderr=errors)
+    folder.mkdir(exist_ok=True)
+    with (folder / "stderr").open("a") as errors:
+        started = subprocess.Popen(command(*words), cwd=folder, env=environment(), stderr=errors)
     while started.poll() is None and (not config.exists() or config.stat().st_mtime_ns == before):
         time.sleep(0.002)
     return started
 
 
-def interrupted(whole, tmp_path, count, how, seed):
-    """Sends `how` at `count` random moments, in as many runs as that takes; yields (status, folder) after each."""
+def lines(run):
+    path = run / "metrics.jsonl"
+    whole_ones = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in whole_ones]
+
+
+def evaluated_next(run):
+    """The step whose evaluation is due next, where it is the last one recorded."""
+    found = lines(run)
+    return found and found[-1]["step"] % 3 == 0 and "eval/loss" not in found[-1]
+
+
+# What a run is at, as its files show it; in the order in which a run comes to it.
+PHASES = {
+    "before the reference": lambda run: not any(run.glob("reference/*")),
+    "the reference": lambda run: any(run.glob("reference/*")) and not (run / "metrics.jsonl").exists(),
+    "the middle of a save": lambda run: any(run.glob("checkpoints/*tmp*")),
+    "an evaluation": evaluated_next,
+    "the export": lambda run: any(run.glob(".export*")),
+}
+AIMED = ["the reference", "the middle of a save", "an evaluation", "the middle of a save", "the export"]
+
+
+def phase(run):
+    return next((name for name in reversed(PHASES) if PHASES[name](run)), "the steps")
+
+
+def kill_in(started, run, aim):
+    """Kills the command the moment it is at `aim`; whether it came to it before its end."""
+    while started.poll() is None:
+        if PHASES[aim](run):
+            started.send_signal(signal.SIGSTOP)
+            time.sleep(0.01)
+            if PHASES[aim](run):
+                started.kill()
+                return started.wait() == -signal.SIGKILL
+            started.send_signal(signal.SIGCONT)
+        time.sleep(0.001)
+    return False
+
+
+def finish(words, folder, run):
+    done = care_jax(*words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    same_end(folder / "runs" / "quickstart", run)
+    return done
+
+
+def at_random(whole, tmp_path, how, seed):
+    """Sends `how` at random moments, in as many runs as are asked for; yields (status, folder) after each."""
     words, run, seconds = whole
-    draw, sent, number = random.Random(seed), 0, 0
-    while sent < count:
+    draw, number = random.Random(seed), 0
+    while True:
         folder = tmp_path / str(number)
-        folder.mkdir(exist_ok=True)
         started = start(words, folder)
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             started.wait(timeout=draw.uniform(0, seconds))
-        if started.poll() is None:
+        except subprocess.TimeoutExpired:
             started.send_signal(how)
-            sent += 1
             yield started.wait(timeout=120), folder
         else:
             assert started.returncode == 0, (folder / "stderr").read_text()
             same_end(folder / "runs" / "quickstart", run)
             number += 1
-    for last in range(number + 1):
-        if (tmp_path / str(last)).exists():
-            done = care_jax(*words, cwd=tmp_path / str(last))
-            assert done.returncode == 0, done.stderr
-            same_end(tmp_path / str(last) / "runs" / "quickstart", run)
+
+
+def test_kills_in_every_phase(whole, tmp_path):
+    """In one run, killed and started again: in the reference pass, in saves, in an evaluation, in the export."""
+    words, run, _ = whole
+    folder = tmp_path / "run"
+    for aim in AIMED:
+        assert kill_in(start(words, folder), folder / "runs" / "quickstart", aim), f"it ended without {aim}"
+        print(f"killed in {aim}")
+    finish(words, folder, run)
 
 
 def test_kills_at_random_moments(whole, tmp_path):
-    for status, _ in interrupted(whole, tmp_path, KILLS, signal.SIGKILL, seed=1):
+    words, run, _ = whole
+    kills = 0
+    for status, folder in at_random(whole, tmp_path, signal.SIGKILL, seed=1):
         assert status in (-signal.SIGKILL, 0)
+        print(f"killed in {phase(folder / 'runs' / 'quickstart')}")
+        kills += status != 0
+        if kills == RANDOM_KILLS:
+            break
+    for folder in tmp_path.iterdir():
+        finish(words, folder, run)
 
 
 def test_terms_at_random_moments(whole, tmp_path):
     """Exit 75 and nothing lost: what was recorded of steps is saved, unless no step was taken yet."""
-    for status, folder in interrupted(whole, tmp_path, TERMS, signal.SIGTERM, seed=2):
+    words, whole_run, _ = whole
+    stopped = 0
+    for status, folder in at_random(whole, tmp_path, signal.SIGTERM, seed=2):
         run = folder / "runs" / "quickstart"
-        over = (run / "export").exists()  # the signal may come when nothing is left to be stopped
-        assert status in (75, 0) or over, (folder / "stderr").read_text()
-        metrics = run / "metrics.jsonl"
-        taken = [json.loads(line)["step"] for line in metrics.read_text().splitlines()] if metrics.exists() else []
-        if status == 75 and any(taken):
-            assert (run / "checkpoints" / str(max(taken))).is_dir(), (folder / "stderr").read_text()
+        if status != 75:  # the signal may come when nothing is left to be stopped
+            assert (run / "export").exists(), (status, (folder / "stderr").read_text())
+            continue
+        taken = max((line["step"] for line in lines(run)), default=0)
+        if taken:
+            assert (run / "checkpoints" / str(taken)).is_dir(), (folder / "stderr").read_text()
+        print(f"stopped behind step {taken}")
+        stopped += 1
+        if stopped == TERMS:
+            break
+    for folder in tmp_path.iterdir():
+        finish(words, folder, whole_run)
+
+
+def unprivileged(*words, cwd):
+    """The command as a user whom permissions bind, root or not."""
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]
+    prefix = drop if os.geteuid() == 0 else []
+    return subprocess.run(
+        [*prefix, *command(*words)], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300
+    )
 
 
 def test_damaged_checkpoints(whole, tmp_path):
-    """The one before is used, with a warning, and the end is the same to the bit."""
+    """The one before is used, with a warning, and the end is the same to the bit; what cannot be read is refused."""
     words, run, _ = whole
     for seed in range(DAMAGED):
         folder = tmp_path / str(seed)
-        shutil.copytree(run, folder / "runs" / "quickstart")
-        shutil.rmtree(folder / "runs" / "quickstart" / "export")
-        if seed % 4 == 3 and os.geteuid() == 0:
-            continue  # root reads everything; tests/training/test_checkpoints.py does it as another user
-        what = harm(folder / "runs" / "quickstart" / "checkpoints" / "8", seed)
-        done = care_jax(*words, cwd=folder)
+        copy = shutil.copytree(run, folder / "runs" / "quickstart")
+        shutil.rmtree(copy / "export")
+        what = harm(copy / "checkpoints" / "8", seed)
+        done = unprivileged(*words, cwd=folder)
+        if what.startswith("permissions"):
+            assert done.returncode == 2, (what, done.stderr)
+            assert "the checkpoint of step 8 cannot be read (Permission denied)" in done.stderr, what
+            continue
         assert done.returncode == 0, (what, done.stderr)
         assert "the checkpoint of step 8 is damaged" in done.stderr, what
         assert "resumed at step 6 of 8" in done.stderr, what
-        same_end(folder / "runs" / "quickstart", run)
+        same_end(copy, run)
+        shutil.rmtree(folder)
+
+
+def test_damaged_reference_caches(whole, tmp_path):
+    """Refused with the reason; a part that is gone is computed again, and nothing is another bit."""
+    words, run, _ = whole
+    for seed in range(DAMAGED_CACHES):
+        folder = tmp_path / str(seed)
+        copy = shutil.copytree(run, folder / "runs" / "quickstart")
+        shutil.rmtree(copy / "export")
+        shutil.rmtree(copy / "checkpoints")
+        if seed == len(KINDS):
+            what = "made for another model"
+            part = next(copy.glob("reference/*/part*"))
+            other = Cache(tmp_path / "other", {"weights": "another's"})
+            other.add([bytes(16)], np.zeros(1, np.float32), write=True)
+            shutil.copy(next(other.folder.glob("part*")), part)
+        else:
+            what = harm(copy / "reference", seed)
+        done = unprivileged(*words, cwd=folder)
+        if what.startswith("delete"):
+            assert done.returncode == 0, (what, done.stderr)
+            same_end(copy, run)
+            continue
+        assert done.returncode == 2, (what, done.stderr)
+        assert re.search(
+            r"(damaged reference cache|this reference cache (cannot be read|was made for))", done.stderr
+        ), what
+        assert "Traceback" not in done.stderr, what
+
+
+def test_a_folder_has_one_run_at_a_time(whole, tmp_path):
+    words, run, _ = whole
+    started = start(words, tmp_path)
+    started.send_signal(signal.SIGSTOP)  # it is there, and does not end meanwhile
+    refused = care_jax(*words, cwd=tmp_path)
+    started.kill()
+    assert refused.returncode == 2, refused.stderr
+    assert f"is in use: process {started.pid} of " in refused.stderr
+    finish(words, tmp_path, run)  # at once, while the one that was killed may still be dying
+    started.wait()
 
 
 @pytest.fixture
@@ -134,19 +260,44 @@ def used(folder: pathlib.Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.75, 0.9, 0.97])
-def test_a_disk_that_fills(whole, small_disk, tmp_path, share):
-    """At every size: a clear end without a traceback, what was saved is sound, and with room the end is the same."""
-    words, run, _ = whole
-    place = small_disk(int(share * used(run)) // 1024)
-    done = care_jax(*words, f"output_dir={place}/run", cwd=tmp_path)
+def ends_clearly(done):
     assert done.returncode == 1, (done.returncode, done.stderr)
     assert "No space left on device" in done.stderr
     # TensorStore prints callbacks that come late to a save that failed, which nobody can keep from it; none are ours.
     assert not re.search(r'File ".*/care_jax/', done.stderr), done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("care-jax: ")], done.stderr
+
+
+@pytest.mark.parametrize("whole", ["dpo", "kto-lora"], indirect=True)
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.5, 0.75, 0.9, 0.97])
+def test_a_disk_that_fills(whole, small_disk, tmp_path, share):
+    """At every size: a clear end without a traceback, what was saved is sound, and with room the end is the same."""
+    words, run, _ = whole
+    place = small_disk(max(8, int(share * used(run)) // 1024))
+    ends_clearly(care_jax(*words, f"output_dir={place}/run", cwd=tmp_path))
+    print(f"full at {share}: {sorted(path.name for path in place.glob('run/checkpoints/*'))}")
     subprocess.run(["mount", "-o", f"remount,size={4 * used(run)}", str(place)], check=True)
     done = care_jax(*words, f"output_dir={place}/run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "damaged" not in done.stderr
     same_end(place / "run", run)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.9])
+def test_a_disk_that_fills_during_the_export(whole, small_disk, share):
+    """The last checkpoint stays, half an export is never seen, and with room the same command writes it."""
+    words, run, _ = whole
+    place = small_disk(4 * used(run) // 1024)
+    copy = shutil.copytree(run, place / "runs" / "quickstart")
+    before = used(copy / "export")
+    shutil.rmtree(copy / "export")
+    ballast = place / "ballast"
+    free = shutil.disk_usage(place).free - (1 << 16)  # for the lines of the start
+    ballast.write_bytes(bytes(int(free - share * before)))
+    ends_clearly(care_jax(*words, cwd=place))
+    assert not (copy / "export").exists()
+    ballast.unlink()
+    done = care_jax(*words, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "holds a finished run of 8 steps, whose export is missing" in done.stderr
+    same_end(copy, run)
