@@ -111,7 +111,7 @@ def read(
     """
     spec = READERS.get(reader)
     if spec is None:
-        raise UserError(f"no reader {reader!r}{nearest(reader, list(READERS))}; readers are {', '.join(READERS)}")
+        raise UserError(f"reader: found {reader!r}{nearest(reader, list(READERS))}, expected {', '.join(READERS)}")
     # A culture's own YAML file in the list makes it known, under all its names.
     cultures = [register_culture(c).id if c.endswith((".yaml", ".yml")) else c for c in cultures or ()]
     if reader == "prepared":
