@@ -1,11 +1,14 @@
 """Checkpoints by Orbax: the state, its step (which is the data position) and the configuration in one atomic save."""
 
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
 import shutil
+import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,6 +50,22 @@ def _not_a_failed_save(record: logging.LogRecord) -> bool:
     return not (record.levelno >= logging.ERROR and record.module in ("async_checkpointer", "future"))
 
 
+def _no_late_callbacks(before: Callable[[Any], Any], unraisable: Any) -> None:
+    """`sys.unraisablehook`: the writes of a save that failed go on, and each that ends finds the loop of that save
+    closed. What can be said of it is said already, by `Checkpoints`.
+    """
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        before(unraisable)
+
+
+def _say_failures_once() -> None:
+    """For the life of the process: late callbacks come after the last save, too."""
+    logging.getLogger("absl").addFilter(_not_a_failed_save)  # the same function twice is one filter
+    if getattr(sys.unraisablehook, "func", None) is not _no_late_callbacks:
+        sys.unraisablehook = functools.partial(_no_late_callbacks, sys.unraisablehook)
+
+
 @ocp.args.register_with_handler(_Summed, for_save=True, for_restore=True)
 class _SummedArgs(ocp.args.Composite):
     pass
@@ -71,7 +90,7 @@ class Checkpoints:
         if not read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._clear()
-            logging.getLogger("absl").addFilter(_not_a_failed_save)  # the same function twice is one filter
+            _say_failures_once()
             # Directories are made at once: where that fails, it fails here and not in a thread.
             options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
             handler = _Summed(
