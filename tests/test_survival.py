@@ -17,7 +17,9 @@ import pytest
 
 from care_jax.training.reference import Cache
 from tests.test_end_to_end import care_jax, command, environment, same_end
+from tests.test_processes import finished, same_run, train
 from tests.training.damage import KINDS, harm
+from tests.training.test_signals import metadata_server
 
 pytestmark = pytest.mark.slow
 
@@ -228,6 +230,44 @@ def test_damaged_reference_caches(whole, tmp_path):
         assert "Traceback" not in done.stderr, what
 
 
+@pytest.mark.parametrize("whole", ["dpo"], indirect=True)
+def test_a_notice_of_the_cloud(whole, tmp_path):
+    """As after SIGTERM: exit 75, and the same end."""
+    words, *_ = whole
+    with metadata_server("FALSE", "FALSE", "TRUE") as (host, asked):  # a second apart
+        done = subprocess.run(
+            command(*words, "data.max_steps=1000"), cwd=tmp_path, env=environment() | {"GCE_METADATA_HOST": host},
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+    assert done.returncode == 75, done.stderr
+    assert len(asked) == 3
+    assert "this machine is to be taken away, stopping: this step is finished and saved" in done.stderr
+    assert "the same command goes on from there" in done.stderr
+    stopped = max(int(path.name) for path in (tmp_path / "runs" / "quickstart" / "checkpoints").iterdir())
+    assert f"stopped at step {stopped} of " in done.stderr
+    assert care_jax(*words, cwd=tmp_path).returncode == 2, "another length of the run is another run"
+
+
+@pytest.mark.parametrize("whole", ["dpo"], indirect=True)
+def test_no_grace(whole, tmp_path):
+    """What has no time to be saved is left, and done again."""
+    words, run, _ = whole
+    short = [*words, "checkpoint.grace_seconds=0.001"]
+    started = start(short, tmp_path)
+    here = tmp_path / "runs" / "quickstart"
+    while not lines(here) or lines(here)[-1]["step"] < 3:
+        assert started.poll() is None
+        time.sleep(0.001)
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(timeout=60) == 75
+    said = (tmp_path / "stderr").read_text()
+    assert re.search(
+        r"left without a save 0.001 s after the signal .*the last good checkpoint is that of step \d", said
+    )
+    finish(short, tmp_path, run)
+
+
+@pytest.mark.parametrize("whole", ["dpo"], indirect=True)
 def test_a_folder_has_one_run_at_a_time(whole, tmp_path):
     words, run, _ = whole
     started = start(words, tmp_path)
@@ -263,8 +303,7 @@ def used(folder: pathlib.Path) -> int:
 def ends_clearly(done):
     assert done.returncode == 1, (done.returncode, done.stderr)
     assert "No space left on device" in done.stderr
-    # TensorStore prints callbacks that come late to a save that failed, which nobody can keep from it; none are ours.
-    assert not re.search(r'File ".*/care_jax/', done.stderr), done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("care-jax: ")], done.stderr
 
 
@@ -301,3 +340,28 @@ def test_a_disk_that_fills_during_the_export(whole, small_disk, share):
     assert done.returncode == 0, done.stderr
     assert "holds a finished run of 8 steps, whose export is missing" in done.stderr
     same_end(copy, run)
+
+
+def back_to(run, step):
+    """As if the run had ended behind `step`."""
+    shutil.rmtree(run / "export")
+    for path in (run / "checkpoints").iterdir():
+        if int(path.name) > step:
+            shutil.rmtree(path)
+
+
+def test_two_processes_then_one_and_back(tmp_path):
+    """The same units in the same order, and the numbers of a run of one process to 1e-5."""
+    words = ["data.max_steps=6", "checkpoint={every: 2, keep: 9}", "eval_every=3"]
+    alone, changed = tmp_path / "alone", tmp_path / "changed"
+    alone.mkdir()
+    changed.mkdir()
+    finished(train(1, alone, *words))
+    finished(train(2, changed, *words))
+    run = changed / "runs" / "quickstart"
+    for processes, step in ((1, 2), (2, 4)):
+        back_to(run, step)
+        said = finished(train(processes, changed, *words))
+        assert f"resumed at step {step} of 6" in said
+        assert f"processes: {3 - processes} then, {processes} now" in said
+        same_run(changed, alone)
