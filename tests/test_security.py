@@ -1,13 +1,27 @@
-"""What is read cannot run code here: no pickles, no remote code, no unsafe YAML, no eval; archives are not unpacked."""
+"""What is read cannot run code here: no pickles, no remote code, no unsafe YAML, no eval; archives are not unpacked.
+Keys go to the endpoint that the user named, and nowhere else.
+"""
 
 import ast
+import contextlib
+import http.server
+import json
 import pathlib
+import threading
+import time
+import urllib.request
 
 import pytest
 import yaml
 
 import care_jax
+from care_jax import cli
 from care_jax.config import files
+from care_jax.errors import UserError
+from care_jax.evaluation import endpoint
+from tests.evaluation.servers import Server, completion
+
+KEY = "sk-secret-5b1d0c"
 
 PACKAGE = pathlib.Path(care_jax.__file__).parent
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch", "tarfile", "zipfile"}
@@ -48,3 +62,88 @@ def test_the_walk_sees_what_is_dangerous():
 
 def test_yaml_makes_plain_values_only():
     assert issubclass(files._Loader, yaml.SafeLoader)
+
+
+@contextlib.contextmanager
+def server(answer):
+    """(its URL, the keys that it was sent): `answer` writes the reply."""
+    keys = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            keys.append(self.headers.get("Authorization"))
+            answer(self)
+
+        def log_message(self, *_):
+            pass
+
+    started = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    started.daemon_threads = True
+    threading.Thread(target=started.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{started.server_port}/v1", keys
+    finally:
+        started.shutdown()
+        started.server_close()
+
+
+def test_a_key_is_not_sent_on(monkeypatch):
+    """Where an endpoint answers with another address, that one is not asked."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with server(lambda reply: reply.send_error(500)) as (other, sent_on):
+
+        def elsewhere(reply):
+            reply.send_response(302)
+            reply.send_header("Location", other)
+            reply.end_headers()
+
+        with server(elsewhere) as (url, keys), pytest.raises(UserError, match="HTTP 302"):
+            endpoint.only_model(url)
+    assert keys == [f"Bearer {KEY}"]
+    assert sent_on == []
+
+
+def test_a_reply_that_trickles_is_given_up():
+    def trickle(reply):
+        reply.send_response(200)
+        reply.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                reply.wfile.write(b" ")
+                time.sleep(0.02)
+
+    with server(trickle) as (url, _):
+        began = time.monotonic()
+        with pytest.raises(endpoint.Unusable, match="time out"):
+            endpoint.fetch(urllib.request.Request(url), 0.2)
+        assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/v1", "localhost:8000", "//host/v1"])
+def test_an_endpoint_is_http(url):
+    with pytest.raises(UserError, match="--base-url"):
+        endpoint.check_url(url)
+
+
+def test_the_key_of_a_judge_is_in_no_file(tmp_path, monkeypatch, capsys):
+    """Also where the server refuses it and says it again."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    rows = [{"question": f"q{n}", "response": "r", "culture": "Chinese", "category": "norms"} for n in range(3)]
+    source = tmp_path / "answers.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["judge", "--responses", str(source), "--out", str(tmp_path / "rated.jsonl"), "--judge-model", "j"]
+    for status, wanted in ((401, 2), (400, 0), (200, 0)):
+        body = completion("Rating: [[7]]") if status == 200 else {"error": f"{KEY} is no key"}
+
+        def behave(prompt, before, call, answer=(status, {}, body, 0.0)):
+            return answer
+
+        with Server(behave) as judge:
+            assert cli.main([*words, "--base-url", judge.url]) == wanted
+            assert judge.bodies
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) >= 3
+    for path in written:
+        assert KEY.encode() not in path.read_bytes(), path
+    out, err = capsys.readouterr()
+    assert KEY not in out + err

@@ -27,6 +27,8 @@ from care_jax.errors import UserError
 
 Messages = Sequence[Mapping[str, str]]
 
+_LARGEST = 64 * 2**20  # bytes of a reply: far above any chat completion
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -231,7 +233,7 @@ def fetch(request: urllib.request.Request, timeout: float) -> Any:
     """The JSON of a response. Raises `Unusable` for whatever else comes, UserError for a refused key or address."""
     try:
         with _opener(request.full_url).open(request, timeout=timeout) as response:
-            raw = response.read()
+            raw = _body(response, time.monotonic() + timeout)
     except urllib.error.HTTPError as error:
         raise _refused(request.full_url, error) from None
     except TimeoutError:
@@ -248,12 +250,35 @@ def fetch(request: urllib.request.Request, timeout: float) -> Any:
         raise Unusable("not JSON: the body of the reply", True) from None
 
 
+def _body(response: http.client.HTTPResponse, until: float) -> bytes:
+    """All of it. Raises TimeoutError for one that only trickles: urllib's own limit is for each piece."""
+    found = bytearray()
+    while part := response.read1(1 << 16):
+        found += part
+        if time.monotonic() > until:
+            raise TimeoutError
+        if len(found) > _LARGEST:
+            raise http.client.HTTPException(f"a reply of more than {_LARGEST} bytes")
+    if response.length:
+        raise http.client.IncompleteRead(bytes(found[-32:]), response.length)
+    return bytes(found)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """urllib would send the key on, to whatever host and scheme the answer names."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 def _refused(url: str, error: urllib.error.HTTPError) -> Exception:
     code = error.code
     try:
         said = error.read(2000).decode("utf-8", "replace").strip()
     except OSError:
         said = ""
+    if key := os.environ.get("OPENAI_API_KEY"):
+        said = said.replace(key, "[the key]")  # some repeat what they were sent
     if code in (401, 403, 404):
         hint = " (the key comes from the environment: OPENAI_API_KEY)" if code != 404 else ""
         return UserError(f"--base-url: {url} answers {code}{hint}: {said[:300]}")
@@ -281,7 +306,8 @@ def _opener(url: str) -> urllib.request.OpenerDirector:
     """Through the environment's proxies, but for this machine itself."""
     host = urllib.parse.urlsplit(url).hostname or ""
     local = host in ("localhost", "::1") or host.startswith("127.")
-    return urllib.request.build_opener(urllib.request.ProxyHandler({})) if local else urllib.request.build_opener()
+    proxies = [urllib.request.ProxyHandler({})] if local else []
+    return urllib.request.build_opener(_NoRedirect, *proxies)
 
 
 def _authorization() -> dict[str, str]:
