@@ -55,10 +55,10 @@ def make_layout(
     completions = min(slots, max(largest[1], longest_completion, int(1.15 * share[1] * slots)))
     return dataclasses.replace(
         layout,
-        responses=_up(max(most, largest[2]), 1 if not packing else 8),
-        completions=min(slots, _up(completions, 128)),
-        pairs=_up(max(1, largest[3], int(4 * share[3] * slots)), 8) if totals[3] else 1,
-        groups=_up(max(1, largest[4], int(4 * share[4] * slots)), 8) if totals[4] else 1,
+        responses=round_up(max(most, largest[2]), 1 if not packing else 8),
+        completions=min(slots, round_up(completions, 128)),
+        pairs=round_up(max(1, largest[3], int(4 * share[3] * slots)), 8) if totals[3] else 1,
+        groups=round_up(max(1, largest[4], int(4 * share[4] * slots)), 8) if totals[4] else 1,
         width=width,
     )
 
@@ -77,5 +77,5 @@ def mismatched_layout(layout: Layout, corpus: Corpus) -> Layout:
     )
 
 
-def _up(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple

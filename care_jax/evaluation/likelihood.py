@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from care_jax import logps, sharding
 from care_jax.data import chat
 from care_jax.data.readers_rated import user_turn
+from care_jax.data.sizes import round_up
 from care_jax.errors import UserError
 from care_jax.evaluation.items import Item
 from care_jax.models.decoder import head_weight
@@ -100,10 +101,10 @@ def score(model: Any, params: Any, asked: Sequence[Asked], mesh: Mesh | None = N
     token of its own: the prompt's last state predicts it.
     """
     parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-    width = _up(max([_WIDTH, *(one.length for one in asked)]), 64)
+    width = round_up(max([_WIDTH, *(one.length for one in asked)]), 64)
     rows = _pack(asked, width)
-    size = min(_up(max(1, _TOKENS // width), parts), _up(len(rows), parts))
-    capacity = _up(max((sum(_targets(asked[number]) for number in row) for row in rows), default=1), 8)
+    size = min(round_up(max(1, _TOKENS // width), parts), round_up(len(rows), parts))
+    capacity = round_up(max((sum(_targets(asked[number]) for number in row) for row in rows), default=1), 8)
     out: list[list[float]] = [[] for _ in asked]
     for start in range(0, len(rows), size):
         some = rows[start : start + size]
@@ -120,10 +121,6 @@ def score(model: Any, params: Any, asked: Sequence[Asked], mesh: Mesh | None = N
                     out[number].append(float(values[slot : slot + len(text)].sum(dtype=np.float64)))
                     slot += len(text)
     return out
-
-
-def _up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 def _targets(one: Asked) -> int:

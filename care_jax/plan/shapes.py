@@ -11,6 +11,7 @@ import numpy as np
 from care_jax import models, sharding
 from care_jax.config import Config
 from care_jax.data.packing import Batch, Layout
+from care_jax.data.sizes import round_up
 from care_jax.models import arch as arch_lib
 from care_jax.models import lora
 from care_jax.models.arch import Arch
@@ -33,7 +34,7 @@ def layout_of(config: Config, objective: Objective) -> Layout:
     """
     batch = config.batch
     slots = batch.microbatch_rows * batch.row_length
-    responses = batch.microbatch_rows if not batch.packing else _up(slots // _SHORTEST)
+    responses = batch.microbatch_rows if not batch.packing else round_up(max(1, slots // _SHORTEST), 8)
     many = objective.view == "lists" or (objective.view == "pairs" and batch.unit == "group")
     most = config.data.max_length * (2 if objective.view == "pairs" else 1)
     sure = not many and batch.packing and batch.examples * most <= slots
@@ -43,18 +44,14 @@ def layout_of(config: Config, objective: Objective) -> Layout:
         row_length=batch.row_length,
         responses=responses,
         completions=slots,
-        pairs=_up(2 * responses) if objective.view == "pairs" else 1,
-        groups=_up(responses // 2) if objective.view == "lists" else 1,
+        pairs=round_up(max(1, 2 * responses), 8) if objective.view == "pairs" else 1,
+        groups=round_up(max(1, responses // 2), 8) if objective.view == "lists" else 1,
         width=16 if objective.view == "lists" else 1,
         microbatches=1 if sure else max(2, math.ceil(batch.examples * typical / slots)),
         packing=batch.packing,
         share_responses=batch.share_responses,
         share_prompts=batch.share_prompts,
     )
-
-
-def _up(value: int) -> int:
-    return max(8, -(-value // 8) * 8)
 
 
 def abstract_batch(layout: Layout, mismatched: Layout | None = None) -> Batch:

@@ -11,6 +11,7 @@ from care_jax.data import pipeline
 from care_jax.data.corpus import Corpus
 from care_jax.data.packing import Layout
 from care_jax.data.questions import Question
+from care_jax.data.sizes import round_up
 from care_jax.training import placing
 from care_jax.training.forward import ForwardPass
 from care_jax.training.signals import StopSignal
@@ -59,23 +60,19 @@ def _layout(corpus: Corpus, mesh: jax.sharding.Mesh) -> Layout:
     counts = np.diff(corpus.first_response)
     prompts, completions = corpus.prompt_lengths, corpus.completion_lengths
     longest = int(np.max(np.repeat(prompts, counts) + completions))
-    length = _up(longest, 128)
+    length = round_up(longest, 128)
     tokens = int(prompts.sum() + completions.sum())
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = _up(max(1, min(_TOKENS // length, -(-tokens // length))), parts)
+    rows = round_up(max(1, min(_TOKENS // length, -(-tokens // length))), parts)
     slots = rows * length
     # An average microbatch's completion tokens and some more: each costs a pass through the vocabulary.
     average = int(1.15 * slots * completions.sum() / tokens)
     return Layout(
         rows=rows,
         row_length=length,
-        responses=_up(min(slots // int(completions.min()), 16 + 4 * slots * len(completions) // tokens), 8),
-        completions=min(slots, _up(max(average, int(completions.max())), 128)),
+        responses=round_up(min(slots // int(completions.min()), 16 + 4 * slots * len(completions) // tokens), 8),
+        completions=min(slots, round_up(max(average, int(completions.max())), 128)),
     )
-
-
-def _up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 def account(path: str | pathlib.Path, corpus: Corpus, rows: int, dropped: dict[str, int]) -> str:
