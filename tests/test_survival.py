@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -18,9 +17,7 @@ import pytest
 
 from care_jax.training.reference import Cache
 from tests.test_end_to_end import care_jax, command, environment, same_end
-from tests.test_processes import finished, same_run, train
 from tests.training.damage import KINDS, harm
-from tests.training.test_run_directory import HOLDS
 from tests.training.test_signals import metadata_server
 
 pytestmark = pytest.mark.slow
@@ -342,44 +339,3 @@ def test_a_disk_that_fills_during_the_export(whole, small_disk, share):
     assert done.returncode == 0, done.stderr
     assert "holds a finished run of 8 steps, whose export is missing" in done.stderr
     same_end(copy, run)
-
-
-def test_a_folder_in_use_is_refused_by_every_process(tmp_path):
-    run = tmp_path / "runs" / "quickstart"
-    run.mkdir(parents=True)
-    other = subprocess.Popen([sys.executable, "-c", HOLDS], cwd=run, stdout=subprocess.PIPE)
-    try:
-        assert other.stdout.readline() == b"ready\n"
-        started = train(2, tmp_path)
-        said = started.communicate(timeout=120)[1]
-    finally:
-        other.kill()
-        other.wait()
-    assert started.returncode == 2
-    assert "is in use: process 7 of there is running there" in said
-    assert "is in use: another process is running there" in (tmp_path / "logs" / "process-1.log").read_text()
-
-
-def back_to(run, step):
-    """As if the run had ended behind `step`."""
-    shutil.rmtree(run / "export")
-    for path in (run / "checkpoints").iterdir():
-        if int(path.name) > step:
-            shutil.rmtree(path)
-
-
-def test_two_processes_then_one_and_back(tmp_path):
-    """The same units in the same order, and the numbers of a run of one process to 1e-5."""
-    words = ["data.max_steps=6", "checkpoint={every: 2, keep: 9}", "eval_every=3"]
-    alone, changed = tmp_path / "alone", tmp_path / "changed"
-    alone.mkdir()
-    changed.mkdir()
-    finished(train(1, alone, *words))
-    finished(train(2, changed, *words))
-    run = changed / "runs" / "quickstart"
-    for processes, step in ((1, 2), (2, 4)):
-        back_to(run, step)
-        said = finished(train(processes, changed, *words))
-        assert f"resumed at step {step} of 6" in said
-        assert f"processes: {3 - processes} then, {processes} now" in said
-        same_run(changed, alone)
