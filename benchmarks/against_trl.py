@@ -39,8 +39,7 @@ def care(arguments: argparse.Namespace) -> harness.Problem:
             break
     chosen = harness.corpus_of(parts, longest)
     units = harness.all_pairs(chosen)
-    # All activations of 30 layers would take gigabytes: matrix products are kept, the rest is computed again.
-    model, params = models.from_pretrained(arguments.model, "float32", remat="dots")
+    model, params = models.from_pretrained(arguments.model, "float32")
     shapes = {
         "model": pathlib.Path(arguments.model).name,
         "parameters": models.num_params(model.arch),

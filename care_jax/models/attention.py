@@ -172,7 +172,9 @@ def attend(
     rows = jnp.arange(length) + offset
     if implementation == "xla" or length <= CHUNK:
         mask = visible(rows, positions, segment_ids, prompt_segment_ids, key_positions, key_segment_ids, window)
-        return _dense(q, k, v, mask, soft_cap, scale)
+        # Scores are computed again in the backward pass: keeping [H, T, S] of every layer costs more than that.
+        dense = jax.checkpoint(functools.partial(_dense, soft_cap=soft_cap, scale=scale), prevent_cse=False)
+        return dense(q, k, v, mask)
 
     # Queries in chunks, each recomputed in the backward pass: never more than [chunk, S] scores a head.
     chunks = -(-length // CHUNK)

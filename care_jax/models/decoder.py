@@ -5,6 +5,7 @@ compile time does not grow with depth.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -230,7 +231,13 @@ def _attention(
 def _mlp(arch: Arch, x: jax.Array, weights: Tree, lora: Tree | None, lora_scale: float) -> jax.Array:
     gate = linear(x, weights["gate"], _part(lora, "gate"), lora_scale)
     up = linear(x, weights["up"], _part(lora, "up"), lora_scale)
-    inner = constrain(_ACTIVATIONS[arch.activation](gate) * up, ("rows", None, "mlp"))
+
+    # The backward pass needs nothing but gate and up; left to itself JAX keeps what lies between them too.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+        return _ACTIVATIONS[arch.activation](gate) * up
+
+    inner = constrain(gated(gate, up), ("rows", None, "mlp"))
     return linear(inner, weights["down"], _part(lora, "down"), lora_scale)
 
 
