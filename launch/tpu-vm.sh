@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # launch/tpu-vm.sh NAME COMMAND [argument ...]: `care-jax COMMAND ...` on a TPU slice of its own, by a queued resource.
-#   TYPE=v5p-16 ZONE=us-east5-a launch/tpu-vm.sh mine train dpo-llama3.1-8b v5p-16 output_dir=/mnt/bucket/runs/mine
-# Environment: ZONE, TYPE (accelerator), VERSION (of the runtime image), PROJECT (default: gcloud's), BUCKET (mounted at
-# /mnt/bucket on every host), SPOT=1, HF_TOKEN (for gated weights; passed on by a file that only its owner reads).
+#   TYPE=v5p-16 ZONE=us-east5-a launch/tpu-vm.sh mine train dpo-llama3.1-8b v5p-16 output_dir=gs://BUCKET/runs/mine
+# Environment: ZONE, TYPE (accelerator), VERSION (of the runtime image), PROJECT (default: gcloud's), SPOT=1, HF_TOKEN
+# (for gated weights; passed on by a file that only its owner reads).
 # Restart-safe: run it again after a preemption; the slice is asked for anew and the run goes on from its checkpoint.
 set -euo pipefail
 if [ $# -lt 2 ]; then sed -n '2,6p' "$0" | cut -c3- >&2; exit 2; fi
@@ -34,13 +34,8 @@ tar -czf "$package/care_jax.tgz" -C "$root" pyproject.toml README.md LICENSE car
 (umask 077; printf 'export HF_TOKEN=%q\n' "${HF_TOKEN:-}" >"$package/token")
 send "$package/care_jax.tgz" care_jax.tgz
 send "$package/token" .care_jax_token
-mount=true
-if [ -n "${BUCKET:-}" ]; then
-    mount="sudo mkdir -p /mnt/bucket && sudo chmod 777 /mnt/bucket && { mountpoint -q /mnt/bucket ||"
-    mount+=" gcsfuse --implicit-dirs --rename-dir-limit 200000 $(printf %q "$BUCKET") /mnt/bucket; }"
-fi
-everywhere "set -e; mkdir -p care_jax && tar -xzf care_jax.tgz -C care_jax; $mount;
-    [ -d venv ] || python3 -m venv venv; venv/bin/pip install -q './care_jax[tpu]' gcsfs"
+everywhere "set -e; mkdir -p care_jax && tar -xzf care_jax.tgz -C care_jax
+    [ -d venv ] || python3 -m venv venv; venv/bin/pip install -q './care_jax[tpu,gcs]'"
 command=$(printf ' %q' "$@")
 everywhere ". ./.care_jax_token; export CARE_JAX_DISTRIBUTED=auto JAX_COMPILATION_CACHE_DIR=\$HOME/compiled;
     exec venv/bin/care-jax$command"

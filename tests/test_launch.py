@@ -65,7 +65,7 @@ def test_the_jobset_is_one_slice_that_restarts_and_is_told_of_its_end():
     assert command == "train"
     words = [one for one in arguments if "=" not in one]
     loaded = config.load(*words, overrides=[one for one in arguments if "=" in one])
-    assert loaded.output_dir.startswith("/bucket/")
+    assert loaded.output_dir.startswith("gs://")
 
 
 def test_commands_that_the_pages_show_load():

@@ -1,5 +1,6 @@
 """Several processes are one run: the same numbers, one writer, and none waits for a dead one."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ from care_jax.errors import UserError
 from care_jax.models import save_pretrained
 from care_jax.sharding import Agreement, barrier, start_processes
 from tests.training.batches import tiny_model
+from tests.training.fake_bucket import Bucket
 
 LOCAL = pathlib.Path(care_jax_package.__file__).parents[1] / "launch" / "local.sh"
 SHORT = ["data.max_steps=2", "checkpoint.every=null", "eval_every=null", "data.train.0.cultures=[chinese]"]
@@ -119,6 +121,21 @@ def test_where_one_is_killed_the_others_end_and_the_run_goes_on(tmp_path, victim
     said = finished(train(2, tmp_path, *longer))
     assert "resumed at step" in said
     same_run(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run_in_a_bucket(alone, tmp_path):
+    pytest.importorskip("gcsfs")
+    with contextlib.closing(Bucket()) as bucket:
+        where = bucket.environment() | {"CARE_JAX_CACHE": str(tmp_path / "cache")}
+        finished(train(2, tmp_path, "output_dir=gs://bucket/run", **where))
+        assert not bucket.failures, bucket.failures[0]
+    for name in bucket.below("bucket/run/"):
+        path = tmp_path / "runs" / "quickstart" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bucket.objects[f"bucket/run/{name}"])
+    assert (tmp_path / "runs/quickstart/checkpoints/2/commit_success.txt").exists()
+    same_run(tmp_path, alone)
 
 
 @pytest.mark.slow

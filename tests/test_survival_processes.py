@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.test_processes import finished, process, same_run, train
+from tests.test_processes import environment, finished, process, same_run, train
 from tests.training.test_run_directory import HOLDS
 
 pytestmark = pytest.mark.slow
@@ -48,6 +48,24 @@ def test_a_lost_process_ends_the_other(tmp_path, victim):
     )
     assert "Traceback" not in other
     assert "ended with 1;" in said
+
+
+def test_one_that_fails_alone_keeps_its_status(tmp_path):
+    """It does not wait for the others, which wait for it; and they say that it is gone."""
+    program = tmp_path / "program"
+    own = environment()["CARE_JAX"]
+    program.write_text(
+        f'#!/bin/sh\n[ "$JAX_PROCESS_ID" = 1 ] && set -- "$@" data.train.0.path=nowhere\nexec {own} "$@"\n'
+    )
+    program.chmod(0o755)
+    began = time.monotonic()
+    said = train(2, tmp_path, CARE_JAX=str(program)).communicate(timeout=120)[1]
+    assert time.monotonic() - began < 90
+    assert "care-jax: another process of this run is gone" in said
+    assert "ended with 1;" in said
+    assert "ended with 2;" in said
+    other = (tmp_path / "logs" / "process-1.log").read_text()
+    assert "care-jax: no such file or folder: nowhere" in other
 
 
 def back_to(run, step):

@@ -6,11 +6,14 @@ Exit status: 0 done; 1 failure; 2 a mistake in what was given; 3 leakage found; 
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Sequence
 
 from care_jax.cli import data, evaluate, losses, models, plan, study, train
-from care_jax.cli.command import ENDED_BY_USER, FAILED, LEAKAGE, MISTAKE
+from care_jax.cli.command import ENDED_BY_USER, FAILED, INTERRUPTED, LEAKAGE, MISTAKE
 from care_jax.errors import Leakage, UserError, nearest
+
+_FAILING_ALIKE_SECONDS = 20.0  # below what jax waits at the exit, above what others need to see the same mistake
 
 # Each adds its commands; what they run is imported when it runs, so that --help costs nothing.
 _PARTS = (train, plan, data, models, evaluate, study, losses)
@@ -30,6 +33,18 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
+    status = _status(argv)
+    jax = sys.modules.get("jax")
+    if status not in (0, INTERRUPTED) and jax is not None and jax.distributed.is_initialized():
+        # At its exit a process of several waits for the others. Those that wait for it, in turn, never come, and jax
+        # would abort it, its status lost.
+        late = threading.Timer(_FAILING_ALIKE_SECONDS, os._exit, (status,))
+        late.daemon = True
+        late.start()
+    return status
+
+
+def _status(argv: Sequence[str] | None) -> int:
     try:
         arguments = _parsed(sys.argv[1:] if argv is None else argv)
     except SystemExit as end:  # argparse has said what there is to say

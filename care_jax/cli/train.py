@@ -1,6 +1,7 @@
 """`care-jax train`."""
 
 import argparse
+import os
 import pathlib
 import sys
 
@@ -50,7 +51,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     from care_jax.cli import compiled
     from care_jax.training import loop
-    from care_jax.training.failures import RunFailed
+    from care_jax.training.failures import ProcessLost, RunFailed
     from care_jax.training.signals import Interrupted
 
     compiled.keep()
@@ -63,7 +64,9 @@ def _train(arguments: argparse.Namespace) -> int:
         print(f"care-jax: {stopped}", file=sys.stderr)
         return INTERRUPTED
     except RunFailed as wrong:
-        print(f"care-jax: {wrong}", file=sys.stderr)
+        print(f"care-jax: {wrong}", file=sys.stderr, flush=True)
+        if isinstance(wrong, ProcessLost):
+            os._exit(FAILED)  # the usual way out waits for the one that is gone, and is aborted
         return FAILED
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

@@ -1,11 +1,11 @@
 """Checkpoints by Orbax: the state, its step (which is the data position) and the configuration in one atomic save."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import pathlib
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +19,8 @@ from orbax.checkpoint.future import ChainedFuture
 
 from care_jax.errors import UserError
 from care_jax.training import sums
-from care_jax.training.failures import RunFailed, machine_error
+from care_jax.training.failures import RunFailed, machine_error, process_lost
+from care_jax.training.places import Path, is_remote, move, path_of, remove
 from care_jax.training.run_directory import is_writer, say
 from care_jax.training.step import State
 
@@ -36,13 +37,13 @@ class _Summed(ocp.CompositeCheckpointHandler):
         futures = await super().async_save(directory, args)
 
         def written() -> None:
-            sums.write_part(pathlib.Path(directory), jax.process_index())
+            sums.write_part(path_of(directory), jax.process_index())
 
         return [ChainedFuture(futures or [], written)]
 
     def finalize(self, directory: Any) -> None:
         super().finalize(directory)
-        sums.seal(pathlib.Path(directory))
+        sums.seal(path_of(directory))
 
 
 def _not_a_failed_save(record: logging.LogRecord) -> bool:
@@ -78,8 +79,8 @@ class Checkpoints:
     may be going on elsewhere, in whose folder nothing is changed.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int = 1, best: str | None = None, *, read_only: bool = False):
-        self.folder = folder.absolute()
+    def __init__(self, folder: Path, keep: int = 1, best: str | None = None, *, read_only: bool = False):
+        self.folder: Path = folder.absolute() if isinstance(folder, pathlib.Path) else folder
         self._keep, self._best, self._read_only = keep, best, read_only
         self._good: int | None = None  # the newest that is known to be sound
         self._looked = False
@@ -87,8 +88,12 @@ class Checkpoints:
         self._save_seconds = 0.0
         self._last_failure: str | None = None
         self._saver: Any = None
+        self._look_after = 0.0
+        # gcsfs lets through whatever HTTP and credentials raise.
+        self._failures = (Exception,) if is_remote(folder) else _SAVE_FAILURES
         if not read_only:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not is_remote(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
             self._clear()
             _say_failures_once()
             # Directories are made at once: where that fails, it fails here and not in a thread.
@@ -104,7 +109,10 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The committed checkpoints, ascending, sound or not."""
-        return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
+        return sorted(int(path.name) for path in self._below() if path.name.isdigit() and _committed(path))
+
+    def _below(self) -> list[Path]:
+        return list(self.folder.iterdir()) if self.folder.exists() else []
 
     def latest(self) -> int | None:
         """The newest checkpoint whose files are all as they were written; None where there is none at all.
@@ -150,12 +158,12 @@ class Checkpoints:
             found = found or ("another process found it so" if anywhere else None)
         return found
 
-    def _set_aside(self, step: int) -> pathlib.Path:
+    def _set_aside(self, step: int) -> Path:
         number, target = 1, self.folder / f"{step}{_DAMAGED}"
         while target.exists():
             number, target = number + 1, self.folder / f"{step}{_DAMAGED}{number}"
         if is_writer():
-            (self.folder / str(step)).rename(target)
+            move(self.folder / str(step), target)
         return target
 
     def standing(self) -> str:
@@ -180,7 +188,7 @@ class Checkpoints:
         self._pending = step, time.monotonic()
         try:
             self._saver.save(self.folder / str(step), args=_SummedArgs(**dict(items.items())))
-        except _SAVE_FAILURES as error:
+        except self._failures as error:
             self._failed(error)
 
     def check(self) -> None:
@@ -189,11 +197,19 @@ class Checkpoints:
             return
         try:
             self._saver.check_for_errors()
-        except _SAVE_FAILURES as error:
+        except self._failures as error:
             self._failed(error)
         else:
-            if (self.folder / str(self._pending[0])).is_dir():
+            if self._may_look() and _committed(self.folder / str(self._pending[0])):
                 self._settle()
+
+    def _may_look(self) -> bool:
+        """Not at every step into a bucket, which takes a while to answer."""
+        now = time.monotonic()
+        if is_remote(self.folder) and now < self._look_after:
+            return False
+        self._look_after = now + 5.0
+        return True
 
     def wait(self) -> None:
         """Waits for the save under way. Raises RunFailed where the newest save failed."""
@@ -210,7 +226,7 @@ class Checkpoints:
             return
         try:
             self._saver.wait_until_finished()
-        except _SAVE_FAILURES as error:
+        except self._failures as error:
             self._failed(error)
             return
         (self._good, began), self._pending = self._pending, None
@@ -220,6 +236,12 @@ class Checkpoints:
     def _failed(self, error: BaseException) -> None:
         assert self._pending is not None
         (step, _), self._pending = self._pending, None
+        for _ in range(9):  # of one save Orbax tells one failure at a time, and the rest at the next
+            try:
+                self._saver.wait_until_finished()
+                break
+            except self._failures:
+                continue
         reason = machine_error(error) or " ".join(str(error).split())  # TensorStore's text begins with long paths
         self._last_failure = f"the state of step {step} could not be saved in {self.folder}: {reason[:500]}"
         say(f"warning: {self._last_failure}; {self.standing()}. The next save is tried as configured")
@@ -234,13 +256,17 @@ class Checkpoints:
             if step not in kept:
                 self._remove(self.folder / str(step))
 
-    def _remove(self, path: pathlib.Path) -> None:
+    def _remove(self, path: Path) -> None:
         try:
-            gone = path.with_name(path.name + _REMOVED)
-            path.rename(gone)
-            shutil.rmtree(gone)
+            if is_remote(path):  # where nothing is renamed: what has no commit is none
+                (path / sums.COMMIT).unlink()
+            else:
+                gone = path.with_name(path.name + _REMOVED)
+                path.rename(gone)
+                path = gone
+            remove(path)
         except OSError as error:
-            say(f"warning: {path} could not be removed: {error.strerror}")
+            say(f"warning: {path} could not be removed: {error.strerror or error}")
 
     def _best_step(self) -> int | None:
         if self._best is None:
@@ -258,10 +284,11 @@ class Checkpoints:
 
     def _clear(self) -> None:
         """Removes what a killed or failed save, or a removal, left half done."""
-        if is_writer():
-            for pattern in (f"*{ocp.utils.TMP_DIR_SUFFIX}*", f"*{_REMOVED}"):
-                for left in self.folder.glob(pattern):
-                    shutil.rmtree(left, ignore_errors=True)
+        for path in self._below() if is_writer() else ():
+            unfinished = ocp.utils.TMP_DIR_SUFFIX in path.name or path.name.endswith(_REMOVED)
+            if unfinished or (path.name.isdigit() and not _committed(path)):
+                with contextlib.suppress(*self._failures):  # it is in nobody's way
+                    remove(path)
 
     # ---- Restoring
 
@@ -290,10 +317,23 @@ class Checkpoints:
 
         return epath.Path(self.folder / str(step) / "state")
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Whatever ends the run: what Orbax does beside us must not outlive it; but it waits for no lost process."""
+        if not process_lost(error):
+            self.close()
+
     def close(self) -> None:
         if self._saver is not None:
             self._settle()
             self._saver.close()
+
+
+def _committed(path: Path) -> bool:
+    """Whether a save is whole: a folder appears by renaming, in a bucket a last object says so."""
+    return (path / sums.COMMIT).exists() if is_remote(path) else path.is_dir()
 
 
 def _stored(state: State) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A run's newest checkpoint as a folder that others load: the run directory is enough, the data are not read again."""
 
+import contextlib
 import pathlib
 
 import jax
@@ -13,6 +14,7 @@ from care_jax.models import lora
 from care_jax.training.build import load_model, new_adapters
 from care_jax.training.card import write_card
 from care_jax.training.checkpoints import Checkpoints
+from care_jax.training.places import Place, copied, delivered, is_remote
 from care_jax.training.run_directory import is_writer
 
 
@@ -20,22 +22,33 @@ def export_run(run: str | pathlib.Path, folder: str | pathlib.Path, *, adapter: 
     """Writes `folder` from the newest checkpoint of a run directory; returns the checkpoint's step.
 
     A Hugging Face folder: the weights, adapters merged into them; with `adapter` a PEFT folder of the adapters alone.
-    Raises UserError where the run holds no checkpoint, or trained no adapters and they are asked for.
+    Either may lie in a bucket (gs://). Raises UserError where the run holds no checkpoint, or trained no adapters and
+    they are asked for.
     """
-    run, folder = pathlib.Path(run), pathlib.Path(folder)
+    if str(folder).rstrip("/") == str(run).rstrip("/"):
+        raise UserError(f"{folder} is the run itself: choose another folder")
+    with contextlib.ExitStack() as stack:
+        if is_remote(run):
+            place = stack.enter_context(copied(str(run), write=False))
+        else:
+            place = Place(pathlib.Path(run), pathlib.Path(run))
+        target = stack.enter_context(delivered(folder))
+        return _export(place, target, adapter)
+
+
+def _export(place: Place, folder: pathlib.Path, adapter: bool) -> int:
+    run = place.folder
     if not (run / "config.yaml").is_file():
-        raise UserError(f"{run}: not a run directory: it holds no config.yaml")
+        raise UserError(f"{place.home}: not a run directory: it holds no config.yaml")
     config = configs.load(run / "config.yaml")
     if adapter and config.model.lora is None:
-        raise UserError(f"--adapter: {run} trained all weights (model.lora: null), not adapters")
+        raise UserError(f"--adapter: {place.home} trained all weights (model.lora: null), not adapters")
     if folder.resolve() == run.resolve():
         raise UserError(f"{folder} is the run itself: choose another folder")
-    if not (run / "checkpoints").is_dir():
-        raise UserError(f"{run}: holds no checkpoint yet")
-    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
+    checkpoints = Checkpoints(place.home / "checkpoints", read_only=True)
     step = checkpoints.latest()
     if step is None:
-        raise UserError(f"{run}: holds no checkpoint yet")
+        raise UserError(f"{place.home}: holds no checkpoint yet")
 
     mesh = sharding.make_mesh()
     source = local_folder(config.model.path, config.model.revision)

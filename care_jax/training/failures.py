@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 
+import jax
 from safetensors import SafetensorError
 
 from care_jax.errors import UserError
@@ -18,6 +19,13 @@ class RunFailed(RuntimeError):
 class Diverged(RunFailed):
     """Too many updates in a row had a non-finite loss or gradient."""
 
+
+class ProcessLost(RunFailed):
+    """Another process of the run is gone, so that nothing which all of them do can come to its end."""
+
+
+# What the collectives and the coordination service say of a process that does not answer.
+_GONE = ("Gloo", "heartbeat", "Connection reset by peer", "Connection closed by peer", "oordination service")
 
 # What a machine does to files. Any other OSError is a bug and keeps its traceback.
 _MACHINE = {
@@ -41,9 +49,16 @@ def machine_error(error: BaseException) -> str | None:
     return None
 
 
+def process_lost(error: BaseException | None) -> bool:
+    """Whether `error` is what the death of another process looks like from this one."""
+    lost = isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in _GONE)
+    return lost and jax.process_count() > 1
+
+
 @contextlib.contextmanager
 def told(folder: object, standing: Callable[[], str]) -> Iterator[None]:
-    """A full disk, a lost permission or a failing device ends the run with one sentence, not with a traceback.
+    """A full disk, a lost permission, a failing device or a lost process ends the run with one sentence, not with a
+    traceback.
 
     standing: says from where the run can be taken up.
     """
@@ -51,6 +66,11 @@ def told(folder: object, standing: Callable[[], str]) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except jax.errors.JaxRuntimeError as error:
+        if not process_lost(error):
+            raise
+        said = str(error).splitlines()[0][:200]
+        raise ProcessLost(f"another process of this run is gone ({said}); {standing()}") from error
     except (OSError, SafetensorError, ValueError) as error:
         reason = machine_error(error)
         if reason is None:

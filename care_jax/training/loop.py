@@ -1,6 +1,5 @@
 """A run from its configuration to its export, in the order in which things happen."""
 
-import contextlib
 import dataclasses
 import os
 import pathlib
@@ -34,8 +33,9 @@ from care_jax.training.failures import Diverged, RunFailed, told
 from care_jax.training.forward import ForwardPass
 from care_jax.training.manifest import Identity, identify, write_manifest
 from care_jax.training.objective import Objective, objective_of
+from care_jax.training.places import Path, Place, entered
 from care_jax.training.resuming import Start, open_run, where
-from care_jax.training.run_directory import held, is_writer, make_folder, say
+from care_jax.training.run_directory import is_writer, say
 from care_jax.training.signals import StopSignal
 from care_jax.training.step import State
 from care_jax.training.table import final_table
@@ -50,7 +50,7 @@ __all__ = ["Diverged", "Run", "RunFailed", "repeat", "train"]
 class Run:
     """What `care_jax.train` returns. path: the run directory; metrics: the lines of metrics.jsonl."""
 
-    path: pathlib.Path
+    path: Path
     metrics: list[dict[str, Any]]
     model: Any
     params: Any
@@ -77,32 +77,33 @@ def _train(config: Config, repeats: tuple[Identity, str] | None) -> Run:
     objective = objective_of(config)
     gates.whole_step(config, objective)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    with told(config.output_dir, lambda: "nothing was begun"), held(folder := make_folder(config)):
-        checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
+    with told(config.output_dir, lambda: "nothing was begun"), entered(config) as place:
+        checkpoints = Checkpoints(place.home / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
         with (
-            told(folder, checkpoints.standing),
-            contextlib.closing(checkpoints),  # whatever ends the run: what Orbax does beside us must not outlive it
+            told(place.home, checkpoints.standing),
+            checkpoints,
             jax.set_mesh(mesh),
             StopSignal(config.checkpoint.grace_seconds, checkpoints.standing) as stop,
         ):
-            begin = open_run(config, folder, checkpoints, mesh, repeats)
+            begin = open_run(config, place.folder, checkpoints, mesh, repeats)
+            place.keep()  # what cannot be written is said now
             say(configs.summary(begin.config))
-            return _run(begin, folder, objective, mesh, stop, checkpoints)
+            return _run(begin, place, objective, mesh, stop, checkpoints)
 
 
 def _run(
     begin: Start,
-    folder: pathlib.Path,
+    place: Place,
     objective: Objective,
     mesh: jax.sharding.Mesh,
     stop: StopSignal,
     checkpoints: Checkpoints,
 ) -> Run:
-    config, start = begin.config, begin.step
-    if start is not None and begin.meta["last"] == start and (folder / "export").exists():
-        say(f"{folder} holds a finished run of {start} steps")
-        model, params = models.from_pretrained(folder / "export", config.model.dtype, mesh)
-        return Run(folder, read_lines(folder / "metrics.jsonl"), model, params)
+    config, start, folder = begin.config, begin.step, place.folder
+    if start is not None and begin.meta["last"] == start and place.exported:
+        say(f"{place.home} holds a finished run of {start} steps")
+        model, params = models.from_pretrained(str(place.home / "export"), config.model.dtype, mesh)
+        return Run(place.home, read_lines(folder / "metrics.jsonl"), model, params)
 
     # ---- The data: questions, tokens, units, and the plan of every step to be run.
     rows = placing.own_rows(mesh, config.batch.microbatch_rows)
@@ -132,7 +133,7 @@ def _run(
 
     # ---- The state, new or from the checkpoint, and the updates.
     state, shardings = _state(built, mesh, checkpoints, start, reference.holds_start)
-    recorder = Recorder(config, folder, start, data.steps)
+    recorder = Recorder(config, folder, start, data.steps, place.keep)
     tasks = task_scores(config, task_items, built.model, tokenizer, source, mesh, data.steps)
     evaluations = Evaluations(config, objective, data, forward, reference, recorder, folder, tasks)
     if start is not None:
@@ -140,7 +141,7 @@ def _run(
         if evaluations.missed(start):
             evaluations.run(start, state)
     if start == data.steps:
-        say(f"{folder} holds a finished run of {start} steps, whose export is missing")
+        say(f"{place.home} holds a finished run of {start} steps, whose export is missing")
     else:
         meta = {
             "config": configs.dump(config),
@@ -156,12 +157,16 @@ def _run(
 
     # ---- What is left behind.
     final = state.params if state.lora is None else lora.merge(built.model, state.params, state.lora)
-    export(folder / "export", built.model, final, tokenizer, source)
-    if is_writer():
-        write_card(folder, folder / "export")
+    if not place.exported:
+        export(folder / "export", built.model, final, tokenizer, source)
+        if is_writer():
+            write_card(folder, folder / "export")
+        place.keep(export=True)
+        sharding.barrier("export kept")  # those that have ended would not wait for the writer
+        say(f"exported to {place.home / 'export'}")
     _say(None if data.held_out is None else final_table(recorder.lines))
     recorder.close()
-    return Run(folder, recorder.lines, built.model, final)
+    return Run(place.home, recorder.lines, built.model, final)
 
 
 def _state(
@@ -178,13 +183,10 @@ def _state(
 
 
 def export(folder: pathlib.Path, model: Any, params: Any, tokenizer: Any, source: pathlib.Path) -> None:
-    """The run's Hugging Face folder, unless it is there already (it appears whole or not at all)."""
-    if folder.exists():
-        return
+    """The run's Hugging Face folder (it appears whole or not at all)."""
     for left in folder.parent.glob(f".{folder.name}.*") if is_writer() else ():  # of an export that was killed
         shutil.rmtree(left)
     models.save_pretrained(folder, model, params, tokenizer=tokenizer, source=source)
-    say(f"exported to {folder}")
 
 
 def _say(text: str | None) -> None:

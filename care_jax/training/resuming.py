@@ -52,10 +52,10 @@ def open_run(
     """
     begun = bool(checkpoints.steps())
     if config.resume == "never" and begun:
-        raise UserError(f"resume: never, but {folder} holds checkpoints already; choose another output_dir")
+        raise UserError(f"resume: never, but {config.output_dir} holds checkpoints already; choose another output_dir")
     step = checkpoints.latest()
     if config.resume == "must" and step is None:
-        raise UserError(f"resume: must, but {folder} holds no checkpoint")
+        raise UserError(f"resume: must, but {config.output_dir} holds no checkpoint")
     meta = {} if step is None else checkpoints.meta(step)
     stored = folder / "config.yaml"
     before = configs.parse(meta["config"]) if meta else configs.load(stored) if stored.exists() else None
@@ -64,7 +64,7 @@ def open_run(
         config = configs.with_template_date(config, date)
     if step is not None:
         assert before is not None
-        _may_go_on(before, config, folder)
+        _may_go_on(before, config)
         _say_what_rounds(before, config, meta["where"], where(mesh), step)
     sharding.barrier("run directory read")  # by all, before one of them writes there
     if is_writer():
@@ -73,7 +73,7 @@ def open_run(
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise UserError(f"output_dir: cannot write in {folder}: {error.strerror or error}") from None
+            raise UserError(f"output_dir: cannot write in {config.output_dir}: {error.strerror or error}") from None
     return Start(config, step, meta, repeats)
 
 
@@ -88,12 +88,13 @@ def where(mesh: jax.sharding.Mesh) -> dict[str, Any]:
     }
 
 
-def _may_go_on(before: Config, config: Config, folder: pathlib.Path) -> None:
+def _may_go_on(before: Config, config: Config) -> None:
     different = configs.differences(before, config)
     if different:
         shown = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, (old, new) in different.items())
         raise UserError(
-            f"{folder} holds a run that differs in what changes its numbers: {shown}. Choose another output_dir"
+            f"{config.output_dir} holds a run that differs in what changes its numbers: {shown}. "
+            "Choose another output_dir"
         )
 
 

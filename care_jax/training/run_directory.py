@@ -30,11 +30,6 @@ def is_writer() -> bool:
 
 def make_folder(config: Config) -> pathlib.Path:
     """The run directory, made where it is not there. Raises UserError where it cannot be."""
-    if "://" in config.output_dir:
-        raise UserError(
-            f"output_dir: found {config.output_dir}, expected a folder: mount the bucket on every host (gcsfuse with "
-            "--implicit-dirs and --rename-dir-limit) and name the folder, as launch/README.md shows"
-        )
     folder = pathlib.Path(config.output_dir)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -147,7 +147,16 @@ class WandB:
 class Recorder:
     """Metrics of steps and evaluations to every tracker, a bar of progress on stderr; one process of several writes."""
 
-    def __init__(self, config: Config, folder: pathlib.Path, resume_step: int | None, total: int):
+    def __init__(
+        self,
+        config: Config,
+        folder: pathlib.Path,
+        resume_step: int | None,
+        total: int,
+        keep: Callable[[], None] = lambda: None,
+    ):
+        """keep: brings what was written to where it must be before a checkpoint may commit."""
+        self._keep = keep
         writes = jax.process_index() == 0
         self._file = MetricsFile(folder / "metrics.jsonl", resume_step, writes)
         self._trackers: list[Tracker] = [self._file]
@@ -227,6 +236,7 @@ class Recorder:
 
     def sync(self) -> None:
         self._file.sync()
+        self._keep()
 
     def close(self) -> None:
         self._bar.close()

@@ -13,7 +13,7 @@ import pytest
 
 from care_jax.errors import UserError
 from care_jax.training.checkpoints import Checkpoints
-from care_jax.training.failures import RunFailed, told
+from care_jax.training.failures import ProcessLost, RunFailed, told
 from care_jax.training.step import State
 from tests.training.damage import harm, no_privileges
 
@@ -148,3 +148,17 @@ def test_a_failing_machine_is_one_sentence(tmp_path):
         (tmp_path / "nothing").read_text()
     with pytest.raises(UserError), told("there", str):
         raise UserError("output_dir: Permission denied")
+
+
+def test_a_lost_process_is_one_sentence(monkeypatch):
+    gone = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Read error: Connection reset by peer\nmore")
+    with pytest.raises(jax.errors.JaxRuntimeError), told("there", str):
+        raise gone  # alone there is no other
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    lost = pytest.raises(
+        ProcessLost, match=r"another process of this run is gone \(UNKNOWN: Gloo .* peer\); no checkpoint"
+    )
+    with lost, told("there", lambda: "no checkpoint"):
+        raise gone
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE"), told("there", str):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
