@@ -158,7 +158,8 @@ def exact(plan: StepPlan) -> StepPlan:
 
 
 def grouped(units: Sequence[Unit], corpus: Corpus, sizes: Any, slots: int = 4096) -> StepPlan:
-    """Everything shared and packed, in the rows and row length that take the least work by count of operations.
+    """Everything shared and packed, in the rows and row length that take the least work by count of operations,
+    of few microbatches.
 
     sizes: an `Arch` or `Sizes`, for that count. slots: token slots of a microbatch at most, which memory allows.
     """
@@ -172,7 +173,7 @@ def grouped(units: Sequence[Unit], corpus: Corpus, sizes: Any, slots: int = 4096
                 plan = exact(planned(units, corpus, rows, length))
             except UserError:  # this question needs more rows
                 continue
-            own = operations(plan, sizes)
+            own = operations(plan, sizes) + 1e9 * plan.count  # a microbatch's gradient goes through memory
             if own < cost:
                 best, cost = plan, own
     if best is None:
