@@ -121,6 +121,8 @@ class Bucket:
 def _handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # an answer is one packet: two would wait for each other
+        disable_nagle_algorithm = True
 
         def log_message(self, *args: object) -> None:
             pass
