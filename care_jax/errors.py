@@ -1,4 +1,7 @@
-"""The errors that the command line prints alone: what a user gave wrong, and leakage."""
+"""The errors that the command line prints alone, what a user gave wrong and leakage; and its exit statuses."""
+
+# What the command line exits with, beside 0.
+FAILED, MISTAKE, LEAKAGE, INTERRUPTED, ENDED_BY_USER = 1, 2, 3, 75, 130
 
 
 class UserError(ValueError):

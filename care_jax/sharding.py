@@ -131,6 +131,13 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def anywhere(value: bool) -> bool:
+    """Whether it is true in some process; all of them ask, and wait for the answer."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
+
+
 class Agreement:
     """What processes saw each for itself (a signal, a clock), as something that all of them know at the same moment.
 

@@ -4,10 +4,8 @@ Keys go to the endpoint that the user named, and nowhere else.
 
 import ast
 import contextlib
-import http.server
 import json
 import pathlib
-import threading
 import time
 import urllib.request
 
@@ -20,6 +18,7 @@ from care_jax.config import files
 from care_jax.errors import UserError
 from care_jax.evaluation import endpoint
 from tests.evaluation.servers import Server, completion
+from tests.serving import serving
 
 KEY = "sk-secret-5b1d0c"
 
@@ -69,22 +68,12 @@ def server(answer):
     """(its URL, the keys that it was sent): `answer` writes the reply."""
     keys = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            keys.append(self.headers.get("Authorization"))
-            answer(self)
+    def reply(request):
+        keys.append(request.headers.get("Authorization"))
+        answer(request)
 
-        def log_message(self, *_):
-            pass
-
-    started = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    started.daemon_threads = True
-    threading.Thread(target=started.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{started.server_port}/v1", keys
-    finally:
-        started.shutdown()
-        started.server_close()
+    with serving(reply) as host:
+        yield f"http://{host}/v1", keys
 
 
 def test_a_key_is_not_sent_on(monkeypatch):

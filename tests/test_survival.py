@@ -181,13 +181,20 @@ def unprivileged(*words, cwd):
     )
 
 
+def copied(run, folder, *without):
+    """A run's folder again, as the command finds it in `folder`, but for its export and what else is named."""
+    copy = shutil.copytree(run, folder / "runs" / "quickstart")
+    for name in ("export", *without):
+        shutil.rmtree(copy / name)
+    return copy
+
+
 def test_damaged_checkpoints(whole, tmp_path):
     """The one before is used, with a warning, and the end is the same to the bit; what cannot be read is refused."""
     words, run, _ = whole
     for seed in range(DAMAGED):
         folder = tmp_path / str(seed)
-        copy = shutil.copytree(run, folder / "runs" / "quickstart")
-        shutil.rmtree(copy / "export")
+        copy = copied(run, folder)
         what = harm(copy / "checkpoints" / "8", seed)
         done = unprivileged(*words, cwd=folder)
         if what.startswith("permissions"):
@@ -206,9 +213,7 @@ def test_damaged_reference_caches(whole, tmp_path):
     words, run, _ = whole
     for seed in range(DAMAGED_CACHES):
         folder = tmp_path / str(seed)
-        copy = shutil.copytree(run, folder / "runs" / "quickstart")
-        shutil.rmtree(copy / "export")
-        shutil.rmtree(copy / "checkpoints")
+        copy = copied(run, folder, "checkpoints")
         if seed == len(KINDS):
             what = "made for another model"
             part = next(copy.glob("reference/*/part*"))

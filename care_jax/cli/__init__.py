@@ -10,8 +10,7 @@ import threading
 from collections.abc import Sequence
 
 from care_jax.cli import data, evaluate, losses, models, plan, study, train
-from care_jax.cli.command import ENDED_BY_USER, FAILED, INTERRUPTED, LEAKAGE, MISTAKE
-from care_jax.errors import Leakage, UserError, nearest
+from care_jax.errors import ENDED_BY_USER, FAILED, INTERRUPTED, LEAKAGE, MISTAKE, Leakage, UserError, nearest
 
 _FAILING_ALIKE_SECONDS = 20.0  # below what jax waits at the exit, above what others need to see the same mistake
 

@@ -6,9 +6,8 @@ import pathlib
 import sys
 from typing import Any
 
-from care_jax.cli.command import INTERRUPTED
 from care_jax.data.report import write_whole
-from care_jax.errors import UserError
+from care_jax.errors import INTERRUPTED, UserError
 from care_jax.evaluation import tasks
 from care_jax.evaluation.items import Options, Taken
 from care_jax.evaluation.responses import read_answers, write_lines

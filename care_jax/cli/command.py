@@ -2,7 +2,6 @@
 
 import argparse
 
-FAILED, MISTAKE, LEAKAGE, INTERRUPTED, ENDED_BY_USER = 1, 2, 3, 75, 130
 PICTURES = (".png", ".pdf", ".svg")
 
 

@@ -7,8 +7,8 @@ import pathlib
 import sys
 from typing import Any
 
-from care_jax.cli.command import LEAKAGE, MISTAKE, PICTURES, command
-from care_jax.errors import UserError
+from care_jax.cli.command import PICTURES, command
+from care_jax.errors import LEAKAGE, MISTAKE, UserError
 
 _DATA = "a file, a folder, a hub id, or `sample`"
 

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from care_jax.cli.command import INTERRUPTED, calls, command
-from care_jax.errors import UserError
+from care_jax.cli.command import calls, command
+from care_jax.errors import INTERRUPTED, UserError
 
 _MODEL = "a folder, a hub id, a run directory, or `sample`"
 _TEMPLATE = "model (the tokenizer's own, the default), none, or a jinja file"

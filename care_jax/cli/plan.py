@@ -4,7 +4,8 @@ import argparse
 import json
 import sys
 
-from care_jax.cli.command import FAILED, command
+from care_jax.cli.command import command
+from care_jax.errors import FAILED
 
 _MORE = """\
 RECIPE, MACHINE and key=value as in `train`. Without --topology and --memory the plan is for the machine file's own

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from care_jax.cli.command import INTERRUPTED
+from care_jax.errors import INTERRUPTED
 
 
 class Status:

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from care_jax.cli.command import FAILED, INTERRUPTED, command
-from care_jax.errors import UserError
+from care_jax.cli.command import command
+from care_jax.errors import FAILED, INTERRUPTED, UserError
 
 _MORE = """\
 STUDY is a YAML file of base, arms, grid, seeds, evaluate; or the name of one that comes with the package. Finished runs

@@ -5,8 +5,8 @@ import os
 import pathlib
 import sys
 
-from care_jax.cli.command import FAILED, INTERRUPTED, command
-from care_jax.errors import UserError, nearest
+from care_jax.cli.command import command
+from care_jax.errors import FAILED, INTERRUPTED, UserError, nearest
 
 _MORE = """\
 RECIPE and MACHINE are YAML files, or names of what comes with the package; of a key set twice the later value holds.

@@ -37,10 +37,14 @@ def _first_alone(work: Callable[[], str]) -> pathlib.Path:
     return pathlib.Path(work() if found is None else found)
 
 
+def cache_folder() -> pathlib.Path:
+    """Where copies of what lies elsewhere are kept: CARE_JAX_CACHE, or a folder of the user's."""
+    return pathlib.Path(os.environ.get("CARE_JAX_CACHE") or pathlib.Path.home() / ".cache" / "care_jax")
+
+
 def _from_url(url: str) -> pathlib.Path:
     """A local folder with the small files of a remote one, and the URL of its weights."""
-    cache = pathlib.Path(os.environ.get("CARE_JAX_CACHE") or pathlib.Path.home() / ".cache" / "care_jax")
-    folder = cache / hashlib.sha256(url.encode()).hexdigest()[:16]
+    folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
 
     def copy() -> str:
         try:

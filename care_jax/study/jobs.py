@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import IO
 
-INTERRUPTED = 75
+from care_jax.errors import INTERRUPTED
 
 
 @dataclasses.dataclass(frozen=True)

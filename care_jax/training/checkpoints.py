@@ -1,6 +1,5 @@
 """Checkpoints by Orbax: the state, its step (which is the data position) and the configuration in one atomic save."""
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -12,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
+from etils import epath
 from orbax.checkpoint.future import ChainedFuture
 
+from care_jax import sharding
 from care_jax.errors import UserError
 from care_jax.training import sums
 from care_jax.training.failures import RunFailed, machine_error, process_lost
@@ -153,10 +152,7 @@ class Checkpoints:
                 f"{error.filename}: the checkpoint of step {step} cannot be read ({error.strerror}). Make it readable; "
                 f"or move {self.folder / str(step)} away, and the one before is used"
             ) from None
-        if jax.process_count() > 1:
-            anywhere = bool(np.any(multihost_utils.process_allgather(np.asarray(found is not None))))
-            found = found or ("another process found it so" if anywhere else None)
-        return found
+        return found or ("another process found it so" if sharding.anywhere(found is not None) else None)
 
     def _set_aside(self, step: int) -> Path:
         number, target = 1, self.folder / f"{step}{_DAMAGED}"
@@ -265,8 +261,8 @@ class Checkpoints:
                 path.rename(gone)
                 path = gone
             remove(path)
-        except OSError as error:
-            say(f"warning: {path} could not be removed: {error.strerror or error}")
+        except self._failures as error:
+            say(f"warning: {path} could not be removed: {getattr(error, 'strerror', None) or error}")
 
     def _best_step(self) -> int | None:
         if self._best is None:
@@ -276,7 +272,7 @@ class Checkpoints:
         for step in self.steps():
             try:
                 value = self.meta(step).get("metric")
-            except (OSError, ValueError):  # a damaged older one is no best one
+            except self._failures:  # a damaged older one is no best one
                 continue
             if isinstance(value, int | float):
                 measured[step] = sign * value
@@ -287,8 +283,7 @@ class Checkpoints:
         for path in self._below() if is_writer() else ():
             unfinished = ocp.utils.TMP_DIR_SUFFIX in path.name or path.name.endswith(_REMOVED)
             if unfinished or (path.name.isdigit() and not _committed(path)):
-                with contextlib.suppress(*self._failures):  # it is in nobody's way
-                    remove(path)
+                remove(path, ignore_errors=True)  # what stays is in nobody's way
 
     # ---- Restoring
 
@@ -313,8 +308,6 @@ class Checkpoints:
         return ocp.PyTreeCheckpointHandler().restore(self._state_of(step), args=wanted)[name]
 
     def _state_of(self, step: int) -> Any:
-        from etils import epath
-
         return epath.Path(self.folder / str(step) / "state")
 
     def __enter__(self) -> "Checkpoints":

@@ -25,7 +25,7 @@ def export_run(run: str | pathlib.Path, folder: str | pathlib.Path, *, adapter: 
     Either may lie in a bucket (gs://). Raises UserError where the run holds no checkpoint, or trained no adapters and
     they are asked for.
     """
-    if str(folder).rstrip("/") == str(run).rstrip("/"):
+    if pathlib.Path(folder).resolve() == pathlib.Path(run).resolve():  # compares URLs as well
         raise UserError(f"{folder} is the run itself: choose another folder")
     with contextlib.ExitStack() as stack:
         if is_remote(run):
@@ -43,8 +43,6 @@ def _export(place: Place, folder: pathlib.Path, adapter: bool) -> int:
     config = configs.load(run / "config.yaml")
     if adapter and config.model.lora is None:
         raise UserError(f"--adapter: {place.home} trained all weights (model.lora: null), not adapters")
-    if folder.resolve() == run.resolve():
-        raise UserError(f"{folder} is the run itself: choose another folder")
     checkpoints = Checkpoints(place.home / "checkpoints", read_only=True)
     step = checkpoints.latest()
     if step is None:

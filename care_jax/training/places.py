@@ -25,6 +25,7 @@ from etils import epath
 from care_jax import sharding
 from care_jax.config import Config
 from care_jax.errors import UserError
+from care_jax.models.folders import cache_folder
 from care_jax.training.failures import RunFailed
 from care_jax.training.run_directory import held, is_writer, make_folder, say
 
@@ -78,11 +79,14 @@ def sha256(path: Path) -> str:
     return found.hexdigest()
 
 
-def remove(folder: Path) -> None:
-    """The folder and all in it. Raises OSError where that cannot be."""
+def remove(folder: Path, *, ignore_errors: bool = False) -> None:
+    """The folder and all in it. Raises OSError where that cannot be, of a bucket whatever gcsfs does; with
+    `ignore_errors` what can be removed is.
+    """
     if isinstance(folder, pathlib.Path):
-        shutil.rmtree(folder)
-    else:
+        shutil.rmtree(folder, ignore_errors=ignore_errors)
+        return
+    with contextlib.suppress(Exception) if ignore_errors else contextlib.nullcontext():
         folder.rmtree(missing_ok=True)
 
 
@@ -196,9 +200,8 @@ def delivered(where: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 def _here(where: str) -> pathlib.Path:
     """The folder of this process for a place in a bucket: always the same, so that no second one is left behind."""
-    cache = pathlib.Path(os.environ.get("CARE_JAX_CACHE") or pathlib.Path.home() / ".cache" / "care_jax")
     name = hashlib.sha256(where.rstrip("/").encode()).hexdigest()[:16]
-    return cache / "runs" / f"{name}-{jax.process_index()}"
+    return cache_folder() / "runs" / f"{name}-{jax.process_index()}"
 
 
 def _empty(folder: pathlib.Path) -> None:

@@ -11,9 +11,8 @@ import time
 from collections.abc import Iterator
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
+from care_jax import sharding
 from care_jax.config import Config
 from care_jax.errors import UserError
 
@@ -50,13 +49,10 @@ def held(folder: pathlib.Path, patience: float = _DYING_SECONDS) -> Iterator[Non
     file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644) if is_writer() else None
     try:
         owner = None if file is None else _lock(file, patience)
-        if jax.process_count() > 1:
-            elsewhere = bool(np.any(multihost_utils.process_allgather(np.asarray(owner is not None))))
-            owner = owner or ("another process" if elsewhere else None)
-        if owner is not None:
+        if sharding.anywhere(owner is not None):
             raise UserError(
-                f"output_dir: {folder} is in use: {owner} is running there. Wait for its end, or choose another "
-                "output_dir"
+                f"output_dir: {folder} is in use: {owner or 'another process'} is running there. "
+                "Wait for its end, or choose another output_dir"
             )
         yield
     finally:

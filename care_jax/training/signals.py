@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from care_jax.errors import ENDED_BY_USER, INTERRUPTED
 from care_jax.sharding import Agreement
 from care_jax.training import notices
-
-INTERRUPTED, ENDED_BY_USER = 75, 130
 
 
 class Interrupted(Exception):

@@ -12,6 +12,7 @@ import care_jax
 from care_jax import models
 from care_jax.config import Config
 from care_jax.errors import UserError
+from care_jax.training import checkpoints as checkpoints_module
 from care_jax.training import places
 from care_jax.training.checkpoints import Checkpoints
 from care_jax.training.exporting import export_run
@@ -19,7 +20,7 @@ from care_jax.training.failures import RunFailed
 from tests.training.fake_bucket import Bucket, fake_gcs
 from tests.training.test_checkpoints import META, is_of, state
 
-pytest.importorskip("gcsfs")
+HttpError = pytest.importorskip("gcsfs.retry").HttpError
 
 CONFIG = {
     "model.path": "sample",
@@ -141,6 +142,22 @@ def test_a_save_that_the_bucket_refuses_harms_nothing(bucket, capsys):
             checkpoints.wait()
         assert checkpoints.steps() == [1]
     assert "the last good checkpoint is that of step 1" in capsys.readouterr().err
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(bucket, capsys, monkeypatch):
+    """gcsfs raises errors of its own, which are no OSError."""
+
+    def refused(*_, **__):
+        raise HttpError({"code": 503, "message": "not now"})
+
+    with contextlib.closing(Checkpoints(places.path_of("gs://seven/checkpoints"), keep=1)) as checkpoints:
+        checkpoints.save(1, state(1), META)
+        checkpoints.wait()
+        monkeypatch.setattr(checkpoints_module, "remove", refused)
+        checkpoints.save(2, state(2), META)
+        checkpoints.wait()
+        assert checkpoints.steps() == [2]
+    assert "warning: gs://seven/checkpoints/1 could not be removed: not now" in capsys.readouterr().err
 
 
 def test_only_what_changed_is_copied(bucket, monkeypatch, tmp_path):

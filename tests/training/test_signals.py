@@ -1,7 +1,6 @@
 """SIGTERM, the first Ctrl-C and a cloud's notice ask; a second Ctrl-C ends at once, whoever waits."""
 
 import contextlib
-import http.server
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 from care_jax.training import notices
 from care_jax.training.signals import StopSignal
+from tests.serving import serving
 
 WAITING = """
 import sys, time
@@ -75,26 +75,17 @@ def metadata_server(*answers):
     """(its host, the questions it got): gives the answers in turn, the last one for ever; a number is an error."""
     asked = []
 
-    class Answers(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            answer = answers[min(len(asked), len(answers) - 1)]
-            asked.append((self.path, self.headers.get("Metadata-Flavor")))
-            self.send_response(answer if isinstance(answer, int) else 200)
-            self.send_header("Metadata-Flavor", "Google")
-            self.send_header("ETag", f"e{len(asked)}")
-            self.end_headers()
-            self.wfile.write(str(answer).encode())
+    def reply(request):
+        answer = answers[min(len(asked), len(answers) - 1)]
+        asked.append((request.path, request.headers.get("Metadata-Flavor")))
+        request.send_response(answer if isinstance(answer, int) else 200)
+        request.send_header("Metadata-Flavor", "Google")
+        request.send_header("ETag", f"e{len(asked)}")
+        request.end_headers()
+        request.wfile.write(str(answer).encode())
 
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(reply) as host:
+        yield host, asked
 
 
 def test_a_notice_of_the_cloud_asks(monkeypatch, capfd):
