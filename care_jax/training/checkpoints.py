@@ -164,9 +164,12 @@ class Checkpoints:
 
     def standing(self) -> str:
         """From where a run that ends now goes on."""
-        if self._good is None:
+        good = self._good
+        if self._pending is not None and _committed(self.folder / str(self._pending[0])):
+            good = self._pending[0]  # written, and not yet looked at
+        if good is None:
             return "no checkpoint was saved yet; the same command starts again"
-        return f"the last good checkpoint is that of step {self._good}, from which the same command goes on"
+        return f"the last good checkpoint is that of step {good}, from which the same command goes on"
 
     # ---- Saving
 
