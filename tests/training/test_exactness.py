@@ -19,7 +19,7 @@ from care_jax.training.step import init_state, make_step
 from tests.models.tiny_models import tiny_model
 from tests.training.test_step import KEEP_GRADIENT
 
-FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text")
+FAMILIES = ("llama3", "qwen2", "qwen3", "gemma2", "gemma3_text")
 LOSSES = ("dpo", "ipo", "simpo", "kto", "plackett_luce")
 TOGETHER = {"packing": True, "share_responses": True, "share_prompts": True}
 ALONE = dict.fromkeys(TOGETHER, False)
