@@ -7,14 +7,18 @@ the matrix products run in the dtype of `hidden` and accumulate in float32.
 
 On a mesh (`jax.set_mesh`) the vocabulary is split over the axes that store the head, and the chunk's hidden states are
 gathered instead of the head: no device holds the whole head or its gradient, and no chunk sums a gradient over devices.
+Over fsdp the head is stored by its width: the forward exchanges that for a part of the vocabulary at once; the backward
+does so a tile at a time, and gives each tile's gradient back as it is stored, so that neither exists a second time.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -23,12 +27,13 @@ from care_jax.sharding import platform
 # Mesh axes (care_jax.sharding) that rows, and so tokens, are spread over; and those that hold the head's weights.
 TOKEN_AXES = ("data", "fsdp")
 HEAD_AXES = ("tensor", "fsdp")
+WIDTH_AXIS = "fsdp"  # the one of them that splits the head's width as it is stored
 # The vocabulary of which `chunk` tokens' logits may exist at once; of a larger one they are as many. A CPU works on
 # tiles that its caches hold (8 MiB of logits at the usual chunk); an accelerator wants few and large products.
 COLUMNS = 32768
 _CPU_COLUMNS = 2048
 # Tokens that go through together, in units of `chunk`; of more, pieces follow each other.
-TOGETHER = 8
+TOGETHER = 4
 _LANES = 128  # tiles are multiples of a TPU's lanes, where the vocabulary is that large
 
 
@@ -47,17 +52,22 @@ class _Layout(NamedTuple):
     def shared(self) -> tuple[str, ...]:
         return tuple(axis for axis in self.tokens if axis in self.vocabulary)
 
+    @property
+    def exchanged(self) -> tuple[str, ...]:
+        """Where the stored head is split by width and the computed one by vocabulary."""
+        return tuple(axis for axis in self.vocabulary if axis == WIDTH_AXIS)
+
     def count(self, axes: tuple[str, ...]) -> int:
         return math.prod(dict(self.sizes)[axis] for axis in axes)
 
 
-def _layout(vocabulary: int) -> _Layout:
-    """The layout on the mesh in context; axes that do not divide the vocabulary do not split it."""
+def _layout(vocabulary: int, width: int) -> _Layout:
+    """The layout on the mesh in context; axes that do not divide the vocabulary (or the width) do not split it."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or any(kind == AxisType.Manual for kind in mesh.axis_types):
         return _Layout()
     sizes = {axis: mesh.shape[axis] for axis in mesh.axis_names if mesh.shape[axis] > 1}
-    split = tuple(axis for axis in HEAD_AXES if axis in sizes)
+    split = tuple(axis for axis in HEAD_AXES if axis in sizes and (axis != WIDTH_AXIS or width % sizes[axis] == 0))
     while split and vocabulary % math.prod(sizes[axis] for axis in split):
         split = split[:-1]
     return _Layout(tuple(axis for axis in TOKEN_AXES if axis in sizes), split, tuple(sizes.items()))
@@ -84,7 +94,7 @@ def completion_logps(
     count, vocabulary = hidden.shape[0], head.shape[0]
     if count == 0:
         return jnp.zeros((0,), jnp.float32)
-    layout = _layout(vocabulary)
+    layout = _layout(vocabulary, hidden.shape[1])
     shards = layout.count(layout.tokens)
     own = -(-count // shards)
     gathered = own * layout.count(layout.shared)
@@ -109,12 +119,14 @@ class _Setting(NamedTuple):
 
 
 def _spread(function: Any, setting: _Setting, inputs: str, outputs: str) -> Any:
-    """`function` of each device's part: "t" is split over tokens, "v" over the vocabulary. On one device, itself."""
+    """`function` of each device's part: "t" is split over tokens, "h" as the head is stored. On one device, itself."""
     layout = setting.layout
     function = functools.partial(function, setting)
     if not layout.sizes:
         return function
-    specs = {"t": PartitionSpec(layout.tokens or None), "v": PartitionSpec(layout.vocabulary or None)}
+    rows = tuple(axis for axis in layout.vocabulary if axis not in layout.exchanged)
+    head = PartitionSpec(rows or None, layout.exchanged or None)
+    specs = {"t": PartitionSpec(layout.tokens or None), "h": head}
     out = tuple(specs[kind] for kind in outputs)
     return jax.shard_map(function, in_specs=tuple(specs[kind] for kind in inputs), out_specs=out, check_vma=False)
 
@@ -151,6 +163,44 @@ def _summed(axes: tuple[str, ...], x: Array) -> Array:
     return jax.lax.psum(x, axes) if axes else x
 
 
+class _Part(NamedTuple):
+    """This device's part of the vocabulary, of `size` rows. take(first, count): that many of the head's, [count, d]."""
+
+    size: int
+    take: Callable[[Any, int], Array]
+
+
+def _stored(setting: _Setting, weights: Array) -> Array:
+    """What a device stores of the head as [devices, rows that each of them works on, own width]."""
+    return weights.reshape(setting.layout.count(setting.layout.exchanged), -1, weights.shape[1])
+
+
+def _part(setting: _Setting, weights: Array) -> _Part:
+    """The part exchanged whole: one array besides the stored one, of which tiles alone are laid out anew."""
+    axes, whole = setting.layout.exchanged, _stored(setting, weights)
+    if axes:
+        whole = jax.lax.all_to_all(whole, axes, 0, 0, tiled=True)
+
+    def take(first: Any, count: int) -> Array:
+        tile = jax.lax.dynamic_slice_in_dim(whole, first, count, 1)
+        return (
+            with_layout_constraint(tile, Layout((0, 1, 2))).transpose(1, 0, 2).reshape(count, -1) if axes else tile[0]
+        )
+
+    return _Part(whole.shape[1], take)
+
+
+def _part_by_tiles(setting: _Setting, weights: Array) -> _Part:
+    """The part exchanged a tile at a time."""
+    axes, stored = setting.layout.exchanged, _stored(setting, weights)
+
+    def take(first: Any, count: int) -> Array:
+        tile = jax.lax.dynamic_slice_in_dim(stored, first, count, 1)
+        return (jax.lax.all_to_all(tile, axes, 0, 2, tiled=True) if axes else tile)[0]
+
+    return _Part(stored.shape[1], take)
+
+
 class _Tile(NamedTuple):
     """Columns of this device's vocabulary. first: of the slice, in it; fresh: the column from which on they are new
     (the last tile begins early enough to be as wide as the others), None where all are.
@@ -161,22 +211,21 @@ class _Tile(NamedTuple):
     weights: Array  # [columns, d]
 
 
-def _over_tiles(setting: _Setting, weights: Array, function: Any, carry: Any) -> Any:
-    """function(carry, tile) -> carry over the tiles of this device's vocabulary; no loop where there is only one."""
-    vocabulary = weights.shape[0]
+def _over_tiles(setting: _Setting, part: _Part, function: Any, carry: Any) -> Any:
+    """function(carry, tile) -> carry over the tiles of a part of the vocabulary; no loop where there is only one."""
+    vocabulary = part.size
     count = -(-vocabulary // min(setting.columns, vocabulary))
     size = -(-vocabulary // count)
     if size > _LANES and count > 1:
         size = -(-size // _LANES) * _LANES
         count = -(-vocabulary // size)
     if count == 1:
-        return function(carry, _Tile(jnp.zeros((), jnp.int32), None, weights))
+        return function(carry, _Tile(jnp.zeros((), jnp.int32), None, part.take(0, vocabulary)))
 
     def one(number: Array, carry: Any) -> Any:
         fresh = number * size
         first = jnp.minimum(fresh, vocabulary - size)
-        part = jax.lax.dynamic_slice_in_dim(weights, first, size)
-        return function(carry, _Tile(first, fresh - first if vocabulary % size else None, part))
+        return function(carry, _Tile(first, fresh - first if vocabulary % size else None, part.take(first, size)))
 
     return jax.lax.fori_loop(0, count, one, carry)
 
@@ -215,14 +264,14 @@ def _product(gradient: Array, weights: Array) -> Array:
     return jnp.einsum("tv,vd->td", gradient.astype(weights.dtype), weights, preferred_element_type=jnp.float32)
 
 
-def _score(setting: _Setting, hidden: Array, weights: Array, ids: Array, slopes: bool = False) -> tuple[Array, ...]:
+def _score(setting: _Setting, hidden: Array, part: _Part, ids: Array, slopes: bool = False) -> tuple[Array, ...]:
     """(log p(target), log-sum-exp) [tokens]; slopes: also d log p / d hidden [tokens, d], of this device's columns."""
     axes, tokens = setting.layout.vocabulary, hidden.shape[0]
 
     def add(carry: Any, tile: _Tile) -> Any:
         top, total, hit, *rest = carry
         logits = _logits(setting, hidden, tile)
-        target = _is_target(setting, ids, tile, weights.shape[0])
+        target = _is_target(setting, ids, tile, part.size)
         higher = jnp.maximum(top, jnp.max(logits, axis=-1))
         rescale = jnp.exp(top - higher)
         exponentials = jnp.exp(logits - higher[:, None])
@@ -237,7 +286,7 @@ def _score(setting: _Setting, hidden: Array, weights: Array, ids: Array, slopes:
 
     zeros = jnp.zeros((tokens,), jnp.float32)
     wide = [jnp.zeros(hidden.shape, jnp.float32)] * 2 if slopes else []
-    top, total, hit, *rest = _over_tiles(setting, weights, add, (zeros - jnp.inf, zeros, zeros, *wide))
+    top, total, hit, *rest = _over_tiles(setting, part, add, (zeros - jnp.inf, zeros, zeros, *wide))
     highest = jax.lax.pmax(top, axes) if axes else top
     total = _summed(axes, total * jnp.exp(top - highest))
     lse = highest + jnp.log(total)
@@ -257,10 +306,11 @@ def _to_hidden(setting: _Setting, partial: Array) -> Array:
 
 def _forward(setting: _Setting, hidden: Array, weights: Array, ids: Array) -> tuple[Array, Array]:
     """(log p(target), log-sum-exp) of this device's tokens."""
+    part = _part(setting, weights)
 
     def piece(inputs: Any) -> tuple[Array, Array]:
         hidden_c, ids_c = (_gathered(setting, x) for x in inputs)
-        logps, lse = _score(setting, hidden_c, weights, ids_c)
+        logps, lse = _score(setting, hidden_c, part, ids_c)
         return _own(setting, logps), _own(setting, lse)
 
     logps, lse = _map(piece, _cut(setting, hidden, ids))
@@ -277,56 +327,63 @@ def _map(function: Any, pieces: tuple[Array, ...]) -> Any:
 def _backward(
     setting: _Setting, hidden: Array, weights: Array, ids: Array, lse: Array, cotangent: Array, dtype: Any
 ) -> tuple[Array, Array]:
-    """Gradients of this device's hidden states, and of its vocabulary's rows of the head."""
-
+    """Gradients of this device's hidden states, and of the part of the head that it stores, `weights`."""
+    axes, part = setting.layout.exchanged, _part_by_tiles(setting, weights)
     pieces = _cut(setting, hidden, ids, lse, cotangent)
+
+    def as_stored(gradient: Array) -> Array:
+        """A tile's [d, columns] -> [devices, columns, own width]."""
+        rows = gradient.T[None]
+        return jax.lax.all_to_all(rows, axes, 2, 0, tiled=True) if axes else rows
 
     def tile_gradients(carry: Any, tile: _Tile) -> Any:
         """Tiles outside, pieces inside: the float32 sum over all tokens is no larger than a tile of the head."""
 
-        def piece(head_gradient: Array, inputs: Any) -> tuple[Array, Array]:
+        def piece(number: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            inputs = (jax.lax.dynamic_index_in_dim(x, number, 0, keepdims=False) for x in pieces)
             hidden_c, ids_c, lse_c, cotangent_c = (_gathered(setting, x) for x in inputs)
             logits = _logits(setting, hidden_c, tile)
-            target = _is_target(setting, ids_c, tile, weights.shape[0])
+            target = _is_target(setting, ids_c, tile, part.size)
             gradient = jnp.where(target, 1.0, 0.0) - jnp.exp(logits - lse_c[:, None])
             gradient = (_slope(setting, gradient, logits) * cotangent_c[:, None]).astype(hidden.dtype)
             # The small operand is the one that is transposed, and really so: folded into the product, it is half as
             # fast on a CPU.
             across = jax.lax.optimization_barrier(hidden_c.T)
             own = jnp.einsum("dt,tv->dv", across, gradient, preferred_element_type=jnp.float32)
-            return head_gradient + own, _to_hidden(setting, _product(gradient, tile.weights))
+            head_gradient, hidden_gradient = carry
+            through = _to_hidden(setting, _product(gradient, tile.weights))
+            held = jax.lax.dynamic_index_in_dim(hidden_gradient, number, 0, keepdims=False) + through
+            return head_gradient + own, jax.lax.dynamic_update_index_in_dim(hidden_gradient, held, number, 0)
 
-        start = jnp.zeros(tile.weights.shape[::-1], jnp.float32)
-        if setting.pieces == 1:
-            own, parts = piece(start, tuple(x[0] for x in pieces))
-            parts = parts[None]
-        else:
-            own, parts = jax.lax.scan(piece, start, pieces)
         head_gradient, hidden_gradient = carry
-        if own.shape == head_gradient.shape:
-            head_gradient = own.astype(head_gradient.dtype)
+        inner = jnp.zeros(tile.weights.shape[::-1], jnp.float32), hidden_gradient
+        if setting.pieces == 1:
+            own, hidden_gradient = piece(0, inner)
         else:
+            own, hidden_gradient = jax.lax.fori_loop(0, setting.pieces, piece, inner)
+        own = as_stored(own.astype(head_gradient.dtype))
+        if own.shape != head_gradient.shape:
             # Columns that two tiles have are 0 in one of them.
-            held = jax.lax.dynamic_slice_in_dim(head_gradient, tile.first, own.shape[1], 1) + own
-            held = held.astype(head_gradient.dtype)
-            head_gradient = jax.lax.dynamic_update_slice_in_dim(head_gradient, held, tile.first, 1)
-        return head_gradient, hidden_gradient + parts
+            own = own + jax.lax.dynamic_slice_in_dim(head_gradient, tile.first, own.shape[1], 1)
+            own = jax.lax.dynamic_update_slice_in_dim(head_gradient, own, tile.first, 1)
+        return own, hidden_gradient
 
     # Devices that hold the same rows of the head and other tokens: summed once, after all tiles.
     others = tuple(axis for axis in setting.layout.tokens if axis not in setting.layout.shared)
-    head_gradient = jnp.zeros(weights.shape[::-1], jnp.float32 if others else dtype)
+    head_gradient = jnp.zeros(_stored(setting, weights).shape, jnp.float32 if others else dtype)
     carry = head_gradient, jnp.zeros(pieces[0].shape, jnp.float32)
-    head_gradient, hidden_gradient = _over_tiles(setting, weights, tile_gradients, carry)
+    head_gradient, hidden_gradient = _over_tiles(setting, part, tile_gradients, carry)
     hidden_gradient = _joined(ids, hidden_gradient).astype(hidden.dtype)
-    return hidden_gradient, _summed(others, head_gradient).T.astype(dtype)
+    return hidden_gradient, _summed(others, head_gradient).reshape(weights.shape).astype(dtype)
 
 
 def _forward_slopes(setting: _Setting, hidden: Array, weights: Array, ids: Array) -> tuple[Array, Array]:
     """(log p(target), its gradient with respect to the hidden state) of this device's tokens."""
+    part = _part(setting, weights)
 
     def piece(inputs: Any) -> tuple[Array, Array]:
         hidden_c, ids_c = (_gathered(setting, x) for x in inputs)
-        logps, _, slopes = _score(setting, hidden_c, weights, ids_c, slopes=True)
+        logps, _, slopes = _score(setting, hidden_c, part, ids_c, slopes=True)
         return _own(setting, logps), _to_hidden(setting, slopes).astype(hidden.dtype)
 
     logps, slopes = _map(piece, _cut(setting, hidden, ids))
@@ -335,18 +392,18 @@ def _forward_slopes(setting: _Setting, hidden: Array, weights: Array, ids: Array
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _trained(hidden: Array, head: Array, ids: Array, setting: _Setting) -> Array:
-    return _spread(_forward, setting, "tvt", "tt")(hidden, head.astype(hidden.dtype), ids)[0]
+    return _spread(_forward, setting, "tht", "tt")(hidden, head.astype(hidden.dtype), ids)[0]
 
 
 def _trained_forward(hidden: Array, head: Array, ids: Array, setting: _Setting) -> tuple[Array, Any]:
-    logps, lse = _spread(_forward, setting, "tvt", "tt")(hidden, head.astype(hidden.dtype), ids)
+    logps, lse = _spread(_forward, setting, "tht", "tt")(hidden, head.astype(hidden.dtype), ids)
     return logps, (hidden, head, ids, lse)
 
 
 def _trained_backward(setting: _Setting, saved: Any, cotangent: Array) -> tuple[Array, Array, None]:
     hidden, head, ids, lse = saved
     weights = head.astype(hidden.dtype)
-    run = _spread(functools.partial(_backward, dtype=head.dtype), setting, "tvttt", "tv")
+    run = _spread(functools.partial(_backward, dtype=head.dtype), setting, "thttt", "th")
     hidden_gradient, head_gradient = run(hidden, weights, ids, lse, cotangent)
     return hidden_gradient, head_gradient, None
 
@@ -360,7 +417,7 @@ def _frozen(hidden: Array, head: Array, ids: Array, setting: _Setting) -> Array:
 
 
 def _frozen_forward(hidden: Array, head: Array, ids: Array, setting: _Setting) -> tuple[Array, Array]:
-    return _spread(_forward_slopes, setting, "tvt", "tt")(hidden, head.astype(hidden.dtype), ids)
+    return _spread(_forward_slopes, setting, "tht", "tt")(hidden, head.astype(hidden.dtype), ids)
 
 
 def _frozen_backward(setting: _Setting, slopes: Array, cotangent: Array) -> tuple[Array, None, None]:

@@ -238,16 +238,17 @@ def test_damaged_reference_caches(whole, tmp_path):
 def test_a_notice_of_the_cloud(whole, tmp_path):
     """As after SIGTERM: exit 75, and the same end."""
     words, *_ = whole
-    with metadata_server("FALSE", "FALSE", "TRUE") as (host, asked):  # a second apart
+    here = tmp_path / "runs" / "quickstart"
+    with metadata_server(lambda: "TRUE" if len(lines(here)) > 2 else "FALSE") as (host, asked):
         done = subprocess.run(
             command(*words, "data.max_steps=1000"), cwd=tmp_path, env=environment() | {"GCE_METADATA_HOST": host},
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip
     assert done.returncode == 75, done.stderr
-    assert len(asked) == 3
+    assert len(asked) > 1
     assert "this machine is to be taken away, stopping: this step is finished and saved" in done.stderr
     assert "the same command goes on from there" in done.stderr
-    stopped = max(int(path.name) for path in (tmp_path / "runs" / "quickstart" / "checkpoints").iterdir())
+    stopped = max(int(path.name) for path in (here / "checkpoints").iterdir())
     assert f"stopped at step {stopped} of " in done.stderr
     assert care_jax(*words, cwd=tmp_path).returncode == 2, "another length of the run is another run"
 

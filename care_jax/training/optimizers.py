@@ -65,9 +65,9 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule, decay_mask: Any 
 
 
 def in_dtype(rule: optax.GradientTransformation, dtype: jnp.dtype) -> optax.GradientTransformation:
-    """Keeps the moments of `rule` in `dtype` between updates; the update itself is computed in float32."""
-    if dtype == jnp.float32:
-        return rule
+    """Keeps the moments of `rule` in `dtype` between updates, whatever the weights' dtype; an update is computed in
+    float32.
+    """
 
     def cast(state, to):
         def one(x):
@@ -79,7 +79,7 @@ def in_dtype(rule: optax.GradientTransformation, dtype: jnp.dtype) -> optax.Grad
         return cast(rule.init(params), dtype)
 
     def update(gradient, state, params=None):
-        updates, state = rule.update(gradient, cast(state, jnp.float32), params)
+        updates, state = rule.update(cast(gradient, jnp.float32), cast(state, jnp.float32), params)
         return updates, cast(state, dtype)
 
     return optax.GradientTransformation(init, update)

@@ -72,11 +72,14 @@ def test_a_step_that_outlasts_the_grace_is_left_without_a_save():
 
 @contextlib.contextmanager
 def metadata_server(*answers):
-    """(its host, the questions it got): gives the answers in turn, the last one for ever; a number is an error."""
+    """(its host, the questions it got): gives the answers in turn, the last one for ever; a number is an error, a
+    function is asked for the answer.
+    """
     asked = []
 
     def reply(request):
         answer = answers[min(len(asked), len(answers) - 1)]
+        answer = answer() if callable(answer) else answer
         asked.append((request.path, request.headers.get("Metadata-Flavor")))
         request.send_response(answer if isinstance(answer, int) else 200)
         request.send_header("Metadata-Flavor", "Google")
