@@ -69,6 +69,11 @@ def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], name:
     return NamedSharding(mesh, partition)
 
 
+def is_writer() -> bool:
+    """Whether this process of several writes what all of them know."""
+    return jax.process_index() == 0
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 

@@ -156,9 +156,9 @@ class Answerer:
     def _writes(self) -> bool:
         if self._opened is None:
             return True
-        import jax
+        from care_jax import sharding
 
-        return jax.process_index() == 0
+        return sharding.is_writer()
 
     def _say(self, text: str) -> None:
         if self._writes():

@@ -71,7 +71,8 @@ def _score(arguments: argparse.Namespace) -> int:
     from care_jax import sharding
     from care_jax.data.report import write_whole
     from care_jax.evaluation.opened import open_model
-    from care_jax.training.run_directory import is_writer, say
+    from care_jax.sharding import is_writer
+    from care_jax.training.run_directory import say
     from care_jax.training.score import account, score
 
     mesh = sharding.make_mesh()
@@ -130,7 +131,7 @@ def _translate(arguments: argparse.Namespace) -> int:
     if status:
         return status
     if arguments.base_url is None:
-        from care_jax.training.run_directory import is_writer
+        from care_jax.sharding import is_writer
 
         if not is_writer():
             return 0

@@ -23,7 +23,9 @@ from care_jax.data.readers_rated import user_turn
 from care_jax.errors import UserError
 from care_jax.evaluation.opened import Opened
 from care_jax.evaluation.prompts import Asked, read_prompts
+from care_jax.evaluation.responses import dump_line
 from care_jax.models import sampling
+from care_jax.sharding import is_writer
 
 __all__ = ["Asked", "Settings", "answer_file", "answers", "read_prompts", "stop_ids"]
 _BATCH = 16
@@ -106,7 +108,7 @@ def answer_file(
     """
     path = pathlib.Path(out)
     total = len(asked) * settings.n
-    writes = jax.process_index() == 0
+    writes = is_writer()
     held = _held(path, asked, settings.n, opened.name) if writes else 0
     if jax.process_count() > 1:
         held = int(multihost_utils.broadcast_one_to_all(held))
@@ -116,25 +118,11 @@ def answer_file(
     bar = tqdm(total=total, initial=held, desc="answers", unit="answer", mininterval=interval, disable=not writes)
     with bar, open(path if writes else os.devnull, "a", encoding="utf-8") as file:
         for line in answers(opened, asked, settings, mesh, held):
-            file.write(_text(line))
+            file.write(dump_line(line))
             file.flush()
             bar.update()
             check()
     return held, total
-
-
-def _text(line: dict[str, Any]) -> str:
-    text = json.dumps(line, ensure_ascii=False, default=str)
-    # Half a surrogate pair in a field of the input is no UTF-8, but can be escaped.
-    return (text if _encodable(text) else json.dumps(line, default=str)) + "\n"
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _held(path: pathlib.Path, asked: Sequence[Asked], n: int, system: str) -> int:
@@ -168,7 +156,7 @@ def _check_line(place: str, raw: bytes, asked: Sequence[Asked], number: int, sys
     found = line if isinstance(line, dict) else {}
     if found.get("system") != system:
         raise UserError(f"{place}: an answer of {found.get('system')!r}, not of {system!r}; {advice}")
-    given = json.loads(_text(asked[number].fields))
+    given = json.loads(dump_line(asked[number].fields))
     same = [json.dumps({k: v for k, v in one.items() if k not in added}, sort_keys=True) for one in (found, given)]
     if same[0] != same[1]:
         raise UserError(f"{place}: the answer to another row than row {asked[number].row} of the input; {advice}")

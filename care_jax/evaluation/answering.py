@@ -8,6 +8,7 @@ from care_jax.data.readers_rated import user_turn
 from care_jax.evaluation.items import Item
 from care_jax.evaluation.prompts import Asked
 from care_jax.evaluation.responses import read_answers, write_lines
+from care_jax.sharding import is_writer
 
 
 def asked(items: Sequence[Item], task: str) -> list[Asked]:
@@ -43,9 +44,8 @@ def logp_file(
         about = {"logps": values, "response": item.letters[best], "system": opened.name}
         lines.append({**fields(item, task), **about})
     progress(len(lines))
-    import jax
 
-    if jax.process_index() == 0:
+    if is_writer():
         write_lines(out, lines)
 
 

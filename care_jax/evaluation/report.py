@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from care_jax.data.questions import CATEGORIES
-from care_jax.data.report import write_whole
+from care_jax.data.report import markdown_table, write_whole
 from care_jax.errors import UserError, nearest
 from care_jax.evaluation.records import Record
 from care_jax.evaluation.statistics import interval, paired
@@ -195,7 +195,7 @@ def markdown(report: Report, notes: Sequence[str] = ()) -> str:
                 rows.append(
                     [system, *map(_with_interval, cells), _with_interval(whole), str(whole.n), str(whole.failed)]
                 )
-            out += _table(head, rows)
+            out += markdown_table(head, rows)
         out += _averages(report, task)
         out += _paired_table(report, task)
     out += [f"- {note}" for note in notes]
@@ -210,7 +210,11 @@ def _averages(report: Report, task: str) -> list[str]:
         macro, micro = (report.cell(task, kind, system, ALL, ALL) for kind in ("macro", "micro"))
         if macro is not None and micro is not None:
             rows.append([system, _with_interval(macro), _with_interval(micro), str(macro.n), str(macro.failed)])
-    return ["### All cultures", "", *_table(["system", "macro average", "mean of all items", "n", "failed"], rows)]
+    return [
+        "### All cultures",
+        "",
+        *markdown_table(["system", "macro average", "mean of all items", "n", "failed"], rows),
+    ]
 
 
 def _paired_table(report: Report, task: str) -> list[str]:
@@ -222,7 +226,7 @@ def _paired_table(report: Report, task: str) -> list[str]:
     if not rows:
         return []
     head = ["system", "culture", "category", "difference", "win / tie / loss", "n"]
-    return [f"### Difference from {report.base}", "", *_table(head, rows)]
+    return [f"### Difference from {report.base}", "", *markdown_table(head, rows)]
 
 
 def _with_interval(cell: Cell | None, sign: bool = False) -> str:
@@ -231,13 +235,6 @@ def _with_interval(cell: Cell | None, sign: bool = False) -> str:
     form = "+.3f" if sign else ".3f"
     around = "" if cell.low is None or cell.high is None else f" [{cell.low:{form}}, {cell.high:{form}}]"
     return f"{cell.value:{form}}{around}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    return [line(head), "|" + "---|" * len(head), *map(line, rows), ""]
 
 
 def table_csv(report: Report) -> str:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from care_jax import sharding
 from care_jax.errors import UserError, nearest
 from care_jax.models import kernels
+from care_jax.sharding import is_writer
 
 IMPLEMENTATIONS = ("auto", "xla", "xla_chunked", *kernels.KERNELS)
 
@@ -74,7 +75,7 @@ def choose(implementation: str, *, length: int, head_dim: int, soft_cap: float |
 
 @functools.cache
 def _say(line: str) -> None:
-    if jax.process_index() == 0:
+    if is_writer():
         print(line, file=sys.stderr, flush=True)
 
 

@@ -20,6 +20,7 @@ from care_jax.errors import UserError
 from care_jax.models import arch as arch_lib
 from care_jax.models.arch import Arch, Rope, Tree, Weight
 from care_jax.models.decoder import Decoder
+from care_jax.sharding import is_writer
 
 SHARD_BYTES = 5_000_000_000
 
@@ -176,13 +177,13 @@ def write_weights(folder: pathlib.Path, model: Decoder, params: Tree, shard_byte
         held: dict[str, np.ndarray] = {}
         for tensor, weight, path, layer in shard:
             value = host_tensor(params, weight, path, layer)
-            if jax.process_index() == 0:
+            if is_writer():
                 held[tensor] = np.ascontiguousarray(value.astype(numpy_dtype))
             places[tensor] = name
             total += int(np.prod(weight.hf_shape)) * numpy_dtype.itemsize
-        if jax.process_index() == 0:
+        if is_writer():
             save_file(held, folder / name, metadata={"format": "pt"})
-    if len(shards) > 1 and jax.process_index() == 0:
+    if len(shards) > 1 and is_writer():
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     return str(np.dtype(dtype).name)
@@ -209,7 +210,7 @@ def written_aside(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
     folder = pathlib.Path(folder).absolute()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; an export needs a folder")
-    writes = jax.process_index() == 0
+    writes = is_writer()
     made = folder
     if writes:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -251,7 +252,7 @@ def save_pretrained(
             carried = ("generation_config.json",)  # the model's tokenizer files may not be this tokenizer's
     with written_aside(folder) as made:
         dtype = write_weights(made, model, params, shard_bytes)
-        if jax.process_index() == 0:
+        if is_writer():
             for name in carried if source is not None else ():
                 if (pathlib.Path(source or "") / name).is_file():
                     shutil.copyfile(pathlib.Path(source or "") / name, made / name)

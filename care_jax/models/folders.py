@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from care_jax.errors import UserError
+from care_jax.sharding import is_writer
 
 # What a folder is asked for: never code, never pickles.
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "*.spm", "*.tiktoken")
@@ -27,7 +28,7 @@ def _first_alone(work: Callable[[], str]) -> pathlib.Path:
         return pathlib.Path(work())
     found: str | None = None
     failed: Exception | None = None
-    if jax.process_index() == 0:
+    if is_writer():
         try:
             found = work()
         except Exception as error:

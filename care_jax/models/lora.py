@@ -22,6 +22,7 @@ from care_jax.models import arch as arch_lib
 from care_jax.models import export, loading, safetensors_io
 from care_jax.models.arch import Arch, Tree, Weight
 from care_jax.models.decoder import Decoder
+from care_jax.sharding import is_writer
 
 # PEFT's name of a linear map -> where it lies in a block's tree.
 TARGETS = {
@@ -186,7 +187,7 @@ def save_adapter(
             tensor: np.ascontiguousarray(export.host_tensor(lora, weight, path, layer))
             for tensor, weight, path, layer in export.tensors(declarations(model.arch, r, names))
         }
-        if jax.process_index() == 0:
+        if is_writer():
             save_file(held, made / "adapter_model.safetensors", metadata={"format": "pt"})
             (made / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

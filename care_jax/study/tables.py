@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from care_jax.data.report import write_whole
+from care_jax.data.report import markdown_table, write_whole
 from care_jax.evaluation.statistics import Interval, crossed
 from care_jax.study.results import LOGPS, Observation, point_text, table
 from care_jax.study.spec import Study
@@ -206,7 +206,7 @@ def _language_gaps(found: Sequence[Observation]) -> tuple[list[dict[str, Any]], 
             rows += _gain(measure, "native minus english", key, culture, category, own, other)
     text = []
     if rows:
-        text = ["## Native minus English", "", *_lines(["arm", "point", "culture", "category", "difference"], [
+        text = ["## Native minus English", "", *markdown_table(["arm", "point", "culture", "category", "difference"], [
             [row["arm"], _point(row), row["culture"], row["category"], _shown(row, True)] for row in rows
         ])]  # fmt: skip
     return rows, text
@@ -238,7 +238,7 @@ def _markdown(study: Study, measure: str, rows: Sequence[dict[str, Any]], scopes
                 if kind == "share of the full gain":
                     line.append("-" if whole["relative"] is None else f"{whole['relative']:+.3f}")
                 body.append(line)
-        text += [f"### {kind}", "", *_lines(head, body)]
+        text += [f"### {kind}", "", *markdown_table(head, body)]
     if measure == LOGPS:
         text += ["By log-probabilities a token: it means something before training too.", ""]
     return text
@@ -254,10 +254,3 @@ def _shown(row: dict[str, Any] | None, sign: bool = False) -> str:
     form = "+.3f" if sign else ".3f"
     around = "" if row["low"] is None else f" [{row['low']:{form}}, {row['high']:{form}}]"
     return f"{row['value']:{form}}{around}"
-
-
-def _lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(head), "|" + "---|" * len(head), *map(line, body), ""]

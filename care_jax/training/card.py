@@ -8,7 +8,7 @@ import yaml
 
 from care_jax import config as configs
 from care_jax.config import Config
-from care_jax.data.report import write_whole
+from care_jax.data.report import markdown_table, write_whole
 from care_jax.training.table import final_table
 from care_jax.training.trackers import read_lines
 
@@ -73,10 +73,10 @@ def _data(config: Config, manifest: dict[str, Any], account: dict[str, Any]) -> 
         [one.path, one.reader, one.revision or "-", licences.get(one.path) or "not known", f"{one.weight:g}"]
         for one in config.data.train
     ]
-    text = ["## Data", "", *_table(["data", "reader", "revision", "licence", "passes"], rows)]
+    text = ["## Data", "", *markdown_table(["data", "reader", "revision", "licence", "passes"], rows)]
     if account:
         dropped = ", ".join(f"{count} {reason}" for reason, count in account["dropped"].items() if count) or "nothing"
-        text += ["", f"{account['questions']} questions, {account['responses']} responses read; dropped: {dropped}."]
+        text += [f"{account['questions']} questions, {account['responses']} responses read; dropped: {dropped}."]
         for dimension, counts in account["by"].items():
             text.append(f"By {dimension}: " + ", ".join(f"{name} {count}" for name, count in counts.items()) + ".")
     data = config.data
@@ -104,7 +104,7 @@ def _training(config: Config) -> str:
         ],
         ["seed", str(config.seed)],
     ]
-    return "\n".join(["## Training", "", *_table(["", ""], rows)])
+    return "\n".join(["## Training", "", *markdown_table(["", ""], rows)]).rstrip()
 
 
 def _loss(one: Any) -> str:
@@ -124,8 +124,8 @@ def _measured(config: Config, lines: list[dict[str, Any]], run: pathlib.Path) ->
             [one.label, _number(last.get(f"eval/{one.label}/score")), str(last.get(f"eval/{one.label}/missing"))]
             for one in config.evaluation.tasks
         ]
-        text += ["", *_table(["task", "score", "missing"], rows)]
-    return "\n".join(text)
+        text += ["", *markdown_table(["task", "score", "missing"], rows)]
+    return "\n".join(text).rstrip()
 
 
 def _number(value: Any) -> str:
@@ -141,10 +141,3 @@ def _made_with(manifest: dict[str, Any]) -> str:
         if key in manifest
     }
     return f"## Manifest\n\n```json\n{json.dumps(kept, indent=2)}\n```"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(head), "|" + "---|" * len(head), *map(line, rows)]

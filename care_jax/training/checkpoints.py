@@ -17,10 +17,11 @@ from orbax.checkpoint.future import ChainedFuture
 
 from care_jax import sharding
 from care_jax.errors import UserError
+from care_jax.sharding import is_writer
 from care_jax.training import sums
 from care_jax.training.failures import RunFailed, machine_error, process_lost
 from care_jax.training.places import Path, is_remote, move, path_of, remove
-from care_jax.training.run_directory import is_writer, say
+from care_jax.training.run_directory import say
 from care_jax.training.step import State
 
 # What a disk, a file system or another process does to a save. The save is told of and tried again at the next

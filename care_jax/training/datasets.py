@@ -21,9 +21,9 @@ from care_jax.data.questions import Question, Stored, is_ids
 from care_jax.data.readers import Reading, read
 from care_jax.data.report import write_report, write_whole
 from care_jax.errors import Leakage, UserError
+from care_jax.sharding import is_writer
 from care_jax.training.evaluate import HeldOut, hold_out
 from care_jax.training.objective import Objective
-from care_jax.training.run_directory import is_writer
 
 _STORED_LOOKED_AT = 64
 # A prompt of the corpus with a response of the corpus, not always its own (KTO's mismatched completions).

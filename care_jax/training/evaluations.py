@@ -7,12 +7,12 @@ from typing import Any
 
 from care_jax.config import Config, steps_of
 from care_jax.data.report import write_whole
+from care_jax.sharding import is_writer
 from care_jax.training import evaluate
 from care_jax.training.datasets import Prepared
 from care_jax.training.forward import ForwardPass
 from care_jax.training.frozen import Frozen
 from care_jax.training.objective import Objective
-from care_jax.training.run_directory import is_writer
 from care_jax.training.step import State
 from care_jax.training.task_scores import TaskScores
 from care_jax.training.trackers import Recorder, plain, read_lines

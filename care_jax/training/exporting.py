@@ -11,11 +11,11 @@ from care_jax.data.chat import load_tokenizer
 from care_jax.errors import UserError
 from care_jax.evaluation.opened import local_folder
 from care_jax.models import lora
+from care_jax.sharding import is_writer
 from care_jax.training.build import load_model, new_adapters
 from care_jax.training.card import write_card
 from care_jax.training.checkpoints import Checkpoints
 from care_jax.training.places import Place, copied, delivered, is_remote
-from care_jax.training.run_directory import is_writer
 
 
 def export_run(run: str | pathlib.Path, folder: str | pathlib.Path, *, adapter: bool = False) -> int:

@@ -14,10 +14,10 @@ from care_jax.data import pipeline
 from care_jax.data.corpus import Corpus
 from care_jax.data.packing import Batch, Layout, StepPlan
 from care_jax.errors import UserError
+from care_jax.sharding import is_writer
 from care_jax.training import placing
 from care_jax.training.datasets import Sequence_
 from care_jax.training.reference import Cache, digest, fill_cache
-from care_jax.training.run_directory import is_writer
 from care_jax.training.signals import StopSignal
 from care_jax.training.step import make_logps
 

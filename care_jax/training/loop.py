@@ -16,6 +16,7 @@ from care_jax.data import pipeline
 from care_jax.data.chat import load_tokenizer
 from care_jax.evaluation.opened import local_folder
 from care_jax.models import lora
+from care_jax.sharding import is_writer
 from care_jax.training import alarms, frozen, gates, placing
 from care_jax.training.build import (
     Built,
@@ -35,7 +36,7 @@ from care_jax.training.manifest import Identity, identify, write_manifest
 from care_jax.training.objective import Objective, objective_of
 from care_jax.training.places import Path, Place, entered
 from care_jax.training.resuming import Start, open_run, where
-from care_jax.training.run_directory import is_writer, say
+from care_jax.training.run_directory import say
 from care_jax.training.signals import StopSignal
 from care_jax.training.step import State
 from care_jax.training.table import final_table

@@ -21,7 +21,8 @@ from care_jax.data.corpus import Corpus
 from care_jax.data.report import write_whole
 from care_jax.errors import UserError
 from care_jax.models.export import CARRIED
-from care_jax.training.run_directory import is_writer, say
+from care_jax.sharding import is_writer
+from care_jax.training.run_directory import say
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "care-jax")
 

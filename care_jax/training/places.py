@@ -26,8 +26,9 @@ from care_jax import sharding
 from care_jax.config import Config
 from care_jax.errors import UserError
 from care_jax.models.folders import cache_folder
+from care_jax.sharding import is_writer
 from care_jax.training.failures import RunFailed
-from care_jax.training.run_directory import held, is_writer, make_folder, say
+from care_jax.training.run_directory import held, make_folder, say
 
 Path: TypeAlias = pathlib.Path | epath.Path
 

@@ -13,9 +13,10 @@ from care_jax import sharding
 from care_jax.config import Config
 from care_jax.data.report import write_whole
 from care_jax.errors import UserError
+from care_jax.sharding import is_writer
 from care_jax.training.checkpoints import Checkpoints
 from care_jax.training.manifest import Identity
-from care_jax.training.run_directory import is_writer, say
+from care_jax.training.run_directory import say
 
 
 @dataclasses.dataclass(frozen=True)

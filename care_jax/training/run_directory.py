@@ -10,8 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 
-import jax
-
 from care_jax import sharding
 from care_jax.config import Config
 from care_jax.errors import UserError
@@ -20,11 +18,6 @@ _LOCK = ".lock"
 _HELD = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _DYING_SECONDS = 5.0  # a process that was killed holds what it holds until its memory is given back
-
-
-def is_writer() -> bool:
-    """Whether this process of several writes what all of them know."""
-    return jax.process_index() == 0
 
 
 def make_folder(config: Config) -> pathlib.Path:
@@ -46,7 +39,7 @@ def held(folder: pathlib.Path, patience: float = _DYING_SECONDS) -> Iterator[Non
 
     patience: seconds to wait for one that is dying. Raises UserError, in every process, where another run has it.
     """
-    file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644) if is_writer() else None
+    file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644) if sharding.is_writer() else None
     try:
         owner = None if file is None else _lock(file, patience)
         if sharding.anywhere(owner is not None):
@@ -82,5 +75,5 @@ def _lock(file: int, patience: float) -> str | None:
 
 def say(text: str) -> None:
     """A line of progress on stderr, from one process."""
-    if is_writer():
+    if sharding.is_writer():
         print(text, file=sys.stderr, flush=True)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from care_jax import sharding
 from care_jax.config import Config
+from care_jax.sharding import is_writer
 from care_jax.training.chips import CHIPS
 
 Metrics = Mapping[str, Any]
@@ -157,7 +158,7 @@ class Recorder:
     ):
         """keep: brings what was written to where it must be before a checkpoint may commit."""
         self._keep = keep
-        writes = jax.process_index() == 0
+        writes = is_writer()
         self._file = MetricsFile(folder / "metrics.jsonl", resume_step, writes)
         self._trackers: list[Tracker] = [self._file]
         if writes:

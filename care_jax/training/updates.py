@@ -16,6 +16,7 @@ from care_jax.config import Config, steps_of
 from care_jax.data import pipeline
 from care_jax.data.packing import Batch
 from care_jax.errors import UserError
+from care_jax.sharding import is_writer
 from care_jax.training import gates, placing
 from care_jax.training.alarms import Alarms, chosen_tokens
 from care_jax.training.build import Built, train_program
@@ -26,7 +27,7 @@ from care_jax.training.evaluations import Evaluations
 from care_jax.training.failures import Diverged, RunFailed
 from care_jax.training.frozen import Frozen
 from care_jax.training.objective import LOG_RATIO, Objective
-from care_jax.training.run_directory import is_writer, say
+from care_jax.training.run_directory import say
 from care_jax.training.signals import Interrupted, StopSignal
 from care_jax.training.step import State
 from care_jax.training.trackers import Recorder
