@@ -32,8 +32,10 @@ WIDTH_AXIS = "fsdp"  # the one of them that splits the head's width as it is sto
 # tiles that its caches hold (8 MiB of logits at the usual chunk); an accelerator wants few and large products.
 COLUMNS = 32768
 _CPU_COLUMNS = 2048
-# Tokens that go through together, in units of `chunk`; of more, pieces follow each other.
-TOGETHER = 4
+# Tokens that go through together, in units of `chunk`; of more, pieces follow each other. Fewer where devices gather
+# them: each then holds the hidden states of all.
+TOGETHER = 8
+TOGETHER_GATHERED = 4
 _LANES = 128  # tiles are multiples of a TPU's lanes, where the vocabulary is that large
 
 
@@ -98,7 +100,7 @@ def completion_logps(
     shards = layout.count(layout.tokens)
     own = -(-count // shards)
     gathered = own * layout.count(layout.shared)
-    pieces = -(-gathered // (TOGETHER * chunk))
+    pieces = -(-gathered // ((TOGETHER_GATHERED if layout.shared else TOGETHER) * chunk))
     most = _CPU_COLUMNS if platform() == "cpu" else COLUMNS
     columns = max(1, chunk * min(vocabulary, most) // -(-gathered // pieces))
     # Padded tokens score target 0; their values are cut off, and their cotangents are 0.
@@ -243,9 +245,15 @@ def _is_target(setting: _Setting, ids: Array, tile: _Tile, vocabulary: int) -> A
     return found if tile.fresh is None else found & (columns >= tile.fresh)
 
 
+def _einsum(how: str, a: Array, b: Array) -> Array:
+    """A product summed in float32; of float32 itself in all its bits, which accelerators else leave out."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jnp.einsum(how, a, b, precision=precision, preferred_element_type=jnp.float32)
+
+
 def _logits(setting: _Setting, hidden: Array, tile: _Tile) -> Array:
     """[tokens, columns] float32, soft-capped; minus infinity where another tile has them."""
-    logits = jnp.einsum("td,vd->tv", hidden, tile.weights, preferred_element_type=jnp.float32)
+    logits = _einsum("td,vd->tv", hidden, tile.weights)
     if setting.soft_cap is not None:
         logits = setting.soft_cap * jnp.tanh(logits / setting.soft_cap)
     return logits if tile.fresh is None else jnp.where(_columns(tile, hidden.shape[0]) < tile.fresh, -jnp.inf, logits)
@@ -261,7 +269,7 @@ def _slope(setting: _Setting, values: Array, logits: Array) -> Array:
 
 def _product(gradient: Array, weights: Array) -> Array:
     """[tokens, columns] with [columns, d] -> [tokens, d] float32, in the weights' dtype."""
-    return jnp.einsum("tv,vd->td", gradient.astype(weights.dtype), weights, preferred_element_type=jnp.float32)
+    return _einsum("tv,vd->td", gradient.astype(weights.dtype), weights)
 
 
 def _score(setting: _Setting, hidden: Array, part: _Part, ids: Array, slopes: bool = False) -> tuple[Array, ...]:
@@ -349,7 +357,7 @@ def _backward(
             # The small operand is the one that is transposed, and really so: folded into the product, it is half as
             # fast on a CPU.
             across = jax.lax.optimization_barrier(hidden_c.T)
-            own = jnp.einsum("dt,tv->dv", across, gradient, preferred_element_type=jnp.float32)
+            own = _einsum("dt,tv->dv", across, gradient)
             head_gradient, hidden_gradient = carry
             through = _to_hidden(setting, _product(gradient, tile.weights))
             held = jax.lax.dynamic_index_in_dim(hidden_gradient, number, 0, keepdims=False) + through

@@ -116,15 +116,20 @@ def _precision(x: jax.Array) -> Any:
     return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
 
 
-@jax.custom_vjp
-def _product(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x [..., i] with weight [o, i] -> [..., o]; the gradient's own way is why this is not left to JAX."""
+def _multiply(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.einsum("...i,oi->...o", x, weight, precision=_precision(x))
 
 
+@jax.custom_vjp
+def _product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x [..., i] with weight [o, i] -> [..., o]; the gradient's own way is why this is not left to JAX."""
+    return _multiply(x, weight)
+
+
 def _product_forward(x: Any, weight: Any) -> tuple[jax.Array, Any]:
+    # Not `_product`: within its own rule a checkpoint policy would not see the matrix product that it may keep.
     # A frozen weight's gradient is not taken: its x need not be kept.
-    return _product(x.value, weight.value), (x.value if weight.perturbed else None, weight.value)
+    return _multiply(x.value, weight.value), (x.value if weight.perturbed else None, weight.value)
 
 
 def _product_backward(saved: Any, gradient: Any) -> tuple[Any, Any]:

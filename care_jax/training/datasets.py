@@ -86,6 +86,8 @@ class Prepared:
                 "pairs": len(plan.pairs),
                 "packing_efficiency": round(plan.efficiency, 6),
             }
+            if plan.mismatched is not None:
+                told["mismatched_tokens"] = extra
             yield index + 1, batch, told
 
     def values(self, sequences: Sequence[Sequence_]) -> np.ndarray:

@@ -58,10 +58,9 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule, decay_mask: Any 
         rule = optax.chain(decay, rate)
     else:
         rule = _from_module(config, schedule)
-    rule = in_dtype(rule, jnp.dtype(config.moment_dtype))
-    if config.max_grad_norm is None:
-        return rule
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), rule)
+    if config.max_grad_norm is not None:
+        rule = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), rule)
+    return in_dtype(rule, jnp.dtype(config.moment_dtype))
 
 
 def in_dtype(rule: optax.GradientTransformation, dtype: jnp.dtype) -> optax.GradientTransformation:

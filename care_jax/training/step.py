@@ -104,7 +104,7 @@ def make_step(
             value, sums, gradient = _whole_step(model, objective, state, batch, kl, accumulate_dtype, examples)
         else:
             value, sums, gradient = _by_microbatch(model, objective, state, batch, kl, accumulate_dtype)
-        norm = optax.tree.norm(gradient)
+        norm = optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), gradient))
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
         def update():

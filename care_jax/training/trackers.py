@@ -196,11 +196,12 @@ class Recorder:
         """The loop stood still for input."""
         self._input_wait += seconds
 
-    def step(self, number: int, values: Metrics, host: Metrics, flops_per_token: float, dispatched: float) -> None:
+    def step(self, number: int, values: Metrics, host: Metrics, flops: float, dispatched: float) -> None:
         """One step's line: names as TRL logs them, then the batch, then what depends on the clock.
 
-        dispatched: when the step was. It took the time since the one before was recorded, unless the backend let us
-        record that one only when this one was done too (the CPU's may): then the time since it was dispatched.
+        flops: the step's, for `mfu`. dispatched: when the step was. It took the time since the one before was
+        recorded, unless the backend let us record that one only when this one was done too (the CPU's may): then the
+        time since it was dispatched.
         """
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
@@ -211,7 +212,7 @@ class Recorder:
         line["tokens_per_second"] = host["tokens"] / seconds
         line["step_seconds"] = seconds
         line["input_wait_seconds"], self._input_wait = self._input_wait, 0.0
-        line["mfu"] = mfu(flops_per_token * host["tokens"] / seconds)
+        line["mfu"] = mfu(flops / seconds)
         line["device_memory_peak_bytes"] = memory_peak()
         if self._compile_seconds is not None:  # in the first line of a start alone
             line["compile_seconds"], self._compile_seconds = self._compile_seconds, None

@@ -30,6 +30,7 @@ from care_jax.training.objective import LOG_RATIO, Objective
 from care_jax.training.run_directory import say
 from care_jax.training.signals import Interrupted, StopSignal
 from care_jax.training.step import State
+from care_jax.training.trace import Trace
 from care_jax.training.trackers import Recorder
 
 _SHOWN = 8  # questions of a step that a message names
@@ -73,11 +74,14 @@ class Updates:
         self._reference, self._recorder, self._evaluations, self._meta = reference, recorder, evaluations, meta
         self._alarms, self._diagnosis = Alarms(), Diagnosis(built.model, objective)
         self._flight: _Flight | None = None
-        # 2 a multiply-add, three passes' worth of them (6 N a token); what remat computes again is not counted.
-        self._flops = 6.0 * models.num_params(built.model.arch)
+        self._trace = Trace(config.profile, folder / "profile", data.steps)
 
     def run(self, state: State, shardings: State, start: int | None) -> State:
         """Raises Interrupted after a signal (the state is saved), Diverged, and RunFailed where the machine fails."""
+        with self._trace:
+            return self._run(state, shardings, start)
+
+    def _run(self, state: State, shardings: State, start: int | None) -> State:
         config, total = self._config, self._data.steps
         rows = placing.own_rows(self._mesh, config.batch.microbatch_rows)
         batches = self._batches((start or 0) + 1, rows)
@@ -92,12 +96,14 @@ class Updates:
         saved_at = time.monotonic()
         self._recorder.start_clock()
         while True:
-            self._profile_from(number)
+            self._trace.before(number)
             dispatched, tokens = time.perf_counter(), chosen_tokens(self._objective.view, host_batch)
             state, metrics = compiled(state, batch)
             self._settle(state)
             self._flight = _Flight(number, metrics, told, dispatched, tokens, batch)
-            self._profile_to(number, state)
+            if self._trace.ends_with(number):
+                self._settle(state)
+                self._trace.stop()
             self._checkpoints.check()
 
             minutes = config.checkpoint.minutes
@@ -174,13 +180,21 @@ class Updates:
         skipped = int(values.pop("skipped"))
         log_ratio = values.pop(LOG_RATIO, 0.0)
         values["learning_rate"] = float(self._built.schedule(flight.number - 1))
-        self._recorder.step(flight.number, values, flight.told, self._flops, flight.dispatched)
+        self._recorder.step(flight.number, values, flight.told, self._flops(flight.told), flight.dispatched)
         if skipped:
             self._not_finite(flight, values, skipped, state)
         elif flight.number == 1 and self._reference.needed and self._reference.own:
             gates.first_step(values, log_ratio, self._config.model.dtype, self._objective, flight.batch)
         for text in self._alarms.look(flight.number, values, flight.chosen_tokens):
             say(text)
+
+    def _flops(self, told: dict[str, Any]) -> float:
+        """Of a step: 2 N a token and pass, N parameters, two passes back (with LoRA one: frozen weights have no
+        gradient). What remat computes again is not counted.
+        """
+        passes = 2 if self._config.model.lora else 3
+        without = told.get("mismatched_tokens", 0)
+        return 2.0 * models.num_params(self._built.model.arch) * (passes * (told["tokens"] - without) + without)
 
     def _not_finite(self, flight: _Flight, values: dict[str, float], skipped: int, state: State) -> None:
         """Says which step, tensor and questions; raises Diverged where it was one too many in a row."""
@@ -229,13 +243,3 @@ class Updates:
         raise Interrupted(
             f"stopped at step {number} of {self._data.steps}{took}; saved: the same command goes on from there"
         )
-
-    def _profile_from(self, number: int) -> None:
-        if self._config.profile is not None and number == self._config.profile.start:
-            jax.profiler.start_trace(str(self._folder / "profile"))
-
-    def _profile_to(self, number: int, state: State) -> None:
-        profile = self._config.profile
-        if profile is not None and number == min(profile.start + profile.steps - 1, self._data.steps):
-            self._settle(state)
-            jax.profiler.stop_trace()
