@@ -35,7 +35,17 @@ tar -czf "$package/care_jax.tgz" -C "$root" pyproject.toml README.md LICENSE car
 send "$package/care_jax.tgz" care_jax.tgz
 send "$package/token" .care_jax_token
 everywhere "set -e; mkdir -p care_jax && tar -xzf care_jax.tgz -C care_jax
-    [ -d venv ] || python3 -m venv venv; venv/bin/pip install -q './care_jax[tpu,gcs]'"
+    python3 -m pip install -q --user uv # the image's own Python may be older than care_jax needs
+    [ -d venv ] || python3 -m uv venv -q --python 3.12 venv; python3 -m uv pip install -q --python venv './care_jax[tpu,gcs]'"
+# Collectives beside compute (launch/README.md, "Compiler flags").
+flags=(
+    --xla_tpu_enable_async_collective_fusion=true
+    --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true
+    --xla_tpu_enable_async_collective_fusion_multiple_steps=true
+    --xla_tpu_overlap_compute_collective_tc=true
+    --xla_enable_async_all_gather=true
+)
 command=$(printf ' %q' "$@")
 everywhere ". ./.care_jax_token; export CARE_JAX_DISTRIBUTED=auto JAX_COMPILATION_CACHE_DIR=\$HOME/compiled;
+    export LIBTPU_INIT_ARGS='${flags[*]}';
     exec venv/bin/care-jax$command"

@@ -2,6 +2,7 @@
 test_processes.py.
 """
 
+import os
 import pathlib
 import re
 import shutil
@@ -74,6 +75,21 @@ def test_commands_that_the_pages_show_load():
     assert found
     for recipe, machine in found:
         config.load(recipe, machine)
+
+
+def test_compiler_flags_are_the_same_everywhere_and_known_to_the_compiler():
+    found = {path.name: set(re.findall(r"--xla_\w+=\w+", path.read_text())) for path in LAUNCH.iterdir()}
+    gpu, tpu = found["slurm.sh"], found["tpu-vm.sh"]
+    assert len(gpu) > 5
+    assert len(tpu) > 3
+    assert found["Dockerfile"] == gpu | tpu
+    # An unknown one ends the program before it begins.
+    script = "import jax; print(jax.jit(lambda x: x + 1)(1))"
+    for flags, known in ((gpu, True), ({"--xla_gpu_no_such_flag=true"}, False)):
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=os.environ | {"XLA_FLAGS": " ".join(sorted(flags))}, check=False
+        )
+        assert (done.returncode == 0) == known
 
 
 def test_the_image_holds_what_the_package_needs_and_passes_signals_on():

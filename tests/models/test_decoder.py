@@ -12,6 +12,7 @@ from tiny_models import GOLDEN, tiny_model
 import care_jax.models as models
 from care_jax import sharding
 from care_jax.models import attention
+from care_jax.plan import flops
 
 
 def test_flax_users_find_what_they_expect():
@@ -50,6 +51,31 @@ def test_positions_and_segments_have_defaults():
     np.testing.assert_allclose(logits[0], tiny.golden["logits"][0], atol=1e-4)
     head = models.head_weight(tiny.model.arch, tiny.params)
     np.testing.assert_allclose(hidden @ head.T, logits, atol=1e-4)
+
+
+def test_remat_computes_again_what_it_says():
+    """Matrix products of a gradient: with full a forward pass more, but for what only a layer's result needs (down);
+    with dots none of the projections.
+    """
+    tiny = tiny_model("qwen2")
+    tokens = jnp.asarray(tiny.golden["tokens"])[:1, :8]
+
+    def operations(remat):
+        model = dataclasses.replace(tiny.model, remat=remat)
+
+        def total(params):
+            return jnp.sum(model.apply({"params": params}, tokens, method="hidden"))
+
+        return flops.count(jax.make_jaxpr(jax.grad(total))(tiny.params))
+
+    none, dots, full = (operations(remat) for remat in ("none", "dots", "full"))
+    forward = flops.count(
+        jax.make_jaxpr(lambda params: tiny.model.apply({"params": params}, tokens, method="hidden"))(tiny.params)
+    )
+    blocks = tiny.params["blocks"]
+    weights = sum(one["weight"].size for part in (blocks["attn"], blocks["mlp"]) for one in part.values())
+    assert full - none == forward - 2 * blocks["mlp"]["down"]["weight"].size * tokens.size
+    assert dots - none == forward - 2 * weights * tokens.size  # attention's own products
 
 
 def test_remat_changes_no_number():

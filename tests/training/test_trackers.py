@@ -4,9 +4,13 @@ import json
 import math
 import struct
 
+import jax
+import pytest
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
+from care_jax.config import ProfileConfig
+from care_jax.training.trace import Trace
 from care_jax.training.trackers import MetricsFile, TensorBoard, plain
 
 
@@ -53,6 +57,25 @@ def test_tensorboard_reads_what_is_written(tmp_path):
     assert (start.step, start.session_log.status) == (5, 1)
     assert [(value.tag, value.simple_value) for value in logged.summary.value] == [("loss", 0.5)]
     board.close()
+
+
+@pytest.mark.parametrize(("start", "steps", "taken", "traced"), [(2, 2, 4, True), (3, 9, 4, True), (5, 1, 4, False)])
+def test_a_trace_is_of_its_steps_and_ends_with_the_run(tmp_path, start, steps, taken, traced):
+    trace = Trace(ProfileConfig(start=start, steps=steps), tmp_path / "profile", taken)
+    with trace:
+        for number in range(1, taken + 1):
+            trace.before(number)
+            jax.block_until_ready(jax.numpy.ones(3) + number)
+            if trace.ends_with(number):
+                trace.stop()
+    assert bool(list((tmp_path / "profile").rglob("*.xplane.pb"))) == traced
+
+
+def test_a_run_that_goes_on_or_stops_within_the_traced_steps(tmp_path):
+    with Trace(ProfileConfig(start=2, steps=4), tmp_path / "profile", 9) as trace:
+        trace.before(4)  # resumed here, and stopped before the last of them
+        assert not trace.ends_with(4)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
 def test_a_mean_over_nothing_is_null():
