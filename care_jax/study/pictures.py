@@ -18,23 +18,29 @@ def _file(folder: pathlib.Path, kind: str, measure: str) -> pathlib.Path:
 def curves(study: Study, measure: str, rows: Sequence[dict[str, Any]], folder: pathlib.Path) -> pathlib.Path:
     """Mean with its interval over x, a line an arm and other grid values, a panel a culture."""
     own = [row for row in rows if row["kind"] == "mean" and study.x in row["point"]]
-    scopes = list(dict.fromkeys(row["culture"] for row in own))
+    scopes = sorted(dict.fromkeys(row["culture"] for row in own), key=lambda scope: scope == ALL)
     figure = new_figure(4.2 * max(1, len(scopes)), 3.8)
+
+    def line(row: dict[str, Any]) -> str:
+        return ", ".join(
+            [row["arm"], *(f"{k.rsplit('.', 1)[-1]}={v}" for k, v in row["point"].items() if k != study.x)]
+        )
+
+    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(map(line, own)))}
     for number, scope in enumerate(scopes, start=1):
         axes = figure.add_subplot(1, len(scopes), number)
-        lines: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-        for row in own:
-            if row["culture"] == scope:
-                rest = tuple(f"{k.rsplit('.', 1)[-1]}={v}" for k, v in row["point"].items() if k != study.x)
-                lines.setdefault((row["arm"], *rest), []).append(row)
-        for name, points in lines.items():
-            points = sorted(points, key=lambda row: float(row["point"][study.x]))
+        for name, colour in colours.items():
+            points = [row for row in own if (row["culture"], line(row)) == (scope, name)]
+            if not points:
+                continue
+            points.sort(key=lambda row: float(row["point"][study.x]))
             x = [float(row["point"][study.x]) for row in points]
             arms = [
                 [row["value"] - (row["low"] if row["low"] is not None else row["value"]) for row in points],
                 [(row["high"] if row["high"] is not None else row["value"]) - row["value"] for row in points],
             ]
-            axes.errorbar(x, [row["value"] for row in points], yerr=arms, marker="o", capsize=3, label=", ".join(name))
+            values = [row["value"] for row in points]
+            axes.errorbar(x, values, yerr=arms, marker="o", capsize=3, color=colour, label=name)
         axes.set_title(scope)
         axes.set_xlabel(study.x)
         axes.set_ylabel(measure)
@@ -90,6 +96,11 @@ def bars(measure: str, rows: Sequence[dict[str, Any]], folder: pathlib.Path) -> 
 
 
 def _legend(figure: Any) -> None:
-    if figure.axes:
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))), frameon=False)
+    named = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if named:
+        labels = list(named)
+        figure.legend(
+            list(named.values()), labels, loc="outside lower center", ncols=min(4, max(1, len(labels))), frameon=False
+        )

@@ -120,11 +120,11 @@ def point_text(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Values [seeds, questions] of one arm and point; complete: every seed has every question."""
+    """Values of one arm and point: a row a seed where every seed has every question, else one row of means."""
 
-    seeds: tuple[int | None, ...]
+    seeds: int  # that the values are of
     questions: tuple[str, ...]
-    values: Float[np.ndarray, "s q"]
+    values: Float[np.ndarray, "rows q"]
 
 
 def table(found: Sequence[Observation]) -> Table | None:
@@ -137,6 +137,6 @@ def table(found: Sequence[Observation]) -> Table | None:
     complete = all((seed, question) in cells for seed in seeds for question in questions)
     if complete:
         values = np.asarray([[cells[seed, question] for question in questions] for seed in seeds])
-        return Table(tuple(seeds), tuple(questions), values)
+        return Table(len(seeds), tuple(questions), values)
     rows = {question: [cells[s, question] for s in seeds if (s, question) in cells] for question in questions}
-    return Table((None,), tuple(questions), np.asarray([[float(np.mean(own)) for own in rows.values()]]))
+    return Table(len(seeds), tuple(questions), np.asarray([[float(np.mean(own)) for own in rows.values()]]))

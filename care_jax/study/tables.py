@@ -41,7 +41,8 @@ def write(study: Study, found: Sequence[Observation], folder: pathlib.Path) -> l
     rows += made
     text += shown
     text += [
-        "- Means are over questions and seeds; intervals: 95 % bootstrap over both, drawn independently.",
+        "- Means are over questions and seeds; intervals: 95 % bootstrap over both, drawn independently; where seeds "
+        "held out different questions, over the questions alone.",
         "- gain: from the model that the run started as, paired by question.",
         "- share of the full gain: gain at this value / gain at the largest; relative: gain / start.",
     ]
@@ -108,7 +109,7 @@ def _row(measure: str, kind: str, key: Key, culture: str, category: str, own: An
     if own is None:
         return []
     row = _base_row(measure, kind, key, culture, category, crossed(own.values))
-    return [row | {"seeds": len(own.seeds), "questions": len(own.questions)}]
+    return [row | {"seeds": own.seeds, "questions": len(own.questions)}]
 
 
 def _gain(
