@@ -10,7 +10,8 @@ import jax
 
 from care_jax import sharding
 from care_jax.plan import flops, hlo
-from care_jax.plan.shapes import Shapes, bytes_a_device
+from care_jax.plan.shapes import Shapes
+from care_jax.training import placing
 from care_jax.training.build import train_program
 from care_jax.training.step import make_logps
 
@@ -65,7 +66,7 @@ def _compile(
     seconds = time.perf_counter() - began
     sizes = compiled.memory_analysis()
     results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.generated_code_size_in_bytes
-    padding = sizes.argument_size_in_bytes - bytes_a_device(arguments)  # of small dimensions, on TPUs
+    padding = sizes.argument_size_in_bytes - placing.bytes_a_device(arguments)  # of small dimensions, on TPUs
     program = Program(
         name,
         held,
@@ -88,10 +89,10 @@ def compile_train(shapes: Shapes, say: Callable[[str], None]) -> tuple[Program, 
         shapes.optimizer,
         (shapes.state_shardings, shapes.batch_shardings),
     )
-    held = {**held_by_state(shapes), "batch": bytes_a_device(shapes.batch)}
+    held = {**held_by_state(shapes), "batch": placing.bytes_a_device(shapes.batch)}
     online = shapes.objective.needs_ref and shapes.config.reference.mode == "online"
     if online:
-        held["reference"] = bytes_a_device(shapes.state.params)
+        held["reference"] = placing.bytes_a_device(shapes.state.params)
     with jax.set_mesh(shapes.mesh):
         return _compile("train", jitted, (shapes.state, shapes.batch), held, shapes.layout.microbatches)
 
@@ -101,7 +102,7 @@ def compile_forward(shapes: Shapes, say: Callable[[str], None]) -> list[Program]
     state = shapes.state
     say("compiling the pass of the reference and of the evaluation")
     jitted = jax.jit(make_logps(shapes.model), out_shardings=sharding.replicated(shapes.mesh))
-    everything = held_by_state(shapes) | {"batch": bytes_a_device(shapes.forward_batch)}
+    everything = held_by_state(shapes) | {"batch": placing.bytes_a_device(shapes.forward_batch)}
     with jax.set_mesh(shapes.mesh):
         evaluation, _ = _compile("evaluation", jitted, (state.variables(), shapes.forward_batch), everything, 1)
     if not shapes.objective.needs_ref:
@@ -113,17 +114,17 @@ def compile_forward(shapes: Shapes, say: Callable[[str], None]) -> list[Program]
 def held_by_state(shapes: Shapes) -> dict[str, int]:
     """Bytes a device of what a run holds from its first step to its last."""
     state = shapes.state
-    found = {"parameters": bytes_a_device(state.params), "optimizer": bytes_a_device(state.opt_state)}
+    found = {"parameters": placing.bytes_a_device(state.params), "optimizer": placing.bytes_a_device(state.opt_state)}
     if state.lora is not None:
-        found["adapters"] = bytes_a_device(state.lora)
+        found["adapters"] = placing.bytes_a_device(state.lora)
     return found
 
 
 def least(shapes: Shapes) -> int:
     """Bytes a device that the train step needs whatever the compiler does: state, batch, gradients."""
-    gradients = bytes_a_device(shapes.state.trainable())
+    gradients = placing.bytes_a_device(shapes.state.trainable())
     width = {"float32": 4, "bfloat16": 2}
     if shapes.layout.microbatches > 1:
         kept = width[shapes.config.optimizer.accumulate_dtype] / width[shapes.config.model.param_dtype]
         gradients = int(gradients * kept) if shapes.state.lora is None else gradients
-    return sum(held_by_state(shapes).values()) + bytes_a_device(shapes.batch) + gradients
+    return sum(held_by_state(shapes).values()) + placing.bytes_a_device(shapes.batch) + gradients

@@ -128,12 +128,3 @@ def shapes(config: Config, arch: Arch, mesh: jax.sharding.Mesh, layout: Layout |
         placing.placed_shapes(batch, batch_where), batch_where,
         placing.placed_shapes(forward, forward_where), forward_where,
     )  # fmt: skip
-
-
-def bytes_a_device(tree: Any) -> int:
-    """Bytes that each device holds of a tree of placed shapes."""
-    total = 0
-    for leaf in jax.tree.leaves(tree):
-        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
-        total += math.prod(shape) * np.dtype(leaf.dtype).itemsize
-    return total

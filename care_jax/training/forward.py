@@ -46,33 +46,78 @@ def check_ids(corpus: Corpus, vocab_size: int) -> None:
 
 
 class ForwardPass:
-    """Lays sequences out in microbatches of the layout's rows and runs them; policy and reference go the same way.
+    """Lays sequences out in microbatches and runs them; policy and reference go the same way.
 
-    layout: sized for single responses, so that any sequences fit; one microbatch runs a call. rows: of a microbatch,
-    those that this process fills.
+    layout: sized for single responses, so that any sequences fit; one microbatch runs a call. Without a gradient far
+    more fits than in a training step: rows are 8, 4 or 2 times the layout's where the devices' memory has room for
+    them (a backend that does not say how much it has, the CPU, keeps the layout's). beside: bytes of a device that are
+    or will be taken beside the pass's own arguments.
     """
 
     def __init__(
-        self, model: Any, corpus: Corpus, layout: Layout, mesh: jax.sharding.Mesh, rows: slice, stop: StopSignal
+        self,
+        model: Any,
+        corpus: Corpus,
+        layout: Layout,
+        mesh: jax.sharding.Mesh,
+        stop: StopSignal,
+        beside: int = 0,
     ):
         check_ids(corpus, model.arch.vocab_size)
-        self._corpus, self._mesh, self._rows, self._stop = corpus, mesh, rows, stop
+        self._corpus, self._mesh, self._stop, self._beside = corpus, mesh, stop, beside
+        self._fitted = False
         self._layout = dataclasses.replace(layout, microbatches=1)
         self._program = jax.jit(make_logps(model), out_shardings=sharding.replicated(mesh))
         self._plans: dict[tuple[Sequence_, ...], StepPlan] = {}
 
-    def _plan(self, sequences: Sequence[Sequence_]) -> StepPlan:
+    def _plan(self, sequences: Sequence[Sequence_], variables: Any) -> StepPlan:
+        if not self._fitted:
+            self._fitted, self._layout = True, self._largest(sequences, variables)
         key = tuple(sequences)
         if key not in self._plans:
             self._plans[key] = pipeline.plan_responses(self._corpus, sequences, self._layout)
         return self._plans[key]
 
+    def _largest(self, sequences: Sequence[Sequence_], variables: Any) -> Layout:
+        """The layout with the most rows that fit; no more than the sequences fill."""
+        limit = memory_limit()
+        if limit is None:
+            return self._layout
+        for times in (8, 4, 2):
+            layout = dataclasses.replace(
+                self._layout,
+                **{name: times * getattr(self._layout, name) for name in ("rows", "responses", "completions")},
+            )
+            plan = pipeline.plan_responses(self._corpus, sequences, layout)
+            if plan.tokens > layout.rows * layout.row_length // 2 and not sharding.anywhere(
+                not self._fits(plan, variables, limit - self._beside)
+            ):
+                return layout
+        return self._layout
+
+    def _fits(self, plan: StepPlan, variables: Any, room: int) -> bool:
+        """By what the compiler plans, which a compiled program cached on disk tells at once the next time."""
+        try:
+            program = self._program.lower(variables, self._batch(plan, 0)).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return False
+        sizes = program.memory_analysis()
+        if sizes is None:
+            return False
+        return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + sizes.output_size_in_bytes <= room
+
+    def _batch(self, plan: StepPlan, number: int) -> Batch:
+        """Microbatch `number` on the devices, of which every process fills its own rows."""
+        rows = placing.own_rows(self._mesh, plan.layout.rows)
+        local = pipeline.fill(plan, self._corpus, rows, microbatches=(number, number + 1))
+        return placing.to_devices(local, placing.batch_shardings(local, self._mesh), plan.layout.rows)
+
     def _dispatch(self, plan: StepPlan, number: int, variables: Any) -> jax.Array:
         """logps [S] of microbatch `number`, not waited for. Raises Interrupted where a signal asked to stop."""
         self._stop.check("in a pass without a gradient")
-        local = pipeline.fill(plan, self._corpus, self._rows, microbatches=(number, number + 1))
-        where = placing.batch_shardings(local, self._mesh)
-        return self._program(variables, placing.to_devices(local, where, self._layout.rows))[0]
+        return self._program(variables, self._batch(plan, number))[0]
 
     @staticmethod
     def _members(plan: StepPlan) -> list[np.ndarray]:
@@ -82,7 +127,7 @@ class ForwardPass:
 
     def run(self, sequences: Sequence[Sequence_], variables: Any, name: str = "evaluation") -> np.ndarray:
         """logps [len(sequences)] float32."""
-        plan = self._plan(sequences)
+        plan = self._plan(sequences, variables)
         found = np.zeros(len(sequences), np.float32)
         for members, logps in self._ahead(plan, variables, name):
             found[members] = np.asarray(logps)[plan.slot[members]]
@@ -102,7 +147,7 @@ class ForwardPass:
 
     def fill(self, cache: Cache, sequences: Sequence[Sequence_], variables: Any) -> int:
         """Runs what the cache lacks, in the layout of the whole; returns how many microbatches were run."""
-        plan = self._plan(sequences)
+        plan = self._plan(sequences, variables)
         members = self._members(plan)
         bar = _progress(range(len(members)), "reference")
 
@@ -117,7 +162,7 @@ class ForwardPass:
 
     def first_microbatch(self, sequences: Sequence[Sequence_], variables: Any) -> tuple[np.ndarray, np.ndarray]:
         """(positions in `sequences`, their logps) of the pass's first microbatch, run again."""
-        plan = self._plan(sequences)
+        plan = self._plan(sequences, variables)
         members = self._members(plan)[0]
         return members, np.asarray(self._dispatch(plan, 0, variables))[plan.slot[members]]
 
@@ -126,6 +171,12 @@ class ForwardPass:
         other = None if batch.mismatched is None else self.with_reference(batch.mismatched, variables)
         ref_logps = self._program(variables, dataclasses.replace(batch, mismatched=None))
         return dataclasses.replace(batch, ref_logps=ref_logps, mismatched=other)
+
+
+def memory_limit() -> int | None:
+    """Bytes of a device's memory that are counted on (90 %); None where the backend does not say."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return None if limit is None else int(0.9 * limit)
 
 
 def _progress(items: Any, name: str) -> Any:

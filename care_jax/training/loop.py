@@ -107,7 +107,6 @@ def _run(
         return Run(place.home, read_lines(folder / "metrics.jsonl"), model, params)
 
     # ---- The data: questions, tokens, units, and the plan of every step to be run.
-    rows = placing.own_rows(mesh, config.batch.microbatch_rows)
     source = local_folder(config.model.path, config.model.revision)
     check_folder(config, source)
     task_items = read_tasks(config)
@@ -125,9 +124,9 @@ def _run(
     write_manifest(folder, config, source, identity, built.weights)
 
     # ---- The reference: what it says of every response that is needed, before the first step.
-    forward = ForwardPass(
-        built.model, data.corpus, pipeline.mismatched_layout(data.layout, data.corpus), mesh, rows, stop
-    )
+    layout = pipeline.mismatched_layout(data.layout, data.corpus)
+    state_bytes = placing.bytes_a_device(placing.placed_shapes(*abstract_state(built, mesh)))
+    forward = ForwardPass(built.model, data.corpus, layout, mesh, stop, state_bytes)
     reference = frozen.reference(config, objective, built, data, forward, folder, mesh)
     if start is None and reference.precomputed and reference.own:
         gates.reference(forward, data, {"params": built.params})

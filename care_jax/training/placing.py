@@ -1,6 +1,7 @@
 """From numpy batches to global arrays on the mesh; shardings of a training state from its weights' declarations."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -75,3 +76,12 @@ def state_shardings(
 def placed_shapes(tree: Any, shardings: Any) -> Any:
     """The shapes and dtypes of a tree, with where each leaf lies."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def bytes_a_device(tree: Any) -> int:
+    """Bytes that each device holds of a tree of placed shapes."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
+        total += math.prod(shape) * np.dtype(leaf.dtype).itemsize
+    return total

@@ -12,7 +12,6 @@ from care_jax.data.corpus import Corpus
 from care_jax.data.packing import Layout
 from care_jax.data.questions import Question
 from care_jax.data.sizes import round_up
-from care_jax.training import placing
 from care_jax.training.forward import ForwardPass
 from care_jax.training.signals import StopSignal
 
@@ -43,9 +42,8 @@ def score(
         return [], corpus
     sequences = [(question, corpus.response_id(question, number)) for question, number in names]
     layout = _layout(corpus, mesh)
-    rows = placing.own_rows(mesh, layout.rows)
     with jax.set_mesh(mesh):
-        logps = ForwardPass(model, corpus, layout, mesh, rows, StopSignal()).run(sequences, {"params": params}, "score")
+        logps = ForwardPass(model, corpus, layout, mesh, StopSignal()).run(sequences, {"params": params}, "score")
     lines = []
     for (question, number), (_, response), logp in zip(names, sequences, logps.tolist()):
         about = corpus.questions[question].responses[number]
