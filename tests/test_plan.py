@@ -19,9 +19,10 @@ from care_jax import cli, config, plan
 from care_jax.config import Config
 from care_jax.errors import UserError
 from care_jax.plan import advice, flops, hlo, known, targets, text
-from care_jax.plan.shapes import abstract_batch, bytes_a_device, layout_of
+from care_jax.plan.shapes import abstract_batch, layout_of
 from care_jax.training.chips import CHIPS
 from care_jax.training.objective import objective_of
+from care_jax.training.placing import bytes_a_device
 
 MODULE = """\
 HloModule jit_step
