@@ -17,7 +17,7 @@ from care_jax import cli
 from care_jax import config as configs
 from care_jax.errors import UserError
 from care_jax.evaluation.snippets import best_of
-from care_jax.study import pictures, results, spec, stages, tables
+from care_jax.study import jobs, pictures, results, spec, stages, tables
 
 STUDY = {
     "base": "quickstart",
@@ -182,6 +182,23 @@ def test_an_arm_has_its_colour_in_every_panel_and_all_are_named(tmp_path, monkey
     assert len(set(shown[0].values())) == 2
     assert shown[2] == shown[0]
     assert shown[1]["both"] == shown[0]["both"]
+
+
+def test_what_a_killed_study_left_running_is_waited_for(tmp_path, capsys):
+    log, mark = tmp_path / "one.log", tmp_path / "ended"
+    script = f"import pathlib, time; time.sleep(2); pathlib.Path({str(mark)!r}).touch()"
+    with log.open("ab") as file:
+        assert jobs._is_free(file)
+        left = subprocess.Popen([sys.executable, "-c", script], stdout=file)
+    try:
+        seen = jobs.Command("one", ("losses", "--help"), log)
+        assert jobs.run_all([seen], 1, tmp_path / "compiled") == {"one": 0}
+    finally:
+        left.wait()
+    assert mark.exists()
+    out = capsys.readouterr().err
+    assert out.index("one: a stopped study's process still saves; waiting") < out.index("[1/1] one")
+    assert "usage" in log.read_text()
 
 
 def test_a_finished_run_with_other_settings_is_refused(finished, tmp_path):

@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import fcntl
 import os
 import pathlib
 import signal
@@ -34,8 +35,19 @@ class Stopped(Exception):
 
 
 def _die_with_parent() -> None:
-    """On Linux a child gets SIGTERM when its parent is killed, so that the next start finds nobody in its folder."""
+    """On Linux a child gets SIGTERM when its parent is killed: it finishes its step, saves and ends."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _is_free(log: IO[bytes]) -> bool:
+    """Whether no child of a killed study still writes this log, and so into what belongs to its command. The lock is
+    the open file's, which a child has as its stdout: it is free once the child has ended.
+    """
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)  # a file system without locks holds nothing
+    return True
 
 
 def run_all(commands: Sequence[Command], jobs: int, compiled: pathlib.Path) -> dict[str, int]:
@@ -46,6 +58,7 @@ def run_all(commands: Sequence[Command], jobs: int, compiled: pathlib.Path) -> d
     waiting = list(commands)
     running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
     status: dict[str, int] = {}
+    told: set[str] = set()
     stop = False
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -60,10 +73,17 @@ def run_all(commands: Sequence[Command], jobs: int, compiled: pathlib.Path) -> d
     try:
         while (waiting and not stop) or running:
             while waiting and len(running) < jobs and not stop:
-                command = waiting.pop(0)
-                print(f"[{len(status) + len(running) + 1}/{len(commands)}] {command.name}", file=sys.stderr, flush=True)
+                command = waiting[0]
                 command.log.parent.mkdir(parents=True, exist_ok=True)
                 log = open(command.log, "ab")  # noqa: SIM115  # closed when the child ends
+                if not _is_free(log):
+                    log.close()
+                    if command.name not in told:
+                        print(f"{command.name}: a stopped study's process still saves; waiting", file=sys.stderr)
+                        told.add(command.name)
+                    break
+                waiting.pop(0)
+                print(f"[{len(status) + len(running) + 1}/{len(commands)}] {command.name}", file=sys.stderr, flush=True)
                 child = subprocess.Popen(
                     [sys.executable, "-m", "care_jax", *command.words],
                     stdout=log,
