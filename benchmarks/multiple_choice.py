@@ -50,15 +50,18 @@ print("OUT" + json.dumps({"seconds": times, "logps": [[next(rest)[0] for _ in on
 """
 
 
-def items(folder: str, count: int) -> list[dict]:
-    """CARE's questions, each with four reference answers of which to choose."""
+def items(folder: str, count: int, options: str = "letters") -> list[dict]:
+    """CARE's questions, each with four reference answers of which to choose: by letter, or each answer's own text."""
     rows = [row for path in sorted(pathlib.Path(folder).glob("*.json")) for row in json.loads(path.read_text())]
     made = []
     for number in range(count):
         own = [rows[(number * 3 + step) % len(rows)] for step in range(4)]
-        lines = [f"{letter}. {one['answer'][:60]}" for letter, one in zip("ABCD", own)]
-        prompt = "\n".join([own[number % 4]["question"][:200], *lines, "Answer:"])
-        made.append({"prompt": prompt, "choices": [" A", " B", " C", " D"]})
+        question, answers = own[number % 4]["question"][:200], [one["answer"][:60] for one in own]
+        if options == "letters":
+            lines = [f"{letter}. {answer}" for letter, answer in zip("ABCD", answers)]
+            made.append({"prompt": "\n".join([question, *lines, "Answer:"]), "choices": [" A", " B", " C", " D"]})
+        else:
+            made.append({"prompt": f"{question}\nAnswer:", "choices": [f" {answer}" for answer in answers]})
     return made
 
 
@@ -75,10 +78,11 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--peer-python", required=True)
     parser.add_argument("--items", type=int, default=200)
+    parser.add_argument("--options", choices=("letters", "answers"), default="letters")
     parser.add_argument("--peer-batch", type=int, nargs="+", default=[4, 16])
     arguments = parser.parse_args()
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(items(arguments.data, arguments.items), file)
+        json.dump(items(arguments.data, arguments.items, arguments.options), file)
         file.flush()
         ours = side(sys.executable, OURS, arguments.model, file.name)
         peers = {

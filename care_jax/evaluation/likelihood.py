@@ -20,7 +20,7 @@ from care_jax.evaluation.items import Item
 from care_jax.models.decoder import head_weight
 from care_jax.models.export import to_host
 
-_WIDTH = 256  # of a row at least: longer rows waste attention, shorter ones are filled badly
+_WIDTHS = (256, 1024)  # of a row at least; and, where no prompt is longer, at most
 _TOKENS = 2048  # of a batch, about
 
 
@@ -101,9 +101,10 @@ def score(model: Any, params: Any, asked: Sequence[Asked], mesh: Mesh | None = N
     token of its own: the prompt's last state predicts it.
     """
     parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-    width = round_up(max([_WIDTH, *(one.length for one in asked)]), 64)
+    width = _width(asked, model.arch.hidden)
     rows = _pack(asked, width)
-    size = min(round_up(max(1, _TOKENS // width), parts), round_up(len(rows), parts))
+    # As many rows in every batch: the last one would else be half padding.
+    size = round_up(-(-len(rows) // max(1, round(len(rows) * width / _TOKENS))) if rows else 1, parts)
     capacity = round_up(max((sum(_targets(asked[number]) for number in row) for row in rows), default=1), 8)
     out: list[list[float]] = [[] for _ in asked]
     for start in range(0, len(rows), size):
@@ -130,6 +131,19 @@ def _targets(one: Asked) -> int:
 def _spread(x: np.ndarray, mesh: Mesh) -> jax.Array:
     placed = sharding.sharding(mesh, ("rows", None), x.shape, "evaluate: rows")
     return jax.make_array_from_callback(x.shape, placed, lambda index: x[index])
+
+
+def _width(asked: Sequence[Asked], hidden: int) -> int:
+    """The row length that costs least: longer rows are filled better, and cost more attention (4 width x hidden
+    operations a slot and layer beside about 24 hidden^2).
+    """
+    least = round_up(max([_WIDTHS[0], *(one.length for one in asked)]), 64)
+    some = asked[:: max(1, len(asked) // 256)]  # enough to tell
+
+    def cost(width: int) -> float:
+        return len(_pack(some, width)) * width * (1 + width / (6 * hidden))
+
+    return min(range(least, max(least, _WIDTHS[1]) + 1, 64), key=cost)
 
 
 def _pack(asked: Sequence[Asked], width: int) -> list[list[int]]:
