@@ -22,13 +22,11 @@ import time
 from typing import Any
 
 import harness
-import jax
 import yaml
 
 import care_jax
 from care_jax import models
 from care_jax.config import Config
-from care_jax.training.chips import CHIPS
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama3-8b": {
@@ -80,11 +78,8 @@ def ours(config: Config, folder: pathlib.Path) -> tuple[dict[str, Any], int]:
     timed = steps[1:] or steps  # the first one waits for the pipeline to fill
     seconds = sum(line["step_seconds"] for line in timed)
     tokens, waited = (sum(line[key] for line in timed) for key in ("tokens", "input_wait_seconds"))
-    parameters, device = models.num_params(run.model.arch), jax.devices()[0].device_kind
-    per_token = (4 if config.model.lora else 6) * parameters
-    chip = CHIPS.get(device)
     found = {
-        "parameters": parameters,
+        "parameters": models.num_params(run.model.arch),
         "steps": len(steps),
         "step_seconds": [line["step_seconds"] for line in steps],
         "median": statistics.median(line["step_seconds"] for line in timed),
@@ -94,7 +89,7 @@ def ours(config: Config, folder: pathlib.Path) -> tuple[dict[str, Any], int]:
         "fill": statistics.mean(line["packing_efficiency"] for line in timed),
         "whole_run_seconds": whole,
         "peak": peak.most,
-        "mfu": None if chip is None else per_token * tokens / seconds / (chip.flops * jax.device_count()),
+        "mfu": None if timed[0]["mfu"] is None else sum(one["mfu"] * one["step_seconds"] for one in timed) / seconds,
     }
     return found, sum(line["pairs"] for line in steps)
 

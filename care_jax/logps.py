@@ -22,7 +22,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from care_jax.sharding import platform
+from care_jax.sharding import platform, precision
 
 # Mesh axes (care_jax.sharding) that rows, and so tokens, are spread over; and those that hold the head's weights.
 TOKEN_AXES = ("data", "fsdp")
@@ -246,9 +246,8 @@ def _is_target(setting: _Setting, ids: Array, tile: _Tile, vocabulary: int) -> A
 
 
 def _einsum(how: str, a: Array, b: Array) -> Array:
-    """A product summed in float32; of float32 itself in all its bits, which accelerators else leave out."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jnp.einsum(how, a, b, precision=precision, preferred_element_type=jnp.float32)
+    """A product summed in float32."""
+    return jnp.einsum(how, a, b, precision=precision(a.dtype), preferred_element_type=jnp.float32)
 
 
 def _logits(setting: _Setting, hidden: Array, tile: _Tile) -> Array:

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,11 @@ def platform() -> str:
     device = None if mesh.empty else mesh.abstract_device
     backend = jax.default_backend() if device is None else device.platform
     return "gpu" if backend in ("cuda", "rocm") else backend
+
+
+def precision(dtype: Any) -> jax.lax.Precision | None:
+    """Of matrix products: float32 means float32, which accelerators otherwise multiply in fewer bits."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 # A process that says nothing for so long is dead, and the others end too: a job manager starts all of them again.

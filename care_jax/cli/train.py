@@ -51,7 +51,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     from care_jax.cli import compiled
     from care_jax.training import loop
-    from care_jax.training.failures import ProcessLost, RunFailed
+    from care_jax.training.failures import ProcessLost, RunFailed, out_of_memory
     from care_jax.training.signals import Interrupted
 
     compiled.keep()
@@ -69,7 +69,7 @@ def _train(arguments: argparse.Namespace) -> int:
             os._exit(FAILED)  # the usual way out waits for the one that is gone, and is aborted
         return FAILED
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not out_of_memory(error):
             raise
         print(f"care-jax: out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
         _advise(loaded)

@@ -104,7 +104,8 @@ def score(model: Any, params: Any, asked: Sequence[Asked], mesh: Mesh | None = N
     width = _width(asked, model.arch.hidden)
     rows = _pack(asked, width)
     # As many rows in every batch: the last one would else be half padding.
-    size = round_up(-(-len(rows) // max(1, round(len(rows) * width / _TOKENS))) if rows else 1, parts)
+    batches = max(1, round(len(rows) * width / _TOKENS))
+    size = round_up(max(1, -(-len(rows) // batches)), parts)
     capacity = round_up(max((sum(_targets(asked[number]) for number in row) for row in rows), default=1), 8)
     out: list[list[float]] = [[] for _ in asked]
     for start in range(0, len(rows), size):

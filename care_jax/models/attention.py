@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from care_jax import sharding
 from care_jax.errors import UserError, nearest
 from care_jax.models import kernels
-from care_jax.sharding import is_writer
+from care_jax.sharding import is_writer, precision
 
 IMPLEMENTATIONS = ("auto", "xla", "xla_chunked", *kernels.KERNELS)
 
@@ -112,17 +112,16 @@ def _dense(
     """Scores and softmax in float32; key head h serves the query heads h*G .. h*G+G-1."""
     b, t, h, d = q.shape
     groups, length = h // k.shape[2], k.shape[1]
-    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
     # One product a key head, its query heads as further rows: no score is ever transposed.
     rows = q.reshape(b, t, -1, groups, d).transpose(0, 2, 3, 1, 4).reshape(b, -1, groups * t, d)
-    scores = jnp.einsum("bkrd,bskd->bkrs", rows, k, precision=precision, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bkrd,bskd->bkrs", rows, k, precision=precision(q.dtype), preferred_element_type=jnp.float32)
     scores = scores * scale
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
     scores = scores.reshape(b, -1, groups, t, length)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(b, -1, groups * t, length)
-    out = jnp.einsum("bkrs,bskd->bkrd", weights, v, precision=precision)
+    out = jnp.einsum("bkrs,bskd->bkrd", weights, v, precision=precision(q.dtype))
     return out.reshape(b, -1, groups, t, d).transpose(0, 3, 1, 2, 4).reshape(b, t, h, d)
 
 

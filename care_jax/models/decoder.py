@@ -20,7 +20,7 @@ from care_jax.errors import UserError
 from care_jax.models import arch as arch_lib
 from care_jax.models import attention as attention_lib
 from care_jax.models.arch import Arch, LayerKind, Rope, Tree
-from care_jax.sharding import constrain, platform
+from care_jax.sharding import constrain, platform, precision
 
 REMAT = ("none", "dots", "full", "offload")
 _ACTIVATIONS = {
@@ -111,13 +111,8 @@ def _contract(x: jax.Array, weight: jax.Array, dims: int) -> jax.Array:
     return _product(flat_x, weight.reshape(math.prod(out), flat_x.shape[-1])).reshape(*rows, *out)
 
 
-def _precision(x: jax.Array) -> Any:
-    """float32 means float32: accelerators otherwise multiply it in fewer bits."""
-    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-
-
 def _multiply(x: jax.Array, weight: jax.Array) -> jax.Array:
-    return jnp.einsum("...i,oi->...o", x, weight, precision=_precision(x))
+    return jnp.einsum("...i,oi->...o", x, weight, precision=precision(x.dtype))
 
 
 @jax.custom_vjp
@@ -136,7 +131,7 @@ def _product_backward(saved: Any, gradient: Any) -> tuple[Any, Any]:
     x, weight = saved
     if isinstance(gradient, jax.custom_derivatives.SymbolicZero):
         return None, None
-    to_x = jnp.einsum("...o,oi->...i", gradient, weight, precision=_precision(gradient))
+    to_x = jnp.einsum("...o,oi->...i", gradient, weight, precision=precision(gradient.dtype))
     if x is None:
         return to_x, None
     flat_x, flat = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
@@ -146,7 +141,7 @@ def _product_backward(saved: Any, gradient: Any) -> tuple[Any, Any]:
     narrow = (flat_x if wide else flat).T
     if platform() == "cpu":
         narrow = jax.lax.optimization_barrier(narrow)
-    to_weight = jnp.einsum("at,tb->ab", narrow, flat if wide else flat_x, precision=_precision(x))
+    to_weight = jnp.einsum("at,tb->ab", narrow, flat if wide else flat_x, precision=precision(x.dtype))
     return to_x, to_weight.T if wide else to_weight
 
 
@@ -343,7 +338,9 @@ def head_weight(arch: Arch, params: Tree) -> Float[Array, "V d"]:
 def logits_of(arch: Arch, params: Tree, hidden: Float[Array, "B T d"]) -> Float[Array, "B T V"]:
     """Logits in float32, the final soft cap applied; the product takes the compute dtype, accumulated in float32."""
     head = head_weight(arch, params).astype(hidden.dtype)
-    logits = jnp.einsum("btd,vd->btv", hidden, head, precision=_precision(hidden), preferred_element_type=jnp.float32)
+    logits = jnp.einsum(
+        "btd,vd->btv", hidden, head, precision=precision(hidden.dtype), preferred_element_type=jnp.float32
+    )
     if arch.final_soft_cap is not None:
         logits = arch.final_soft_cap * jnp.tanh(logits / arch.final_soft_cap)
     return logits

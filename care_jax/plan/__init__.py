@@ -15,9 +15,7 @@ from care_jax.plan.known import arch_of
 from care_jax.plan.programs import Program, compile_forward, compile_train
 from care_jax.plan.shapes import Shapes, shapes
 from care_jax.plan.targets import Target
-
-# The part of a device's memory that a plan may fill: what else runs there (buffers of collectives, holes) is not in it.
-SHARE = 0.9
+from care_jax.training.chips import SHARE
 
 
 @dataclasses.dataclass(frozen=True)

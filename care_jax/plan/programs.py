@@ -13,6 +13,7 @@ from care_jax.plan import flops, hlo
 from care_jax.plan.shapes import Shapes
 from care_jax.training import placing
 from care_jax.training.build import train_program
+from care_jax.training.failures import out_of_memory
 from care_jax.training.step import make_logps
 
 
@@ -59,7 +60,7 @@ def _compile(
     except jax.errors.JaxRuntimeError as error:
         beside = _BESIDE.search(str(error))
         found = beside or _USED.search(str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or found is None:
+        if not out_of_memory(error) or found is None:
             raise
         needed = int(float(found[1]) * _UNIT[found[2]]) + (0 if beside is None else sum(held.values()))
         return Program(name, held, None, needed, operations, {}, time.perf_counter() - began), None

@@ -15,22 +15,22 @@ def _file(folder: pathlib.Path, kind: str, measure: str) -> pathlib.Path:
     return folder / f"{kind}_{re.sub(r'[^a-zA-Z0-9]+', '_', measure).strip('_')}.png"
 
 
+def _label(row: dict[str, Any], but: str | None = None) -> str:
+    """An arm and its place in the grid; but: without this key."""
+    return ", ".join([row["arm"], *(f"{k.rsplit('.', 1)[-1]}={v}" for k, v in row["point"].items() if k != but)])
+
+
 def curves(study: Study, measure: str, rows: Sequence[dict[str, Any]], folder: pathlib.Path) -> pathlib.Path:
     """Mean with its interval over x, a line an arm and other grid values, a panel a culture."""
     own = [row for row in rows if row["kind"] == "mean" and study.x in row["point"]]
     scopes = sorted(dict.fromkeys(row["culture"] for row in own), key=lambda scope: scope == ALL)
     figure = new_figure(4.2 * max(1, len(scopes)), 3.8)
-
-    def line(row: dict[str, Any]) -> str:
-        return ", ".join(
-            [row["arm"], *(f"{k.rsplit('.', 1)[-1]}={v}" for k, v in row["point"].items() if k != study.x)]
-        )
-
-    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(map(line, own)))}
+    names = [_label(row, but=study.x) for row in own]
+    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(names))}
     for number, scope in enumerate(scopes, start=1):
         axes = figure.add_subplot(1, len(scopes), number)
         for name, colour in colours.items():
-            points = [row for row in own if (row["culture"], line(row)) == (scope, name)]
+            points = [row for row, its in zip(own, names) if (row["culture"], its) == (scope, name)]
             if not points:
                 continue
             points.sort(key=lambda row: float(row["point"][study.x]))
@@ -79,7 +79,7 @@ def bars(measure: str, rows: Sequence[dict[str, Any]], folder: pathlib.Path) -> 
     own = [row for row in rows if row["kind"] == "mean" and row["culture"] == ALL]
     if not own:
         return []
-    names = [", ".join([row["arm"], *(f"{k.rsplit('.', 1)[-1]}={v}" for k, v in row["point"].items())]) for row in own]
+    names = [_label(row) for row in own]
     figure = new_figure(6.0, 1.2 + 0.42 * len(own))
     axes = figure.add_subplot()
     values = [row["value"] for row in own]

@@ -3,6 +3,8 @@
 import dataclasses
 
 GIB = 2**30
+# The part of a device's memory that is counted on: what else runs there (buffers of collectives, holes) is not planned.
+SHARE = 0.9
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,6 +55,11 @@ def process_lost(error: BaseException | None) -> bool:
     return lost and jax.process_count() > 1
 
 
+def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether a device's memory did not suffice, found by the compiler or while running."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 @contextlib.contextmanager
 def told(folder: object, standing: Callable[[], str]) -> Iterator[None]:
     """A full disk, a lost permission, a failing device or a lost process ends the run with one sentence, not with a

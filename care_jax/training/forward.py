@@ -16,7 +16,9 @@ from care_jax.data.packing import Batch, Layout, StepPlan
 from care_jax.errors import UserError
 from care_jax.sharding import is_writer
 from care_jax.training import placing
+from care_jax.training.chips import SHARE
 from care_jax.training.datasets import Sequence_
+from care_jax.training.failures import out_of_memory
 from care_jax.training.reference import Cache, digest, fill_cache
 from care_jax.training.signals import StopSignal
 from care_jax.training.step import make_logps
@@ -65,42 +67,43 @@ class ForwardPass:
     ):
         check_ids(corpus, model.arch.vocab_size)
         self._corpus, self._mesh, self._stop, self._beside = corpus, mesh, stop, beside
-        self._fitted = False
         self._layout = dataclasses.replace(layout, microbatches=1)
         self._program = jax.jit(make_logps(model), out_shardings=sharding.replicated(mesh))
         self._plans: dict[tuple[Sequence_, ...], StepPlan] = {}
 
     def _plan(self, sequences: Sequence[Sequence_], variables: Any) -> StepPlan:
-        if not self._fitted:
-            self._fitted, self._layout = True, self._largest(sequences, variables)
         key = tuple(sequences)
         if key not in self._plans:
-            self._plans[key] = pipeline.plan_responses(self._corpus, sequences, self._layout)
+            if self._plans:
+                plan = pipeline.plan_responses(self._corpus, sequences, self._layout)
+            else:
+                plan = self._first_plan(sequences, variables)
+                self._layout = plan.layout
+            self._plans[key] = plan
         return self._plans[key]
 
-    def _largest(self, sequences: Sequence[Sequence_], variables: Any) -> Layout:
-        """The layout with the most rows that fit; no more than the sequences fill."""
+    def _first_plan(self, sequences: Sequence[Sequence_], variables: Any) -> StepPlan:
+        """In the layout with the most rows that fit, of which the sequences fill more than half; it is kept."""
         limit = memory_limit()
         if limit is None:
-            return self._layout
+            return pipeline.plan_responses(self._corpus, sequences, self._layout)
         for times in (8, 4, 2):
             layout = dataclasses.replace(
                 self._layout,
                 **{name: times * getattr(self._layout, name) for name in ("rows", "responses", "completions")},
             )
             plan = pipeline.plan_responses(self._corpus, sequences, layout)
-            if plan.tokens > layout.rows * layout.row_length // 2 and not sharding.anywhere(
-                not self._fits(plan, variables, limit - self._beside)
-            ):
-                return layout
-        return self._layout
+            filled = plan.tokens > layout.rows * layout.row_length // 2
+            if filled and not sharding.anywhere(not self._fits(plan, variables, limit - self._beside)):
+                return plan
+        return pipeline.plan_responses(self._corpus, sequences, self._layout)
 
     def _fits(self, plan: StepPlan, variables: Any, room: int) -> bool:
-        """By what the compiler plans, which a compiled program cached on disk tells at once the next time."""
+        """By what the compiler plans; the pass itself then runs the program that was compiled for this."""
         try:
             program = self._program.lower(variables, self._batch(plan, 0)).compile()
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not out_of_memory(error):
                 raise
             return False
         sizes = program.memory_analysis()
@@ -174,9 +177,9 @@ class ForwardPass:
 
 
 def memory_limit() -> int | None:
-    """Bytes of a device's memory that are counted on (90 %); None where the backend does not say."""
+    """Bytes of a device's memory that are counted on; None where the backend does not say."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return None if limit is None else int(0.9 * limit)
+    return None if limit is None else int(SHARE * limit)
 
 
 def _progress(items: Any, name: str) -> Any:

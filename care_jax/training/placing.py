@@ -1,6 +1,7 @@
 """From numpy batches to global arrays on the mesh; shardings of a training state from its weights' declarations."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -16,6 +17,7 @@ from care_jax.training.step import State
 ROW_ARRAYS = ("tokens", "positions", "segment_ids", "prompt_segment_ids")
 
 
+@functools.cache
 def own_rows(mesh: Mesh, rows: int) -> slice:
     """The rows of every microbatch that this process must fill: those of its own devices."""
     placed = sharding.sharding(mesh, ("rows",), (rows,), "batch.microbatch_rows")

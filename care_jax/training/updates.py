@@ -74,6 +74,7 @@ class Updates:
         self._reference, self._recorder, self._evaluations, self._meta = reference, recorder, evaluations, meta
         self._alarms, self._diagnosis = Alarms(), Diagnosis(built.model, objective)
         self._flight: _Flight | None = None
+        self._parameters = models.num_params(built.model.arch)
         self._trace = Trace(config.profile, folder / "profile", data.steps)
 
     def run(self, state: State, shardings: State, start: int | None) -> State:
@@ -194,7 +195,7 @@ class Updates:
         """
         passes = 2 if self._config.model.lora else 3
         without = told.get("mismatched_tokens", 0)
-        return 2.0 * models.num_params(self._built.model.arch) * (passes * (told["tokens"] - without) + without)
+        return 2.0 * self._parameters * (passes * (told["tokens"] - without) + without)
 
     def _not_finite(self, flight: _Flight, values: dict[str, float], skipped: int, state: State) -> None:
         """Says which step, tensor and questions; raises Diverged where it was one too many in a row."""
