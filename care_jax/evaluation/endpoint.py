@@ -3,7 +3,6 @@
 Only the standard library: one connection a call, from as many threads as calls may be under way.
 """
 
-import concurrent.futures
 import contextlib
 import datetime
 import email.utils
@@ -12,6 +11,7 @@ import http.client
 import json
 import os
 import pathlib
+import queue
 import random
 import threading
 import time
@@ -138,20 +138,41 @@ class Client:
 
         Whatever ends the iteration early, calls under way are waited for, and are in the cache.
         """
+        # Threads and queues of our own: an interrupt may be raised anywhere in the main thread, and one within
+        # concurrent.futures.wait leaves locks held that the workers need, for ever.
         self._stopped = False
-        with concurrent.futures.ThreadPoolExecutor(self.endpoint.concurrency) as pool:
-            waiting = {pool.submit(self._one, body, judge, tries): number for number, body in enumerate(bodies)}
-            try:
-                while waiting:
-                    done, _ = concurrent.futures.wait(
-                        waiting, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED
-                    )
-                    for future in done:
-                        yield waiting.pop(future), future.result()
-            finally:
-                self._stopped = True  # no call is begun any more
-                for future in waiting:
-                    future.cancel()
+        todo: queue.SimpleQueue[tuple[int, Mapping[str, Any]]] = queue.SimpleQueue()
+        arrived: queue.SimpleQueue[tuple[int, Reply | Exception]] = queue.SimpleQueue()
+        for numbered in enumerate(bodies):
+            todo.put(numbered)
+
+        def work() -> None:
+            while not self._stopped:
+                try:
+                    number, body = todo.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    arrived.put((number, self._one(body, judge, tries)))
+                except Exception as error:  # raised where the replies are read
+                    arrived.put((number, error))
+
+        threads = [
+            threading.Thread(target=work, daemon=True) for _ in range(min(len(bodies), self.endpoint.concurrency))
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            for _ in bodies:
+                number, reply = arrived.get()
+                if isinstance(reply, Exception):
+                    raise reply
+                yield number, reply
+        finally:
+            self._stopped = True  # no call is begun any more
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
 
     def ask(self, body: Mapping[str, Any]) -> Reply:
         """The reply to one body."""

@@ -196,6 +196,37 @@ def test_no_call_is_made_twice_after_a_stop_and_a_kill(tmp_path):
         assert [line["rating"] for line in lines(out)] == [rating_of(number) for number in range(450)]
 
 
+INTERRUPTED_AT_RANDOM = """
+import contextlib, random, signal, time
+from care_jax.evaluation.endpoint import Client, Endpoint, request_body
+
+def stop(number, frame):
+    raise KeyboardInterrupt
+
+def post(path, body):
+    time.sleep(0.002)
+    return {"choices": [{"message": {"content": "x"}}]}
+
+signal.signal(signal.SIGALRM, stop)
+client = Client(Endpoint("http://127.0.0.1:1/v1", "m"))
+client._post = post
+bodies = [request_body("m", str(number)) for number in range(450)]
+for seed in range(150):
+    signal.setitimer(signal.ITIMER_REAL, random.Random(seed).uniform(0.002, 0.05))
+    with contextlib.suppress(KeyboardInterrupt):
+        for _ in client.ask_all(bodies):
+            pass
+    signal.setitimer(signal.ITIMER_REAL, 0)
+print("ended")
+"""
+
+
+def test_an_interrupt_at_any_moment_ends_it():
+    """A hundred and fifty interrupts: none leaves a worker waiting for a lock that the interrupted thread holds."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_AT_RANDOM], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "ended\n", done.stderr
+
+
 def test_a_wrong_key_ends_it_at_once(tmp_path, capsys):
     def refuse(prompt, before, call):
         return 401, {}, {"error": "no such key"}, 0.0
