@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +16,11 @@ from care_jax.sharding import is_writer, precision
 
 IMPLEMENTATIONS = ("auto", "xla", "xla_chunked", *kernels.KERNELS)
 
-# Rows up to this length hold their [length, length] scores at once; longer ones go through in chunks of queries.
+# Rows up to _DENSE_LENGTH hold the scores of a piece of queries at once; longer ones go through in chunks of queries.
 CHUNK = 512
 _DENSE_LENGTH = 1024
+# A row's queries in at most so many pieces, of a multiple of so many: each piece is spared the keys behind its end.
+_PIECES, _PIECE = 8, 128
 _LENGTHS = {"xla": "of up to", "xla_chunked": "of more than"}
 
 
@@ -169,14 +172,40 @@ def attend(
         key_positions, key_segment_ids = positions, segment_ids
     if prompt_segment_ids is None:
         prompt_segment_ids = segment_ids
-    rows = jnp.arange(length) + offset
-    if implementation == "xla" or length <= CHUNK:
-        mask = visible(rows, positions, segment_ids, prompt_segment_ids, key_positions, key_segment_ids, window)
-        # Scores are computed again in the backward pass: keeping [H, T, S] of every layer costs more than that.
-        dense = jax.checkpoint(functools.partial(_dense, soft_cap=soft_cap, scale=scale), prevent_cse=False)
-        return dense(q, k, v, mask)
+    dense = functools.partial(_dense, soft_cap=soft_cap, scale=scale)
+    queries = (q, jnp.arange(length) + offset, positions, segment_ids, prompt_segment_ids)
+    keys = (k, v, key_positions, key_segment_ids)
+    whole = implementation == "xla" or length <= CHUNK
 
-    # Queries in chunks, each recomputed in the backward pass: never more than [chunk, S] scores a head.
+    def piece(start: int, stop: int) -> jax.Array:
+        mine = [x[start:stop] if x.ndim == 1 else x[:, start:stop] for x in queries]
+        theirs = [x if cached else x[:, :stop] for x in keys]
+        return _piece(dense, mine, theirs, window, whole)
+
+    if cached:
+        return piece(0, length)
+    step = -(-length // (_PIECES * _PIECE)) * _PIECE
+    pieces = [piece(start, min(start + step, length)) for start in range(0, length, step)]
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
+
+
+def _piece(
+    dense: Callable[..., jax.Array],
+    queries: Sequence[jax.Array],
+    keys: Sequence[jax.Array],
+    window: int | None,
+    whole: bool,
+) -> Float[Array, "B T H D"]:
+    """Some queries over some keys: at once, or a chunk of queries after the other.
+
+    Scores are computed again in the backward pass: keeping [H, T, S] of every layer costs more than that.
+    """
+    q, rows, positions, segment_ids, prompt_segment_ids = queries
+    k, v, key_positions, key_segment_ids = keys
+    length = q.shape[1]
+    if whole or length <= CHUNK:
+        mask = visible(rows, positions, segment_ids, prompt_segment_ids, key_positions, key_segment_ids, window)
+        return jax.checkpoint(dense, prevent_cse=False)(q, k, v, mask)
     chunks = -(-length // CHUNK)
     pad = chunks * CHUNK - length
 
@@ -186,11 +215,10 @@ def attend(
 
     @jax.checkpoint
     def one(part: tuple[jax.Array, ...]) -> jax.Array:
-        q_chunk, rows_chunk, positions_chunk, segments_chunk, prompts_chunk = part
-        mask = visible(
-            rows_chunk, positions_chunk, segments_chunk, prompts_chunk, key_positions, key_segment_ids, window
+        q, rows, positions, segment_ids, prompt_segment_ids = part
+        return dense(
+            q, k, v, visible(rows, positions, segment_ids, prompt_segment_ids, key_positions, key_segment_ids, window)
         )
-        return _dense(q_chunk, k, v, mask, soft_cap, scale)
 
     places = jnp.pad(rows, (0, pad)).reshape(chunks, CHUNK)
     out = jax.lax.map(one, (split(q), places, split(positions), split(segment_ids), split(prompt_segment_ids)))
