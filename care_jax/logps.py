@@ -32,6 +32,7 @@ WIDTH_AXIS = "fsdp"  # the one of them that splits the head's width as it is sto
 # tiles that its caches hold (8 MiB of logits at the usual chunk); an accelerator wants few and large products.
 COLUMNS = 32768
 _CPU_COLUMNS = 2048
+_CHUNK = 1024
 # Tokens that go through together, in units of `chunk`; of more, pieces follow each other. Fewer where devices gather
 # them: each then holds the hidden states of all.
 TOGETHER = 8
@@ -75,13 +76,48 @@ def _layout(vocabulary: int, width: int) -> _Layout:
     return _Layout(tuple(axis for axis in TOKEN_AXES if axis in sizes), split, tuple(sizes.items()))
 
 
+def hidden_at(hidden: Float[Array, "B T d"], places: Int[Array, " C"]) -> Float[Array, "C_padded d"]:
+    """The hidden states at flat places (row * T + column), as `completion_logps` takes them.
+
+    On a mesh the rows lie over devices, and so do the tokens that come back, each device's own in turn: every device
+    sends what it holds of them, a piece after the other, so that none ever holds all C. C is padded to a multiple of
+    those devices with the first place.
+    """
+    layout = _layout(1, hidden.shape[-1])
+    shards = layout.count(layout.tokens)
+    places = jnp.pad(places, (0, -places.shape[0] % shards))
+    if shards == 1:
+        return hidden.reshape(-1, hidden.shape[-1])[places]
+    own = places.shape[0] // shards
+    pieces = max(1, -(-places.shape[0] // (TOGETHER_GATHERED * _CHUNK)))
+    size = -(-own // pieces)
+    # [pieces, of every device its next `size`]
+    turns = jnp.pad(places.reshape(shards, own), ((0, 0), (0, pieces * size - own)))
+    turns = turns.reshape(shards, pieces, size).swapaxes(0, 1).reshape(pieces, shards * size)
+
+    def take(hidden: Array, turns: Array) -> Array:
+        held = hidden.reshape(-1, hidden.shape[-1])
+        first = jax.lax.axis_index(layout.tokens) * held.shape[0]
+
+        @jax.checkpoint  # nothing of a piece is kept for the backward pass but its places
+        def piece(places: Array) -> Array:
+            mine = (places >= first) & (places < first + held.shape[0])
+            found = jnp.where(mine[:, None], held[jnp.where(mine, places - first, 0)], 0)
+            return jax.lax.psum_scatter(found, layout.tokens, tiled=True)
+
+        return _map(lambda part: piece(*part), (turns,)).reshape(-1, held.shape[1])[:own]
+
+    rows = PartitionSpec(layout.tokens)
+    return jax.shard_map(take, in_specs=(rows, PartitionSpec()), out_specs=rows)(hidden, turns)
+
+
 def completion_logps(
     hidden: Float[Array, "C d"],
     head: Float[Array, "V d"],
     targets: Int[Array, " C"],
     *,
     soft_cap: float | None = None,
-    chunk: int = 1024,
+    chunk: int = _CHUNK,
     frozen_head: bool = False,
 ) -> Float[Array, " C"]:
     """log p(target) of each token, float32, in nats.

@@ -228,6 +228,13 @@ def _attention(
     return linear(out, weights["o"], _part(lora, "o"), lora_scale, dims=2), cache
 
 
+def _rounded(weight: jax.Array, dtype: Any) -> jax.Array:
+    """A layer's weight in the compute dtype, rounded within the loop over layers: XLA would round the whole stack
+    before it, and hold that copy throughout.
+    """
+    return weight if weight.dtype == dtype else jax.lax.optimization_barrier(weight).astype(dtype)
+
+
 def _mlp(arch: Arch, x: jax.Array, weights: Tree, lora: Tree | None, lora_scale: float) -> jax.Array:
     gate = linear(x, weights["gate"], _part(lora, "gate"), lora_scale)
     up = linear(x, weights["up"], _part(lora, "up"), lora_scale)
@@ -285,7 +292,7 @@ def forward(
     def block(carry: tuple[jax.Array, Cache | None], layer: Any) -> tuple[tuple[jax.Array, Cache | None], None]:
         x, cache = carry
         weights, adapters, kind, index = layer
-        weights, adapters = jax.tree.map(lambda w: w.astype(dtype), (weights, adapters))
+        weights, adapters = jax.tree.map(functools.partial(_rounded, dtype=dtype), (weights, adapters))
 
         def norm(name: str, x: jax.Array) -> jax.Array:
             return rms_norm(x, weights[name]["weight"], arch)

@@ -12,7 +12,7 @@ import optax
 from jax import lax
 
 from care_jax.data.packing import Batch
-from care_jax.logps import completion_logps, sequence_logps
+from care_jax.logps import completion_logps, hidden_at, sequence_logps
 from care_jax.models import head_weight
 from care_jax.training import objective as objectives
 
@@ -57,16 +57,17 @@ def response_logps(model: nn.Module, variables: Variables, microbatch: Batch) ->
         microbatch.prompt_segment_ids,
         method="hidden",
     )
-    predicting = hidden.reshape(-1, hidden.shape[-1])[microbatch.predictor_positions]
+    predicting = hidden_at(hidden, microbatch.predictor_positions)
     targets = microbatch.tokens.reshape(-1)[microbatch.completion_positions]
+    count = targets.shape[0]
     token_logps = completion_logps(
         predicting,
         head_weight(model.arch, variables["params"]),
-        targets,
+        jnp.pad(targets, (0, predicting.shape[0] - count)),
         soft_cap=model.arch.final_soft_cap,
         frozen_head="lora" in variables,
     )
-    return sequence_logps(token_logps, microbatch.completion_segments, microbatch.lengths.shape[0])
+    return sequence_logps(token_logps[:count], microbatch.completion_segments, microbatch.lengths.shape[0])
 
 
 def make_logps(model: nn.Module) -> Callable[[Variables, Batch], jax.Array]:
