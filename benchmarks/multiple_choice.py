@@ -2,13 +2,14 @@
 
     python benchmarks/multiple_choice.py --model FOLDER --data CARE_EVAL_FOLDER --peer-python PYTHON_WITH_LM_EVAL
 
-Both sides start cold in a process of their own; the time is from the tokenized or raw items to the log-probabilities,
-compilation included for ours, after the model is loaded. --repeat: also the second time over, when ours is compiled.
+Each side is a process that holds its model; rounds alternate between them, so that what else the machine does meets
+both. A time is from the raw items to the log-probabilities; the first round holds our compilation.
 """
 
 import argparse
 import json
 import pathlib
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,12 +24,10 @@ folder, path = sys.argv[1:3]
 items = [Item(str(n), "q", one["prompt"], choices=tuple(one["choices"])) for n, one in enumerate(json.load(open(path)))]
 model, params = models.from_pretrained(folder)
 tokenizer = load_tokenizer(folder)
-times = []
-for _ in range(2):
+for _ in sys.stdin:
     began = time.perf_counter()
     found = likelihood.score(model, params, [likelihood.encode(tokenizer, item) for item in items])
-    times.append(time.perf_counter() - began)
-print("OUT" + json.dumps({"seconds": times, "logps": found}))
+    print("OUT" + json.dumps({"seconds": time.perf_counter() - began, "logps": found}), flush=True)
 """
 PEER = """
 import json, sys, time
@@ -37,21 +36,28 @@ from lm_eval.models.huggingface import HFLM
 folder, path, batch = sys.argv[1:4]
 items = json.load(open(path))
 model = HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=int(batch))
-def requests():
-    return [Instance(request_type="loglikelihood", doc={}, arguments=(one["prompt"], choice), idx=n)
-            for n, one in enumerate(items) for choice in one["choices"]]
-times = []
-for _ in range(2):
+for _ in sys.stdin:
+    requests = [Instance(request_type="loglikelihood", doc={}, arguments=(one["prompt"], choice), idx=n)
+                for n, one in enumerate(items) for choice in one["choices"]]
     began = time.perf_counter()
-    flat = model.loglikelihood(requests(), disable_tqdm=True)
-    times.append(time.perf_counter() - began)
-rest = iter(flat)
-print("OUT" + json.dumps({"seconds": times, "logps": [[next(rest)[0] for _ in one["choices"]] for one in items]}))
+    flat = model.loglikelihood(requests, disable_tqdm=True)
+    seconds = time.perf_counter() - began
+    rest = iter(flat)
+    logps = [[next(rest)[0] for _ in one["choices"]] for one in items]
+    print("OUT" + json.dumps({"seconds": seconds, "logps": logps}), flush=True)
 """
 
 
-def items(folder: str, count: int, options: str = "letters") -> list[dict]:
-    """CARE's questions, each with four reference answers of which to choose: by letter, or each answer's own text."""
+def items(folder: str, count: int, options: str = "letters", shots: int = 0) -> list[dict]:
+    """CARE's questions, each with four reference answers of which to choose: by letter, or each answer's own text.
+
+    shots: as many of them with their letter stand before each, the same before all, as in a task's few-shot form.
+    """
+    if shots:
+        made = items(folder, shots + count, options)
+        letters = [one["choices"][number % 4] for number, one in enumerate(made[:shots])]
+        examples = "".join(f"{one['prompt']}{letter}\n\n" for one, letter in zip(made, letters))
+        return [{**one, "prompt": examples + one["prompt"]} for one in made[shots:]]
     rows = [row for path in sorted(pathlib.Path(folder).glob("*.json")) for row in json.loads(path.read_text())]
     made = []
     for number in range(count):
@@ -65,11 +71,31 @@ def items(folder: str, count: int, options: str = "letters") -> list[dict]:
     return made
 
 
-def side(python: str, code: str, *words: str) -> dict:
-    done = subprocess.run([python, "-c", code, *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    return json.loads(done.stdout.split("OUT")[-1])
+class Side:
+    """A process that scores the items once a line."""
+
+    def __init__(self, python: str, code: str, *words: str):
+        self.seconds: list[float] = []
+        self.logps: list[list[float]] = []
+        self._process = subprocess.Popen(
+            [python, "-c", code, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True,
+        )  # fmt: skip
+
+    def round(self) -> None:
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("OUT"):
+                found = json.loads(line[3:])
+                self.seconds.append(found["seconds"])
+                self.logps = found["logps"]
+                return
+        raise SystemExit(f"{self._process.args[0]}: ended before its answer")
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
 
 
 def main() -> None:
@@ -77,25 +103,30 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--peer-python", required=True)
-    parser.add_argument("--items", type=int, default=200)
+    parser.add_argument("--items", type=int, default=100)
     parser.add_argument("--options", choices=("letters", "answers"), default="letters")
-    parser.add_argument("--peer-batch", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--shots", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=3, help="after the first")
+    parser.add_argument("--peer-batch", type=int, default=4, help="its best here of 1, 4, 16")
     arguments = parser.parse_args()
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(items(arguments.data, arguments.items, arguments.options), file)
+        json.dump(items(arguments.data, arguments.items, arguments.options, arguments.shots), file)
         file.flush()
-        ours = side(sys.executable, OURS, arguments.model, file.name)
-        peers = {
-            batch: side(arguments.peer_python, PEER, arguments.model, file.name, str(batch))
-            for batch in arguments.peer_batch
-        }
-    batch, peer = min(peers.items(), key=lambda pair: min(pair[1]["seconds"]))
-    apart = max(abs(a - b) for one, two in zip(ours["logps"], peer["logps"]) for a, b in zip(one, two))
-    print(f"{arguments.items} items; largest difference of a log-probability {apart:.1e}")
-    print(f"care_jax     first {ours['seconds'][0]:.1f} s (compilation in it), again {ours['seconds'][1]:.1f} s")
-    print(f"lm_eval hf   first {peer['seconds'][0]:.1f} s, again {peer['seconds'][1]:.1f} s (batch {batch}, its best)")
-    print(f"ratio        first {peer['seconds'][0] / ours['seconds'][0]:.2f}, again "
-          f"{peer['seconds'][1] / ours['seconds'][1]:.2f}")  # fmt: skip
+        ours = Side(sys.executable, OURS, arguments.model, file.name)
+        peer = Side(arguments.peer_python, PEER, arguments.model, file.name, str(arguments.peer_batch))
+        for number in range(1 + arguments.rounds):
+            for one in (ours, peer):
+                one.round()
+            print(f"round {number}: care_jax {ours.seconds[-1]:.1f} s, lm_eval hf {peer.seconds[-1]:.1f} s", flush=True)
+        for one in (ours, peer):
+            one.close()
+    apart = max(abs(a - b) for one, two in zip(ours.logps, peer.logps) for a, b in zip(one, two))
+    mine, other = ours.seconds[1:], peer.seconds[1:]
+    print(f"{arguments.items} items, {arguments.options}, {arguments.shots} examples before each")
+    print(f"largest difference of a log-probability {apart:.1e}")
+    median = statistics.median(other) / statistics.median(mine)
+    first, least = peer.seconds[0] / ours.seconds[0], min(other) / min(mine)
+    print(f"lm_eval / care_jax: {median:.2f} by median, {least:.2f} by minimum; {first:.2f} with our compilation")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,11 @@ def add(commands) -> None:
         "--translations", metavar="F", help="English questions: question, culture, translated_question"
     )
     evaluate.add_argument("--prompt", metavar="ID", help="which of the task's prompts (blend_sa: inst-4, pers-3, ...)")
+    evaluate.add_argument(
+        "--num-fewshot", "--num_fewshot", type=int, default=0, metavar="N",
+        help="questions with their answers before each question, of its language and domain or subject (default: 0)",
+    )  # fmt: skip
+    evaluate.add_argument("--fewshot", metavar="D", help="where these come from: a validation or dev split's file")
     evaluate.add_argument("--columns", metavar="MAP", help="field=column,... for a table of one's own")
     calls(evaluate)
     evaluate.add_argument("--temperature", type=float, metavar="T", help="default: the task's")
@@ -142,10 +147,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise UserError("expected one of --model, --base-url, --responses: where do the answers come from?")
     at_least(("--limit", arguments.limit, 1), ("--n", arguments.n, 1), ("--max-tokens", arguments.max_tokens, 1))
     at_least(("--temperature", arguments.temperature, 0), ("--batch-size", arguments.batch_size, 1))
+    at_least(("--num-fewshot", arguments.num_fewshot, 0))
+    if arguments.fewshot is not None and not arguments.num_fewshot:
+        raise UserError("--fewshot: how many examples of it? --num-fewshot N")
     options = Options(
         mode=arguments.mode, method=arguments.method, query_language=arguments.query_language,
         language=arguments.language, prompt=arguments.prompt, translations=arguments.translations,
-        columns=_columns(arguments.columns), limit=arguments.limit,
+        columns=_columns(arguments.columns), limit=arguments.limit, num_fewshot=arguments.num_fewshot,
+        fewshot=arguments.fewshot,
     )  # fmt: skip
     names = [name for name in arguments.task.split(",") if name.strip()]
     found = [tasks.find(name, options) for name in names]

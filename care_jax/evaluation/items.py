@@ -18,6 +18,7 @@ class Options:
     mode: parity computes as the published script does, its quirks too; strict does what that script meant.
     method: how options are chosen; auto takes what the task's authors do where the answerer can. language: only the
     items of this language or country. prompt: which of a task's own prompts. columns: field -> column of the data.
+    num_fewshot: questions with their answers before each question, the first of `fewshot`, a file or dataset.
     """
 
     mode: Mode = "parity"
@@ -28,6 +29,8 @@ class Options:
     translations: str | None = None
     columns: Mapping[str, str | None] | None = None
     limit: int | None = None
+    num_fewshot: int = 0
+    fewshot: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,10 @@
-"""Log-probabilities of texts behind a prompt, many prompts at once: each prompt stands once, its texts beside it."""
+"""Log-probabilities of texts behind a prompt, many prompts at once: each prompt stands once, its texts beside it.
 
+Where prompts of one-token texts (option letters) begin alike, as behind the same examples, that beginning stands once
+too, and what is left of each prompt beside it.
+"""
+
+import collections
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +26,8 @@ from care_jax.models.decoder import head_weight
 from care_jax.models.export import to_host
 
 _WIDTHS = (256, 1024)  # of a row at least; and, where no prompt is longer, at most
+_SHARING = 4  # rows may be as long as so many shared beginnings
+_LEAST_SHARED = 32  # tokens of a beginning that is worth it
 _TOKENS = 2048  # of a batch, about
 
 
@@ -31,10 +38,25 @@ class Asked:
     prompt: tuple[int, ...]
     texts: tuple[tuple[int, ...], ...]
 
+
+@dataclass(frozen=True, slots=True)
+class _Bundle:
+    """What stands together in a row: a stem, branches that each see it and themselves, and what is asked of them.
+
+    texts: (number of the prompt, targets, the place that predicts each: (branch, offset), branch -1 being the stem).
+    """
+
+    stem: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
+    texts: tuple[tuple[int, tuple[int, ...], tuple[tuple[int, int], ...]], ...]
+
     @property
     def length(self) -> int:
-        # The last token of a text is only predicted, never read.
-        return len(self.prompt) + sum(len(text) - 1 for text in self.texts)
+        return len(self.stem) + sum(map(len, self.branches))
+
+    @property
+    def targets(self) -> int:
+        return sum(len(targets) for _, targets, _ in self.texts)
 
 
 def encode(tokenizer: Any, item: Item, template: str = "none", date: str | None = None) -> Asked:
@@ -101,16 +123,17 @@ def score(model: Any, params: Any, asked: Sequence[Asked], mesh: Mesh | None = N
     token of its own: the prompt's last state predicts it.
     """
     parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-    width = _width(asked, model.arch.hidden)
-    rows = _pack(asked, width)
+    families = _families(asked)
+    width = _width(asked, families, model.arch.hidden)
+    rows = _pack(_bundles(asked, families, width), width)
     # As many rows in every batch: the last one would else be half padding.
     batches = max(1, round(len(rows) * width / _TOKENS))
     size = round_up(max(1, -(-len(rows) // batches)), parts)
-    capacity = round_up(max((sum(_targets(asked[number]) for number in row) for row in rows), default=1), 8)
+    capacity = round_up(max((sum(bundle.targets for bundle in row) for row in rows), default=1), 8)
     out: list[list[float]] = [[] for _ in asked]
     for start in range(0, len(rows), size):
         some = rows[start : start + size]
-        arrays = _fill([[asked[number] for number in row] for row in some], size, width, capacity)
+        arrays = _fill(some, size, width, capacity)
         if mesh is None:
             found = _run(model, params, *(jnp.asarray(x) for x in arrays))
         else:
@@ -118,15 +141,10 @@ def score(model: Any, params: Any, asked: Sequence[Asked], mesh: Mesh | None = N
                 found = _run(model, params, *(_spread(x, mesh) for x in arrays))
         for row, values in zip(some, np.asarray(to_host(found))):
             slot = 0
-            for number in row:
-                for text in asked[number].texts:
-                    out[number].append(float(values[slot : slot + len(text)].sum(dtype=np.float64)))
-                    slot += len(text)
+            for number, targets, _ in (text for bundle in row for text in bundle.texts):
+                out[number].append(float(values[slot : slot + len(targets)].sum(dtype=np.float64)))
+                slot += len(targets)
     return out
-
-
-def _targets(one: Asked) -> int:
-    return sum(len(text) for text in one.texts)
 
 
 def _spread(x: np.ndarray, mesh: Mesh) -> jax.Array:
@@ -134,56 +152,115 @@ def _spread(x: np.ndarray, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_callback(x.shape, placed, lambda index: x[index])
 
 
-def _width(asked: Sequence[Asked], hidden: int) -> int:
+def _families(asked: Sequence[Asked]) -> list[tuple[list[int], int]]:
+    """(numbers of prompts, tokens they share) of those that begin alike for at least half of their length; alone: 0."""
+    alone = [number for number, one in enumerate(asked) if any(len(text) > 1 for text in one.texts)]
+    families: list[tuple[list[int], int]] = [([number], 0) for number in alone]
+    rest = sorted(set(range(len(asked))) - set(alone), key=lambda number: asked[number].prompt)
+    held: list[int] = []
+    shared = 0
+
+    def close() -> None:
+        if held:
+            families.append((held, shared if len(held) > 1 else 0))
+
+    for number in rest:
+        prompt = asked[number].prompt
+        if held:
+            # Every branch keeps a token: the one that predicts.
+            most = min(shared, len(prompt) - 1)
+            alike = next((at for at in range(most) if prompt[at] != asked[held[0]].prompt[at]), most)
+            if alike >= max(_LEAST_SHARED, shared / 2, len(prompt) / 2):
+                held.append(number)
+                shared = alike
+                continue
+        close()
+        held, shared = [number], len(prompt) - 1
+    close()
+    return families
+
+
+def _bundles(asked: Sequence[Asked], families: Sequence[tuple[list[int], int]], width: int) -> list[_Bundle]:
+    """Each family as bundles that fit into `width`; a prompt alone is a stem, its texts' tokens branches.
+
+    The last token of a text is only predicted, never read.
+    """
+    bundles = []
+    for numbers, shared in families:
+        if not shared:
+            (number,) = numbers
+            one, end = asked[number], (-1, len(asked[number].prompt) - 1)
+            texts = tuple(
+                (number, text, (end, *((branch, offset) for offset in range(len(text) - 1))))
+                for branch, text in enumerate(one.texts)
+            )
+            bundles.append(_Bundle(one.prompt, tuple(text[:-1] for text in one.texts), texts))
+            continue
+        stem, waiting = asked[numbers[0]].prompt[:shared], collections.deque(numbers)
+        while waiting:
+            branches: list[tuple[int, ...]] = []
+            held: list[tuple[int, tuple[int, ...], tuple[tuple[int, int], ...]]] = []
+            room = width - shared
+            while waiting and (not branches or len(asked[waiting[0]].prompt) - shared <= room):
+                number = waiting.popleft()
+                branch = asked[number].prompt[shared:]
+                end = (len(branches), len(branch) - 1)
+                held += [(number, text, (end,)) for text in asked[number].texts]
+                branches.append(branch)
+                room -= len(branch)
+            bundles.append(_Bundle(stem, tuple(branches), tuple(held)))
+    return bundles
+
+
+def _width(asked: Sequence[Asked], families: Sequence[tuple[list[int], int]], hidden: int) -> int:
     """The row length that costs least: longer rows are filled better, and cost more attention (4 width x hidden
     operations a slot and layer beside about 24 hidden^2).
     """
-    least = round_up(max([_WIDTHS[0], *(one.length for one in asked)]), 64)
-    some = asked[:: max(1, len(asked) // 256)]  # enough to tell
+    longest = max((bundle.length for bundle in _bundles(asked, families, 0)), default=0)
+    least = round_up(max(_WIDTHS[0], longest), 64)
+    most = max(least, _WIDTHS[1], _SHARING * max((shared for _, shared in families), default=0))
+    step = max(1, len(families) // 256)
+    some = families[::step]  # enough to tell
 
     def cost(width: int) -> float:
-        return len(_pack(some, width)) * width * (1 + width / (6 * hidden))
+        return len(_pack(_bundles(asked, some, width), width)) * width * (1 + width / (6 * hidden))
 
-    return min(range(least, max(least, _WIDTHS[1]) + 1, 64), key=cost)
+    return min((*range(least, min(most, _WIDTHS[1]) + 1, 64), *range(max(least, _WIDTHS[1]), most + 1, 256)), key=cost)
 
 
-def _pack(asked: Sequence[Asked], width: int) -> list[list[int]]:
-    """Rows of prompts (their numbers) that fit into `width`: first fit, longest first."""
-    rows: list[list[int]] = []
+def _pack(bundles: Sequence[_Bundle], width: int) -> list[list[_Bundle]]:
+    """Rows of bundles that fit into `width`: first fit, longest first."""
+    rows: list[list[_Bundle]] = []
     left: list[int] = []
-    for number in sorted(range(len(asked)), key=lambda number: -asked[number].length):
-        need = asked[number].length
-        place = next((place for place, room in enumerate(left) if room >= need), None)
+    for bundle in sorted(bundles, key=lambda bundle: -bundle.length):
+        place = next((place for place, room in enumerate(left) if room >= bundle.length), None)
         if place is None:
             rows.append([])
             left.append(width)
             place = len(rows) - 1
-        rows[place].append(number)
-        left[place] -= need
+        rows[place].append(bundle)
+        left[place] -= bundle.length
     return rows
 
 
-def _fill(rows: Sequence[Sequence[Asked]], size: int, width: int, capacity: int) -> tuple[np.ndarray, ...]:
+def _fill(rows: Sequence[Sequence[_Bundle]], size: int, width: int, capacity: int) -> tuple[np.ndarray, ...]:
     """tokens, positions, segments, prompts [size, width]; places, targets [size, capacity]. Segment 0 is padding."""
     tokens, positions, segments, prompts = (np.zeros((size, width), np.int32) for _ in range(4))
     places, targets = (np.zeros((size, capacity), np.int32) for _ in range(2))
-    for row, several in enumerate(rows):
-        at = slot = 0
-        segment = 1
-        for one in several:
-            end = at + len(one.prompt)
-            mine = segment
-            tokens[row, at:end], positions[row, at:end] = one.prompt, np.arange(len(one.prompt))
-            segments[row, at:end], prompts[row, at:end] = mine, mine
-            at = end
-            for text in one.texts:
+    for row, bundles in enumerate(rows):
+        at = slot = segment = 0
+        for bundle in bundles:
+            starts, stem = [], segment + 1
+            for first, ids in ((0, bundle.stem), *((len(bundle.stem), branch) for branch in bundle.branches)):
                 segment += 1
-                rest = len(text) - 1
-                tokens[row, at : at + rest] = text[:-1]
-                positions[row, at : at + rest] = len(one.prompt) + np.arange(rest)
-                segments[row, at : at + rest], prompts[row, at : at + rest] = segment, mine
-                places[row, slot : slot + len(text)] = [end - 1, *range(at, at + rest)]
-                targets[row, slot : slot + len(text)] = text
-                at, slot = at + rest, slot + len(text)
-            segment += 1
+                end = at + len(ids)
+                tokens[row, at:end], positions[row, at:end] = ids, first + np.arange(len(ids))
+                segments[row, at:end], prompts[row, at:end] = segment, stem
+                starts.append(at)
+                at = end
+            for _, text, predicting in bundle.texts:
+                end = slot + len(text)
+                places[row, slot:end] = [starts[branch + 1] + offset for branch, offset in predicting]
+                targets[row, slot:end] = text
+                slot = end
     return tokens, positions, segments, prompts, places, targets

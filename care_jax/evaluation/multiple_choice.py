@@ -5,7 +5,7 @@ An option is chosen by the log-probability of its letter behind the prompt, or r
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from care_jax.data.fields import Fields
@@ -47,27 +47,28 @@ _GROUPS = (
 
 def read_mcq(path: str, options: Options) -> Taken:
     """Any table of question, options (a list, or a column each) and the right one (index, letter or text)."""
-    return _read(path, options, lambda found, choices, options: _plain(found["question"], choices))
+    return _read(path, options, lambda found, choices, options: ("", _plain(found["question"], choices)))
 
 
 def read_include(path: str, options: Options) -> Taken:
     """INCLUDE's rows, of either revision (`choices`, or option_a to option_d).
 
     In parity the prompt is lm-evaluation-harness's, byte for byte: its description runs into the question, and a space
-    stands before 'D.', which its YAML folded there.
+    stands before 'D.', which its YAML folded there. With examples it is that of its few_shot_en tasks.
     """
     return _read(path, options, _include_prompt)
 
 
-def _include_prompt(found: Mapping[str, Any], choices: Sequence[str], options: Options) -> str:
+def _include_prompt(found: Mapping[str, Any], choices: Sequence[str], options: Options) -> tuple[str, str]:
     domain = str(found.get("domain", "")).strip()
-    about = f"The following is multiple-choice question about {domain}." if domain else ""
+    about = "are multiple-choice questions (with answers)" if options.num_fewshot else "is multiple-choice question"
+    description = f"The following {about} about {domain}." if domain else ""
     if options.mode == "strict":
-        return (about + "\n\n" if about else "") + _plain(found["question"], choices)
+        return (description + "\n\n" if description else ""), _plain(found["question"], choices)
     lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices)]
     if len(lines) > 3:
         lines[3] = " " + lines[3]
-    return "\n".join([about + str(found["question"]).strip(), *lines, "Answer:"])
+    return description, "\n".join([str(found["question"]).strip(), *lines, "Answer:"])
 
 
 def _plain(question: Any, choices: Sequence[str]) -> str:
@@ -118,20 +119,26 @@ def _truth(value: Any, row: Row) -> bool:
     return word in ("true", "1")
 
 
-def _read(path: str, options: Options, prompt: Any) -> Taken:
+# (found, choices, options) -> what stands before all questions, and the question with its options.
+_Prompt = Callable[[Mapping[str, Any], Sequence[str], Options], tuple[str, str]]
+
+
+def _read(path: str, options: Options, prompt: _Prompt) -> Taken:
     fields, items = Fields.make(ALIASES, options.columns), []
     excluded: Counter[str] = Counter()
+    examples = _examples(options, fields, prompt)
     for row, found in _rows(path, fields):
         _need(row, found, "question", "answer")
         choices = _choices(found, row)
         if not str(found["question"] or "").strip():
             excluded["empty_question"] += 1
             continue
+        description, asked = prompt(found, choices, options)
         items.append(
             Item(
                 id=_id(found, row),
                 question=str(found["question"]),
-                prompt=prompt(found, choices, options),
+                prompt=description + _before(found, examples, options) + asked,
                 groups=_groups(found),
                 choices=tuple(f" {letter}" for letter in LETTERS[: len(choices)]),
                 letters=tuple(LETTERS[: len(choices)]),
@@ -141,6 +148,44 @@ def _read(path: str, options: Options, prompt: Any) -> Taken:
             )
         )
     return Taken(limited(items, options, path), excluded)
+
+
+def _kind(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """What an example shares with the questions that it stands before: language and domain, or else the subject."""
+    about = found.get("domain") or found.get("subject")
+    return tuple(str(value).strip() for value in (found.get("language"), about) if value not in (None, ""))
+
+
+def _examples(options: Options, fields: Fields, prompt: _Prompt) -> dict[tuple[str, ...], list[tuple[str, str]]]:
+    """By kind, the first questions of `fewshot` (one more than needed), each with its text, answer included."""
+    examples: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    if not options.num_fewshot:
+        return examples
+    if options.fewshot is None:
+        raise UserError("--num-fewshot: examples are taken from --fewshot FILE, such as a validation or dev split")
+    for row, found in _rows(options.fewshot, fields):
+        _need(row, found, "question", "answer")
+        held = examples.setdefault(_kind(found), [])
+        if len(held) > options.num_fewshot or not str(found["question"] or "").strip():
+            continue
+        choices = _choices(found, row)
+        _, asked = prompt(found, choices, options)
+        held.append((str(found["question"]), f"{asked} {LETTERS[_right(found['answer'], choices, row)]}\n\n"))
+    return examples
+
+
+def _before(
+    found: Mapping[str, Any], examples: Mapping[tuple[str, ...], list[tuple[str, str]]], options: Options
+) -> str:
+    """The examples before a question, which is never one of them."""
+    mine = [text for question, text in examples.get(_kind(found), []) if question != str(found["question"])]
+    if len(mine) < options.num_fewshot:
+        kind = ", ".join(_kind(found)) or "any kind"
+        raise UserError(
+            f"--fewshot: {options.fewshot} has {len(mine)} example(s) of {kind} beside {shorten(found['question'])}, "
+            f"expected {options.num_fewshot}"
+        )
+    return "".join(mine[: options.num_fewshot])
 
 
 def _rows(path: str, fields: Fields) -> Any:

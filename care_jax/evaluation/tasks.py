@@ -33,6 +33,7 @@ class Task:
     max_tokens: int = 256
     temperature: float = 0.0
     generated: bool = False  # `auto` asks for words even where log-probabilities can be had
+    fewshot: bool = False  # examples may stand before its questions
 
 
 def _blend_choices(taken: Taken, matched: Matched, options: Options) -> Outcome:
@@ -63,21 +64,21 @@ TASKS: dict[str, Task] = {
         Task("blend_mc", "choice", "BLEnD's multiple-choice questions (English)", "nayeon212/BLEnD",
              "CC-BY-SA-4.0", _blend_read, _blend_choices, "acc", 512, generated=True),
         Task("include", "choice", "INCLUDE's regional exam questions in 44 languages", "CohereLabs/include-base-44",
-             "Apache-2.0", multiple_choice.read_include, multiple_choice.score_choices, "acc", 16),
+             "Apache-2.0", multiple_choice.read_include, multiple_choice.score_choices, "acc", 16, fewshot=True),
         Task("culturalbench", "choice", "CulturalBench, easy or hard by its columns; CulturalTeaming's rows too",
              "kellycyy/CulturalBench", "CC-BY-4.0", multiple_choice.read_culturalbench, _culturalbench, "acc", 16),
         Task("culturalbench_easy", "choice", "CulturalBench-Easy: one of four", "kellycyy/CulturalBench",
-             "CC-BY-4.0", multiple_choice.read_mcq, multiple_choice.score_choices, "acc", 16),
+             "CC-BY-4.0", multiple_choice.read_mcq, multiple_choice.score_choices, "acc", 16, fewshot=True),
         Task("culturalbench_hard", "choice", "CulturalBench-Hard: four statements, all to be judged right",
              "kellycyy/CulturalBench", "CC-BY-4.0", multiple_choice.read_hard, multiple_choice.score_units, "acc", 16),
         Task("fork", "choice", "FORK: culinary commonsense, one of two", "shramay-palta/FORK_ACL2023",
-             "CC-BY-4.0", multiple_choice.read_mcq, multiple_choice.score_choices, "acc", 16),
+             "CC-BY-4.0", multiple_choice.read_mcq, multiple_choice.score_choices, "acc", 16, fewshot=True),
         Task("geomlama", "choice", "GeoMLAMA: several right answers among the candidates", "WadeYin9712/GeoMLAMA",
              "not stated", multiple_choice.read_geomlama, multiple_choice.score_geomlama, "top-n overlap", 64),
         Task("llm_globe", "judged", "LLM-GLOBE's open questions, rated 1-7 by the rubric globe", "raginlee/LLM-GLOBE",
              "unverified", judged.read_globe, judged.score_rated, "mean rating, 1-7", 512, 0.7),
         Task("mcq", "choice", "any table of question, options and answer, by --columns (Global-MMLU and such)", "",
-             "the data's", multiple_choice.read_mcq, multiple_choice.score_choices, "acc", 16),
+             "the data's", multiple_choice.read_mcq, multiple_choice.score_choices, "acc", 16, fewshot=True),
         Task("cloze", "logprob", "prompts with native and foreign names (CAMeL): which the model expects", "",
              "the data's", comparisons.read_cloze, comparisons.score_comparisons, "cultural bias score, 0-1"),
         Task("statement_pairs", "logprob", "stereotyped statements and their contrasts (SHADES): which is likelier",
@@ -108,6 +109,9 @@ def find(name: str, options: Options) -> tuple[Task, Options]:
 
 def read(task: Task, path: str | None, options: Options) -> Taken:
     """The task's items; without a path those of its hub dataset. Ids are unique, or the file is refused."""
+    if options.num_fewshot and not task.fewshot:
+        able = ", ".join(one.name for one in TASKS.values() if one.fewshot)
+        raise UserError(f"--num-fewshot: {task.name} takes no examples; {able} do")
     place = path or task.source
     if not place or (path is None and place.startswith(("shramay", "WadeYin", "raginlee"))):
         where = f" (its files: github.com/{task.source})" if task.source else ""

@@ -33,6 +33,8 @@ def items():
         )
         for n in range(9)
     ]
+    examples = "".join(f"Question {n}: what is drunk?\nA. tea\nB. rice\nAnswer: A\n\n" for n in range(4))
+    lettered += [Item(f"s{n}", "q", f"{examples}Question: {n}?\nAnswer:", choices=(" A", " B")) for n in range(5)]
     worded = [Item("w", "q", "Guests are given", choices=(" green tea with mint", " bread", " nothing at all to eat"))]
     whole = [Item("t", "q", "", choices=("喝茶是习惯", "He drank tea."), whole=True)]
     return [*lettered, *worded, *whole]
@@ -53,7 +55,7 @@ def test_packed_rows_equal_each_text_alone(tmp_path, devices):
         asked, found = asked[-2:], found[-2:]
     for one, values in zip(asked, found):
         for text, value in zip(one.texts, values):
-            ids = np.zeros(128, np.int32)
+            ids = np.zeros(256, np.int32)
             size = len(one.prompt) + len(text)
             ids[:size] = [*one.prompt, *text]
             logps = np.asarray(alone(jnp.asarray(ids)))
@@ -69,22 +71,31 @@ def test_a_packed_predictor_sees_its_prompt_and_what_is_before_it_in_its_text():
         return tuple(rng.integers(1, 999, rng.integers(1, most)).tolist())
 
     asked = [likelihood.Asked(ids(60), tuple(ids(6) for _ in range(1 + number % 4))) for number in range(40)]
-    rows = likelihood._pack(asked, 128)
-    assert sorted(number for row in rows for number in row) == list(range(40))
-    capacity = max(sum(likelihood._targets(asked[number]) for number in row) for row in rows)
-    arrays = likelihood._fill([[asked[number] for number in row] for row in rows], len(rows), 128, capacity)
+    for examples in (ids(90) + ids(40), tuple(range(1, 51))):  # behind the same beginning, a letter each
+        asked += [likelihood.Asked(examples + ids(20) + (1,), ((7,), (8,))) for _ in range(9)]
+    families = likelihood._families(asked)
+    assert sorted(number for numbers, _ in families for number in numbers) == list(range(58))
+    assert sum(len(numbers) > 1 and shared >= 50 for numbers, shared in families) == 2
+    bundles = likelihood._bundles(asked, families, 192)
+    assert max(bundle.length for bundle in bundles) <= 192
+    rows = likelihood._pack(bundles, 192)
+    capacity = max(sum(bundle.targets for bundle in row) for row in rows)
+    arrays = likelihood._fill(rows, len(rows), 192, capacity)
     tokens, positions, segments, prompts, places, targets = arrays
+    met = []
     for r, row in enumerate(rows):
         slot = 0
-        for one in (asked[number] for number in row):
-            for text in one.texts:
-                for place in range(len(text)):
-                    at = places[r, slot]
-                    own = [segments[r, j] in (segments[r, at], prompts[r, at]) for j in range(at + 1)]
-                    seen = [(positions[r, j], tokens[r, j]) for j in range(at + 1) if own[j]]
-                    assert seen == list(enumerate([*one.prompt, *text[:place]]))
-                    assert targets[r, slot] == text[place]
-                    slot += 1
+        for number, text, _ in (text for bundle in row for text in bundle.texts):
+            met.append((number, text))
+            for place in range(len(text)):
+                at = places[r, slot]
+                own = [segments[r, j] in (segments[r, at], prompts[r, at]) for j in range(at + 1)]
+                seen = [(positions[r, j], tokens[r, j]) for j in range(at + 1) if own[j]]
+                assert seen == list(enumerate([*asked[number].prompt, *text[:place]]))
+                assert targets[r, slot] == text[place]
+                slot += 1
+    for number, one in enumerate(asked):
+        assert [text for owner, text in met if owner == number] == list(one.texts)
 
 
 def test_prompt_and_choice_are_tokenized_together():

@@ -58,6 +58,27 @@ def test_include_of_both_revisions_and_both_prompts(tmp_path):
     assert found["by"]["culture"] == {"chinese": 0.5}
 
 
+def test_examples_stand_before_a_question_and_are_of_its_kind(tmp_path):
+    """lm-evaluation-harness's text: `tests/evaluation/test_lm_eval.py`."""
+    rows = [
+        INCLUDE | {"question": name, "domain": domain, "choices": OPTIONS, "answer": number % 4}
+        for number, (name, domain) in enumerate([("a", "STEM"), ("b", "Arts"), ("c", "STEM"), ("d", "STEM")])
+    ]
+    path, examples = jsonl(tmp_path / "a.jsonl", rows[:1]), jsonl(tmp_path / "b.jsonl", rows)
+    (item,) = read("include", path, num_fewshot=2, fewshot=examples)[2].items
+    options = "\nA. 一\nB. 二\nC. 三\n D. 四\nAnswer:"
+    about = "The following are multiple-choice questions (with answers) about STEM."
+    assert item.prompt == f"{about}c{options} C\n\nd{options} D\n\na{options}"  # never the question itself
+    (plain,) = read("mcq", path, num_fewshot=1, fewshot=examples)[2].items
+    assert plain.prompt.startswith("c\nA. 一\nB. 二\nC. 三\nD. 四\nAnswer: C\n\na\nA.")
+    with pytest.raises(UserError, match=r"b.jsonl has 2 example\(s\) of Chinese, STEM beside a, expected 3"):
+        read("include", path, num_fewshot=3, fewshot=examples)
+    with pytest.raises(UserError, match="--num-fewshot: examples are taken from --fewshot FILE"):
+        read("mcq", path, num_fewshot=1)
+    with pytest.raises(UserError, match="geomlama takes no examples; include, "):
+        read("geomlama", path, num_fewshot=1, fewshot=examples)
+
+
 def test_lm_eval_names_choose_the_language(tmp_path):
     path = jsonl(
         tmp_path / "a.jsonl", [INCLUDE | {"choices": OPTIONS, "language": name} for name in ("Arabic", "Chinese")]
