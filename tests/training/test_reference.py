@@ -139,5 +139,4 @@ def test_a_pass_takes_the_largest_microbatch_that_the_memory_holds(monkeypatch):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
         assert run(2**20)[0] == 8
         assert run(2**34, beside=2**34)[0] == 8
-        between = {run(limit)[0] for limit in range(4 * 2**20, 24 * 2**20, 2**21)}
-    assert between & {16, 32}
+        assert any(run(limit)[0] in (16, 32) for limit in range(4 * 2**20, 24 * 2**20, 2**21))
