@@ -220,7 +220,7 @@ def _width(asked: Sequence[Asked], families: Sequence[tuple[list[int], int]], hi
     least = round_up(max(_WIDTHS[0], longest), 64)
     most = max(least, _WIDTHS[1], _SHARING * max((shared for _, shared in families), default=0))
     step = max(1, len(families) // 256)
-    some = families[::step]  # enough to tell
+    some = [(numbers[:256], shared) for numbers, shared in families[::step]]  # enough to tell
 
     def cost(width: int) -> float:
         return len(_pack(_bundles(asked, some, width), width)) * width * (1 + width / (6 * hidden))
@@ -229,17 +229,18 @@ def _width(asked: Sequence[Asked], families: Sequence[tuple[list[int], int]], hi
 
 
 def _pack(bundles: Sequence[_Bundle], width: int) -> list[list[_Bundle]]:
-    """Rows of bundles that fit into `width`: first fit, longest first."""
+    """Rows of bundles that fit into `width`: longest first, each where it leaves the least room."""
     rows: list[list[_Bundle]] = []
-    left: list[int] = []
+    with_room: list[list[int]] = [[] for _ in range(width + 1)]  # numbers of rows, by the room they have
     for bundle in sorted(bundles, key=lambda bundle: -bundle.length):
-        place = next((place for place, room in enumerate(left) if room >= bundle.length), None)
-        if place is None:
+        room = next((room for room in range(bundle.length, width + 1) if with_room[room]), None)
+        if room is None:
+            room, place = width, len(rows)
             rows.append([])
-            left.append(width)
-            place = len(rows) - 1
+        else:
+            place = with_room[room].pop()
         rows[place].append(bundle)
-        left[place] -= bundle.length
+        with_room[room - bundle.length].append(place)
     return rows
 
 
