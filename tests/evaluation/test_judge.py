@@ -216,7 +216,7 @@ for seed in range(150):
     with contextlib.suppress(KeyboardInterrupt):
         for _ in client.ask_all(bodies):
             pass
-    signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 print("ended")
 """
 

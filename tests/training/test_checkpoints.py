@@ -132,10 +132,10 @@ def test_a_save_that_fails_is_told_of_and_harms_nothing(copied, capsys):
                 checkpoints.wait()
         assert "warning: the state of step 6 could not be saved" in capsys.readouterr().err
         assert checkpoints.steps() == [2, 4]
-        assert not list(copied.glob("*tmp*"))
         checkpoints.save(8, state(8), META)
         checkpoints.wait()
         assert checkpoints.steps() == [4, 8]
+        assert not list(copied.glob("*tmp*"))  # Orbax's threads may write on for a moment after the failure
     with contextlib.closing(Checkpoints(copied)) as checkpoints:
         assert is_of(checkpoints.restore(checkpoints.latest(), state(0)), 8)
 
