@@ -3,6 +3,7 @@
 Only the standard library: one connection a call, from as many threads as calls may be under way.
 """
 
+import _thread
 import contextlib
 import datetime
 import email.utils
@@ -138,11 +139,12 @@ class Client:
 
         Whatever ends the iteration early, calls under way are waited for, and are in the cache.
         """
-        # Threads and queues of our own: an interrupt may be raised anywhere in the main thread, and one within
-        # concurrent.futures.wait leaves locks held that the workers need, for ever.
+        # An interrupt may be raised anywhere in the main thread, and one within concurrent.futures.wait or Thread.start
+        # leaves locks held that the workers need, for ever: so bare threads, and queues that are one call each.
         self._stopped = False
         todo: queue.SimpleQueue[tuple[int, Mapping[str, Any]]] = queue.SimpleQueue()
         arrived: queue.SimpleQueue[tuple[int, Reply | Exception]] = queue.SimpleQueue()
+        ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         for numbered in enumerate(bodies):
             todo.put(numbered)
 
@@ -151,18 +153,18 @@ class Client:
                 try:
                     number, body = todo.get_nowait()
                 except queue.Empty:
-                    return
+                    break
                 try:
                     arrived.put((number, self._one(body, judge, tries)))
                 except Exception as error:  # raised where the replies are read
                     arrived.put((number, error))
+            ended.put(None)
 
-        threads = [
-            threading.Thread(target=work, daemon=True) for _ in range(min(len(bodies), self.endpoint.concurrency))
-        ]
+        begun = 0
         try:
-            for thread in threads:
-                thread.start()
+            for _ in range(min(len(bodies), self.endpoint.concurrency)):
+                _thread.start_new_thread(work, ())
+                begun += 1
             for _ in bodies:
                 number, reply = arrived.get()
                 if isinstance(reply, Exception):
@@ -170,9 +172,8 @@ class Client:
                 yield number, reply
         finally:
             self._stopped = True  # no call is begun any more
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
+            for _ in range(begun):
+                ended.get()
 
     def ask(self, body: Mapping[str, Any]) -> Reply:
         """The reply to one body."""

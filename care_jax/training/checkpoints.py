@@ -232,7 +232,6 @@ class Checkpoints:
         (self._good, began), self._pending = self._pending, None
         self._save_seconds, self._last_failure, self._looked = time.monotonic() - began, None, True
         self._tidy()
-        self._clear()  # what a failed save still wrote when its failure was told
 
     def _failed(self, error: BaseException) -> None:
         assert self._pending is not None

@@ -53,6 +53,7 @@ def test_a_second_interrupt_ends_at_once():
     started = waiting("deaf")
     for _ in range(3):
         started.send_signal(signal.SIGTERM)  # however often: a job manager's are no impatience
+    time.sleep(1.0)  # of signals that wait together Python handles SIGINT first, and it would be the first one
     started.send_signal(signal.SIGINT)
     _, err = started.communicate(timeout=20)
     assert started.returncode == 130
