@@ -86,7 +86,7 @@ def hidden_at(hidden: Float[Array, "B T d"], places: Int[Array, " C"]) -> Float[
     layout = _layout(1, hidden.shape[-1])
     shards = layout.count(layout.tokens)
     places = jnp.pad(places, (0, -places.shape[0] % shards))
-    if shards == 1:
+    if shards == 1 or places.shape[0] == 0:
         return hidden.reshape(-1, hidden.shape[-1])[places]
     own = places.shape[0] // shards
     pieces = max(1, -(-places.shape[0] // (TOGETHER_GATHERED * _CHUNK)))

@@ -20,7 +20,8 @@ IMPLEMENTATIONS = ("auto", "xla", "xla_chunked", *kernels.KERNELS)
 CHUNK = 512
 _DENSE_LENGTH = 1024
 # A row's queries in at most so many pieces, of a multiple of so many: each piece is spared the keys behind its end.
-_PIECES, _PIECE = 8, 128
+# Fewer where they go through in chunks: XLA may hold the scores of all pieces at once.
+_PIECES = {True: (8, 128), False: (2, CHUNK)}  # by whether a piece goes through at once
 _LENGTHS = {"xla": "of up to", "xla_chunked": "of more than"}
 
 
@@ -184,7 +185,8 @@ def attend(
 
     if cached:
         return piece(0, length)
-    step = -(-length // (_PIECES * _PIECE)) * _PIECE
+    most, multiple = _PIECES[whole]
+    step = -(-length // (most * multiple)) * multiple
     pieces = [piece(start, min(start + step, length)) for start in range(0, length, step)]
     return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
 
