@@ -77,10 +77,8 @@ class Side:
     def __init__(self, python: str, code: str, *words: str):
         self.seconds: list[float] = []
         self.logps: list[list[float]] = []
-        self._process = subprocess.Popen(
-            [python, "-c", code, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True,
-        )  # fmt: skip
+        words = (python, "-c", code, *words)
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def round(self) -> None:
         self._process.stdin.write("\n")

@@ -100,12 +100,13 @@ def hidden_at(hidden: Float[Array, "B T d"], places: Int[Array, " C"]) -> Float[
         first = jax.lax.axis_index(layout.tokens) * held.shape[0]
 
         @jax.checkpoint  # nothing of a piece is kept for the backward pass but its places
-        def piece(places: Array) -> Array:
+        def piece(part: tuple[Array, ...]) -> Array:
+            (places,) = part
             mine = (places >= first) & (places < first + held.shape[0])
             found = jnp.where(mine[:, None], held[jnp.where(mine, places - first, 0)], 0)
             return jax.lax.psum_scatter(found, layout.tokens, tiled=True)
 
-        return _map(lambda part: piece(*part), (turns,)).reshape(-1, held.shape[1])[:own]
+        return _map(piece, (turns,)).reshape(-1, held.shape[1])[:own]
 
     rows = PartitionSpec(layout.tokens)
     return jax.shard_map(take, in_specs=(rows, PartitionSpec()), out_specs=rows)(hidden, turns)
