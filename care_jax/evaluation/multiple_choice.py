@@ -6,6 +6,7 @@ An option is chosen by the log-probability of its letter behind the prompt, or r
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from care_jax.data.fields import Fields
@@ -119,6 +120,7 @@ def _truth(value: Any, row: Row) -> bool:
     return word in ("true", "1")
 
 
+_Kind = tuple[str, ...]
 # (found, choices, options) -> what stands before all questions, and the question with its options.
 _Prompt = Callable[[Mapping[str, Any], Sequence[str], Options], tuple[str, str]]
 
@@ -126,7 +128,7 @@ _Prompt = Callable[[Mapping[str, Any], Sequence[str], Options], tuple[str, str]]
 def _read(path: str, options: Options, prompt: _Prompt) -> Taken:
     fields, items = Fields.make(ALIASES, options.columns), []
     excluded: Counter[str] = Counter()
-    examples = _examples(options, fields, prompt)
+    parts: dict[int, tuple[_Kind, str, str]] = {}
     for row, found in _rows(path, fields):
         _need(row, found, "question", "answer")
         choices = _choices(found, row)
@@ -138,7 +140,7 @@ def _read(path: str, options: Options, prompt: _Prompt) -> Taken:
             Item(
                 id=_id(found, row),
                 question=str(found["question"]),
-                prompt=description + _before(found, examples, options) + asked,
+                prompt=description + asked,
                 groups=_groups(found),
                 choices=tuple(f" {letter}" for letter in LETTERS[: len(choices)]),
                 letters=tuple(LETTERS[: len(choices)]),
@@ -147,45 +149,47 @@ def _read(path: str, options: Options, prompt: _Prompt) -> Taken:
                 secret=tuple(choices),
             )
         )
-    return Taken(limited(items, options, path), excluded)
+        parts[id(items[-1])] = (_kind(found), description, asked)
+    items = limited(items, options, path)
+    if options.num_fewshot:
+        examples = _examples(options, fields, prompt)
+        items = [replace(item, prompt=_with_examples(*parts[id(item)], examples, options)) for item in items]
+    return Taken(items, excluded)
 
 
-def _kind(found: Mapping[str, Any]) -> tuple[str, ...]:
+def _kind(found: Mapping[str, Any]) -> _Kind:
     """What an example shares with the questions that it stands before: language and domain, or else the subject."""
     about = found.get("domain") or found.get("subject")
     return tuple(str(value).strip() for value in (found.get("language"), about) if value not in (None, ""))
 
 
-def _examples(options: Options, fields: Fields, prompt: _Prompt) -> dict[tuple[str, ...], list[tuple[str, str]]]:
-    """By kind, the first questions of `fewshot` (one more than needed), each with its text, answer included."""
-    examples: dict[tuple[str, ...], list[tuple[str, str]]] = {}
-    if not options.num_fewshot:
-        return examples
+def _examples(options: Options, fields: Fields, prompt: _Prompt) -> dict[_Kind, dict[str, str]]:
+    """By kind, the first different questions of `fewshot` (one more than needed), as asked, and the letter of each."""
+    examples: dict[_Kind, dict[str, str]] = {}
     if options.fewshot is None:
         raise UserError("--num-fewshot: examples are taken from --fewshot FILE, such as a validation or dev split")
     for row, found in _rows(options.fewshot, fields):
         _need(row, found, "question", "answer")
-        held = examples.setdefault(_kind(found), [])
+        held = examples.setdefault(_kind(found), {})
         if len(held) > options.num_fewshot or not str(found["question"] or "").strip():
             continue
         choices = _choices(found, row)
         _, asked = prompt(found, choices, options)
-        held.append((str(found["question"]), f"{asked} {LETTERS[_right(found['answer'], choices, row)]}\n\n"))
+        held.setdefault(asked, LETTERS[_right(found["answer"], choices, row)])
     return examples
 
 
-def _before(
-    found: Mapping[str, Any], examples: Mapping[tuple[str, ...], list[tuple[str, str]]], options: Options
+def _with_examples(
+    kind: _Kind, description: str, asked: str, examples: Mapping[_Kind, Mapping[str, str]], options: Options
 ) -> str:
-    """The examples before a question, which is never one of them."""
-    mine = [text for question, text in examples.get(_kind(found), []) if question != str(found["question"])]
+    """The prompt of a question behind the examples of its kind, of which it is never one."""
+    mine = [f"{text} {letter}\n\n" for text, letter in examples.get(kind, {}).items() if text != asked]
     if len(mine) < options.num_fewshot:
-        kind = ", ".join(_kind(found)) or "any kind"
         raise UserError(
-            f"--fewshot: {options.fewshot} has {len(mine)} example(s) of {kind} beside {shorten(found['question'])}, "
-            f"expected {options.num_fewshot}"
+            f"--fewshot: {options.fewshot} has {len(mine)} example(s) of {', '.join(kind) or 'any kind'} beside "
+            f"{shorten(asked)}, expected {options.num_fewshot}"
         )
-    return "".join(mine[: options.num_fewshot])
+    return description + "".join(mine[: options.num_fewshot]) + asked
 
 
 def _rows(path: str, fields: Fields) -> Any:

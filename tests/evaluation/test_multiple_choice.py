@@ -71,8 +71,14 @@ def test_examples_stand_before_a_question_and_are_of_its_kind(tmp_path):
     assert item.prompt == f"{about}c{options} C\n\nd{options} D\n\na{options}"  # never the question itself
     (plain,) = read("mcq", path, num_fewshot=1, fewshot=examples)[2].items
     assert plain.prompt.startswith("c\nA. 一\nB. 二\nC. 三\nD. 四\nAnswer: C\n\na\nA.")
-    with pytest.raises(UserError, match=r"b.jsonl has 2 example\(s\) of Chinese, STEM beside a, expected 3"):
+    with pytest.raises(UserError, match=r"b.jsonl has 2 example\(s\) of Chinese, STEM beside a.*, expected 3"):
         read("include", path, num_fewshot=3, fewshot=examples)
+    # Only the questions that are asked need examples; one asked twice is one example.
+    both = jsonl(tmp_path / "c.jsonl", rows[:2])
+    (limited,) = read("include", both, num_fewshot=2, fewshot=examples, limit=1)[2].items
+    assert limited == item
+    twice = jsonl(tmp_path / "d.jsonl", [rows[0], rows[0], rows[2], rows[2], rows[3]])
+    assert read("include", path, num_fewshot=2, fewshot=twice)[2].items == [item]
     with pytest.raises(UserError, match="--num-fewshot: examples are taken from --fewshot FILE"):
         read("mcq", path, num_fewshot=1)
     with pytest.raises(UserError, match="geomlama takes no examples; include, "):
