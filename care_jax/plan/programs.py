@@ -21,8 +21,8 @@ from care_jax.training.step import make_logps
 class Program:
     """One compiled program; bytes are a device's.
 
-    held: by name, what the run holds while it runs, in its arguments or beside them. temporaries: the compiler's own
-    sum, with results that take no argument's place, code, and what pads the arguments; None where the compiler itself
+    held: by name, what the run holds while it runs, in its arguments or beside them. temporaries: what the
+    compiler needs beside them at its peak, with what pads the arguments; None where the compiler itself
     said that the memory does not suffice: `needed` is then its figure for all. flops: of one call on all devices.
     """
 
@@ -65,13 +65,12 @@ def _compile(
         needed = int(float(found[1]) * _UNIT[found[2]]) + (0 if beside is None else sum(held.values()))
         return Program(name, held, None, needed, operations, {}, time.perf_counter() - began), None
     seconds = time.perf_counter() - began
-    sizes = compiled.memory_analysis()
-    results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.generated_code_size_in_bytes
-    padding = sizes.argument_size_in_bytes - placing.bytes_a_device(arguments)  # of small dimensions, on TPUs
+    # Small dimensions are padded on TPUs.
+    padding = compiled.memory_analysis().argument_size_in_bytes - placing.bytes_a_device(arguments)
     program = Program(
         name,
         held,
-        sizes.temp_size_in_bytes + results + padding,
+        placing.bytes_beside_arguments(compiled) + padding,
         None,
         operations,
         hlo.collectives(compiled.as_text()),

@@ -109,7 +109,7 @@ class ForwardPass:
         sizes = program.memory_analysis()
         if sizes is None:
             return False
-        return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + sizes.output_size_in_bytes <= room
+        return sizes.argument_size_in_bytes + placing.bytes_beside_arguments(program) <= room
 
     def _batch(self, plan: StepPlan, number: int) -> Batch:
         """Microbatch `number` on the devices, of which every process fills its own rows."""

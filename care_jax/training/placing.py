@@ -87,3 +87,16 @@ def bytes_a_device(tree: Any) -> int:
         shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
         total += math.prod(shape) * np.dtype(leaf.dtype).itemsize
     return total
+
+
+def bytes_beside_arguments(compiled: Any) -> int:
+    """Bytes a device that a program needs at its peak beside its arguments: temporaries, code, and results that take
+    no argument's place.
+    """
+    sizes = compiled.memory_analysis()
+    results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    if sharding.platform() == "tpu":
+        # Not temp_size_in_bytes, which there exceeds what is allocated: libtpu takes programs with which it and the
+        # arguments are more than the chip's memory (docs/scale.md).
+        return sizes.peak_memory_in_bytes - sizes.argument_size_in_bytes + results + sizes.generated_code_size_in_bytes
+    return sizes.temp_size_in_bytes + results + sizes.generated_code_size_in_bytes
