@@ -1,12 +1,18 @@
 """Options by log-probability beside lm-evaluation-harness's hf model: the same items, the same cores; prints the ratio.
 
     python benchmarks/multiple_choice.py --model FOLDER --data CARE_EVAL_FOLDER --peer-python PYTHON_WITH_LM_EVAL
+    ... --data BLEND_FOLDER --options blend
+
+Items: CARE's questions with reference answers as options, of which the letter is asked for (behind --shots examples) or
+the answer's own text; or BLEnD's questions in the form of its multiple-choice file, which asks each with several
+choices of options.
 
 Each side is a process that holds its model; rounds alternate between them, so that what else the machine does meets
 both. A time is from the raw items to the log-probabilities; the first round holds our compilation.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import statistics
@@ -14,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 
+LETTERS = (" A", " B", " C", " D")
 OURS = """
 import json, sys, time
 from care_jax import models
@@ -65,10 +72,33 @@ def items(folder: str, count: int, options: str = "letters", shots: int = 0) -> 
         question, answers = own[number % 4]["question"][:200], [one["answer"][:60] for one in own]
         if options == "letters":
             lines = [f"{letter}. {answer}" for letter, answer in zip("ABCD", answers)]
-            made.append({"prompt": "\n".join([question, *lines, "Answer:"]), "choices": [" A", " B", " C", " D"]})
+            made.append({"prompt": "\n".join([question, *lines, "Answer:"]), "choices": list(LETTERS)})
         else:
             made.append({"prompt": f"{question}\nAnswer:", "choices": [f" {answer}" for answer in answers]})
     return made
+
+
+def blend_items(folder: str, count: int) -> list[dict]:
+    """Each question of two countries with an answer of its own and three of the other's, six choices of them."""
+    countries = [json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).glob("*_data*.json"))][:2]
+    made = []
+    for identity in countries[0]:
+        for own, other in (countries, countries[::-1]):
+            answers = [[one["en_answers"][0] for one in side[identity]["annotations"]] for side in (own, other)]
+            wrong = [answer for answer in answers[1] if answer not in answers[0]]
+            if not answers[0]:
+                continue
+            for three in itertools.islice(itertools.combinations(wrong, 3), 6):
+                options = sorted([answers[0][0], *three])
+                lines = [f"{letter}. {option}" for letter, option in zip("ABCD", options)]
+                asked = (
+                    f"{own[identity]['en_question']} Without any explanation, choose only one from the given alphabet "
+                    'choices(e.g., A, B, C). Provide as JSON format: {"answer_choice":""}'
+                )
+                made.append({"prompt": "\n".join([f"{asked}\n", *lines, "\nAnswer:"]), "choices": list(LETTERS)})
+    if len(made) < count:
+        raise SystemExit(f"{folder}: makes {len(made)} items, --items asks for {count}")
+    return made[:count]
 
 
 class Side:
@@ -102,13 +132,17 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--peer-python", required=True)
     parser.add_argument("--items", type=int, default=100)
-    parser.add_argument("--options", choices=("letters", "answers"), default="letters")
+    parser.add_argument("--options", choices=("letters", "answers", "blend"), default="letters")
     parser.add_argument("--shots", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3, help="after the first")
     parser.add_argument("--peer-batch", type=int, default=4, help="its best here of 1, 4, 16")
     arguments = parser.parse_args()
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(items(arguments.data, arguments.items, arguments.options, arguments.shots), file)
+        if arguments.options == "blend":
+            made = blend_items(arguments.data, arguments.items)
+        else:
+            made = items(arguments.data, arguments.items, arguments.options, arguments.shots)
+        json.dump(made, file)
         file.flush()
         ours = Side(sys.executable, OURS, arguments.model, file.name)
         peer = Side(arguments.peer_python, PEER, arguments.model, file.name, str(arguments.peer_batch))
