@@ -8,7 +8,7 @@ the answer's own text; or BLEnD's questions in the form of its multiple-choice f
 choices of options.
 
 Each side is a process that holds its model; rounds alternate between them, so that what else the machine does meets
-both. A time is from the raw items to the log-probabilities; the first round holds our compilation.
+both. A time is from the raw items to the log-probabilities; the first round, which holds our compilation, stands alone.
 """
 
 import argparse
@@ -19,6 +19,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+
+import harness
 
 LETTERS = (" A", " B", " C", " D")
 OURS = """
@@ -126,23 +128,26 @@ class Side:
         self._process.wait()
 
 
+def made_items(arguments: argparse.Namespace) -> list[dict]:
+    if arguments.options == "blend":
+        return blend_items(arguments.data, arguments.items)
+    return items(arguments.data, arguments.items, arguments.options, arguments.shots)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__, rounds=3)
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--peer-python", required=True)
     parser.add_argument("--items", type=int, default=100)
     parser.add_argument("--options", choices=("letters", "answers", "blend"), default="letters")
     parser.add_argument("--shots", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=3, help="after the first")
     parser.add_argument("--peer-batch", type=int, default=4, help="its best here of 1, 4, 16")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.items, arguments.rounds = 2, 1
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        if arguments.options == "blend":
-            made = blend_items(arguments.data, arguments.items)
-        else:
-            made = items(arguments.data, arguments.items, arguments.options, arguments.shots)
-        json.dump(made, file)
+        json.dump(made_items(arguments), file)
         file.flush()
         ours = Side(sys.executable, OURS, arguments.model, file.name)
         peer = Side(arguments.peer_python, PEER, arguments.model, file.name, str(arguments.peer_batch))
@@ -152,13 +157,19 @@ def main() -> None:
             print(f"round {number}: care_jax {ours.seconds[-1]:.1f} s, lm_eval hf {peer.seconds[-1]:.1f} s", flush=True)
         for one in (ours, peer):
             one.close()
+    results = {}
+    for name, one in (("ours", ours), ("lm_eval hf", peer)):
+        first, *rest = one.seconds
+        results[name] = {"first": first, "wall": rest, "median": statistics.median(rest), "minimum": min(rest)}
     apart = max(abs(a - b) for one, two in zip(ours.logps, peer.logps) for a, b in zip(one, two))
-    mine, other = ours.seconds[1:], peer.seconds[1:]
-    print(f"{arguments.items} items, {arguments.options}, {arguments.shots} examples before each")
-    print(f"largest difference of a log-probability {apart:.1e}")
-    median = statistics.median(other) / statistics.median(mine)
-    first, least = peer.seconds[0] / ours.seconds[0], min(other) / min(mine)
-    print(f"lm_eval / care_jax: {median:.2f} by median, {least:.2f} by minimum; {first:.2f} with our compilation")
+    results["lm_eval hf"]["logp_error"] = apart
+    ratios = {
+        f"lm_eval hf / ours ({which})": results["lm_eval hf"][which] / results["ours"][which]
+        for which in ("median", "minimum", "first")
+    }
+    form = f"{arguments.options}_{arguments.shots}_shots" if arguments.shots else arguments.options
+    shapes = {"items": arguments.items, "options": arguments.options, "examples before each": arguments.shots}
+    harness.record(f"multiple_choice_{form}", arguments, shapes, results, ratios)
 
 
 if __name__ == "__main__":

@@ -299,10 +299,19 @@ class TaskConfig(Block):
     prompt: Text | None = None
     method: Literal["auto", "logprob", "generate"] = "auto"
     mode: Literal["parity", "strict"] = "parity"
+    columns: dict[str, Text] | None = None
+    num_fewshot: Count | None = None
+    fewshot: Text | None = None
     limit: Count | None = None
     temperature: NonNegative | None = None
     max_tokens: Count | None = None
     chat_template: Text | None = None
+
+    @model_validator(mode="after")
+    def _examples_from_somewhere(self):
+        if (self.num_fewshot is None) != (self.fewshot is None):
+            raise AtKey("num_fewshot", "goes with fewshot, the file of the examples: found only one of them")
+        return self
 
     @property
     def label(self) -> str:

@@ -136,10 +136,13 @@ def _log(folder: pathlib.Path, system: System, task: TaskConfig, what: str = "ev
 
 def _options(task: TaskConfig) -> list[str]:
     words = []
-    for key in ("data", "translations", "language", "prompt", "limit", "temperature", "max_tokens", "chat_template"):
+    given = ("data", "translations", "language", "prompt", "limit", "temperature", "max_tokens", "chat_template")
+    for key in (*given, "num_fewshot", "fewshot"):
         value = getattr(task, key)
         if value is not None:
             words += [f"--{key.replace('_', '-')}", str(value)]
+    if task.columns is not None:
+        words += ["--columns", ",".join(f"{name}={column}" for name, column in task.columns.items())]
     words += ["--query-language", task.query_language, "--method", task.method, "--mode", task.mode, "--n", str(task.n)]
     return words
 

@@ -38,7 +38,8 @@ def read_tasks(config: Config) -> list[_Prepared]:
 def _prepare(one: TaskConfig) -> _Prepared:
     options = Options(
         mode=one.mode, method=one.method, query_language=one.query_language, language=one.language,
-        prompt=one.prompt, translations=one.translations, limit=one.limit,
+        prompt=one.prompt, translations=one.translations, columns=one.columns, limit=one.limit,
+        num_fewshot=one.num_fewshot or 0, fewshot=one.fewshot,
     )  # fmt: skip
     task, options = tasks.find(one.task, options)
     if task.kind == "judged":

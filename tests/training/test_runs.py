@@ -6,6 +6,7 @@ import math
 import pytest
 
 import care_jax
+from care_jax import cli
 from care_jax.data import pipeline
 from care_jax.errors import UserError
 from care_jax.training.failures import RunFailed
@@ -31,12 +32,13 @@ def run(folder, **changes):
             **changes,
         },
     )
-    assert [line["step"] for line in made.metrics] == [1, 2]
-    for line in made.metrics:
+    steps = [line for line in made.metrics if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2]
+    for line in steps:
         for name in ("loss", "grad_norm"):
             assert math.isfinite(line[name])
         assert line["grad_norm"] > 0
-    return made.metrics
+    return steps
 
 
 def test_kto(tmp_path):
@@ -106,3 +108,33 @@ def test_an_online_reference_and_a_mixture(tmp_path):
         for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
             # beta times a difference of two sums of hundreds of nats, laid out in rows of their own in the one run.
             assert one[name] == pytest.approx(other[name], abs=1e-4), name
+
+
+def test_tasks_are_evaluated_every_so_often_as_the_command_does(tmp_path, capsys):
+    """By letter behind an example, with a column map, and in words; the last numbers are those of the export."""
+    rows = [
+        {"ask": f"Number {n}?", "choices": ["one", "two", "three"], "answer": n % 3, "topic": "x"} for n in range(6)
+    ]
+    data, examples = tmp_path / "exam.jsonl", tmp_path / "dev.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    examples.write_text(json.dumps({**rows[0], "ask": "An example?"}) + "\n")
+    exam = {"task": "mcq", "data": str(data), "columns": {"question": "ask"}}
+    shot = {**exam, "name": "shot", "num_fewshot": 1, "fewshot": str(examples)}
+    words = {**exam, "name": "words", "method": "generate", "max_tokens": 4, "limit": 3}
+    run(tmp_path, evaluation={"tasks": [shot, words], "every": 2})
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = [line for line in lines if "eval/shot/score" in line]
+    assert [line["step"] for line in found] == [0, 2]
+    model = ["--model", str(tmp_path / "run" / "export"), "--data", str(data), "--columns", "question=ask", "--json"]
+    for name, more in (
+        ("shot", ["--num-fewshot", "1", "--fewshot", str(examples)]),
+        ("words", ["--method", "generate", "--max-tokens", "4", "--limit", "3", "--temperature", "0"]),
+    ):
+        capsys.readouterr()
+        assert cli.main(["evaluate", "--task", "mcq", "--out", str(tmp_path / name), *model, *more]) == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert {key: found[-1][f"eval/{name}/{key}"] for key in ("score", "missing", "failed")} == {
+            key: result[key] for key in ("score", "missing", "failed")
+        }
+    with pytest.raises(UserError, match=r"evaluation\.tasks.*num_fewshot: goes with fewshot"):
+        run(tmp_path / "b", evaluation={"tasks": [{**exam, "num_fewshot": 1}]})
