@@ -20,7 +20,7 @@ from care_jax.errors import UserError
 from care_jax.models import arch as arch_lib
 from care_jax.models.arch import Arch, Rope, Tree, Weight
 from care_jax.models.decoder import Decoder
-from care_jax.sharding import is_writer
+from care_jax.sharding import barrier, is_writer
 
 SHARD_BYTES = 5_000_000_000
 
@@ -224,8 +224,7 @@ def written_aside(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
     finally:
         if writes and made.exists():
             shutil.rmtree(made)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"exported {folder}")
+    barrier("exported")  # the folders of a mirrored run differ by process: not named here
 
 
 def save_pretrained(
