@@ -208,6 +208,21 @@ def test_what_the_rules_shard_is_sharded_in_the_compiled_step(step):
     assert all(not x.sharding.is_fully_replicated for x in moments)
 
 
+def test_a_card_that_is_not_here_holds_no_weights_in_float32(tmp_path):
+    """A CPU's compiler does, as a CPU multiplies no bfloat16; an estimate for another device must not."""
+    shape = {"num_hidden_layers": 8, "hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({**TINY, **shape}))
+    model = {"path": str(tmp_path), "dtype": "bfloat16", "param_dtype": "float32", "remat": "full", "lora": {"r": 2}}
+    recipe = Config.from_any("quickstart", **{"model": model, "mesh": {"data": 1, "fsdp": 1, "tensor": 1}})
+    here = dataclasses.replace(targets.local(), devices=tuple(jax.devices()[:1]))
+    found = {}
+    for target in (here, targets.local(memory=10**9)):
+        made = plan.prepare(recipe, target)
+        found[target.estimate] = plan.compile_train(made, lambda line: None)[0].temporaries
+    blocks = sum(leaf.size for leaf in jax.tree.leaves(made.state.params["blocks"]) if leaf.ndim > 2)
+    assert found[False] - found[True] > 3 * blocks
+
+
 def test_a_plan_adds_up_and_says_so(tiny, step, capsys):
     """On the compiled step of the fixture: the cache holds it."""
     target = dataclasses.replace(targets.local(), memory=2**30)

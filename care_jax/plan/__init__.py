@@ -63,7 +63,7 @@ def prepare(config: Config, target: Target, arch: Arch | None = None) -> Shapes:
     """The shapes of a configuration on a target. Raises UserError where the mesh does not fit them."""
     arch = arch_of(config.model.path, config.model.revision) if arch is None else arch
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=target.devices)
-    return shapes(config, arch, mesh)
+    return shapes(config, arch, mesh, absent=target.estimate)
 
 
 def plan(config: Config, target: Target, *, arch: Arch | None = None, advise: bool = True, say: Say = print) -> Plan:

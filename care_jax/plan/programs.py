@@ -49,14 +49,17 @@ _UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _compile(
-    name: str, jitted: Any, arguments: tuple[Any, ...], held: dict[str, int], trips: int
+    name: str, jitted: Any, arguments: tuple[Any, ...], held: dict[str, int], trips: int, shapes: Shapes
 ) -> tuple[Program, Any]:
+    # A CPU multiplies no bfloat16: its compiler would hold all layers' weights in float32, which no other does.
+    without = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+    options = without if shapes.absent and sharding.platform() == "cpu" else None
     began = time.perf_counter()
     traced = jitted.trace(*arguments)
     operations = flops.count(traced.jaxpr, trips)
     lowered = traced.lower()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         beside = _BESIDE.search(str(error))
         found = beside or _USED.search(str(error))
@@ -94,7 +97,7 @@ def compile_train(shapes: Shapes, say: Callable[[str], None]) -> tuple[Program, 
     if online:
         held["reference"] = placing.bytes_a_device(shapes.state.params)
     with jax.set_mesh(shapes.mesh):
-        return _compile("train", jitted, (shapes.state, shapes.batch), held, shapes.layout.microbatches)
+        return _compile("train", jitted, (shapes.state, shapes.batch), held, shapes.layout.microbatches, shapes)
 
 
 def compile_forward(shapes: Shapes, say: Callable[[str], None]) -> list[Program]:
@@ -104,7 +107,7 @@ def compile_forward(shapes: Shapes, say: Callable[[str], None]) -> list[Program]
     jitted = jax.jit(make_logps(shapes.model), out_shardings=sharding.replicated(shapes.mesh))
     everything = held_by_state(shapes) | {"batch": placing.bytes_a_device(shapes.forward_batch)}
     with jax.set_mesh(shapes.mesh):
-        evaluation, _ = _compile("evaluation", jitted, (state.variables(), shapes.forward_batch), everything, 1)
+        evaluation, _ = _compile("evaluation", jitted, (state.variables(), shapes.forward_batch), everything, 1, shapes)
     if not shapes.objective.needs_ref:
         return [evaluation]
     alone = {**everything, "optimizer": 0}

@@ -85,7 +85,10 @@ def abstract_batch(layout: Layout, mismatched: Layout | None = None) -> Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """Everything that the programs of a run take, abstract and placed on the mesh."""
+    """Everything that the programs of a run take, abstract and placed on the mesh.
+
+    absent: the device is not here, and this machine's compiler stands in for its own.
+    """
 
     config: Config
     objective: Objective
@@ -99,9 +102,12 @@ class Shapes:
     batch_shardings: Batch
     forward_batch: Batch  # one microbatch, sized for single responses: of the reference and the evaluation
     forward_shardings: Batch
+    absent: bool = False
 
 
-def shapes(config: Config, arch: Arch, mesh: jax.sharding.Mesh, layout: Layout | None = None) -> Shapes:
+def shapes(
+    config: Config, arch: Arch, mesh: jax.sharding.Mesh, layout: Layout | None = None, absent: bool = False
+) -> Shapes:
     """Raises UserError, with the numbers, for sizes that the mesh does not divide."""
     objective = objective_of(config)
     layout = layout_of(config, objective) if layout is None else layout
@@ -126,5 +132,5 @@ def shapes(config: Config, arch: Arch, mesh: jax.sharding.Mesh, layout: Layout |
         config, objective, model, optimizer, mesh, layout,
         placing.placed_shapes(abstract, state_shardings), state_shardings,
         placing.placed_shapes(batch, batch_where), batch_where,
-        placing.placed_shapes(forward, forward_where), forward_where,
+        placing.placed_shapes(forward, forward_where), forward_where, absent,
     )  # fmt: skip
