@@ -18,10 +18,10 @@ IMPLEMENTATIONS = ("auto", "xla", "xla_chunked", *kernels.KERNELS)
 
 # Rows up to _DENSE_LENGTH hold the scores of a piece of queries at once; longer ones go through in chunks of queries.
 CHUNK = 512
+_CACHED = 128  # so many queries' scores a CPU's caches hold: its chunks are no larger
+# A row's queries go through in pieces, each spared the keys behind its end. XLA may hold the scores of a chunk of every
+# piece at once, so that there are as many as together have this many queries in their chunks.
 _DENSE_LENGTH = 1024
-# A row's queries in at most so many pieces, of a multiple of so many: each piece is spared the keys behind its end.
-# Fewer where they go through in chunks: XLA may hold the scores of all pieces at once.
-_PIECES = {True: (8, 128), False: (2, CHUNK)}  # by whether a piece goes through at once
 _LENGTHS = {"xla": "of up to", "xla_chunked": "of more than"}
 
 
@@ -178,16 +178,16 @@ def attend(
     queries = (q, jnp.arange(length) + offset, positions, segment_ids, prompt_segment_ids)
     keys = (k, v, key_positions, key_segment_ids)
     whole = implementation == "xla" or length <= CHUNK
+    chunk = min(CHUNK, _CACHED) if whole or sharding.platform() == "cpu" else CHUNK
 
     def piece(start: int, stop: int) -> jax.Array:
         mine = [x[start:stop] if x.ndim == 1 else x[:, start:stop] for x in queries]
         theirs = [x if cached else x[:, :stop] for x in keys]
-        return _piece(dense, mine, theirs, window, whole)
+        return _piece(dense, mine, theirs, window, None if whole else chunk)
 
     if cached:
         return piece(0, length)
-    most, multiple = _PIECES[whole]
-    step = -(-length // (most * multiple)) * multiple
+    step = -(-length // _DENSE_LENGTH) * chunk
     pieces = [piece(start, min(start + step, length)) for start in range(0, length, step)]
     return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
 
@@ -197,24 +197,24 @@ def _piece(
     queries: Sequence[jax.Array],
     keys: Sequence[jax.Array],
     window: int | None,
-    whole: bool,
+    chunk: int | None,
 ) -> Float[Array, "B T H D"]:
-    """Some queries over some keys: at once, or a chunk of queries after the other.
+    """Some queries over some keys: at once (None), or a chunk of queries after the other.
 
     Scores are computed again in the backward pass: keeping [H, T, S] of every layer costs more than that.
     """
     q, rows, positions, segment_ids, prompt_segment_ids = queries
     k, v, key_positions, key_segment_ids = keys
     length = q.shape[1]
-    if whole or length <= CHUNK:
+    if chunk is None or length <= chunk:
         mask = visible(rows, positions, segment_ids, prompt_segment_ids, key_positions, key_segment_ids, window)
         return jax.checkpoint(dense, prevent_cse=False)(q, k, v, mask)
-    chunks = -(-length // CHUNK)
-    pad = chunks * CHUNK - length
+    chunks = -(-length // chunk)
+    pad = chunks * chunk - length
 
     def split(x: jax.Array) -> jax.Array:
         padded = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(padded.reshape(x.shape[0], chunks, CHUNK, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(padded.reshape(x.shape[0], chunks, chunk, *x.shape[2:]), 1, 0)
 
     @jax.checkpoint
     def one(part: tuple[jax.Array, ...]) -> jax.Array:
@@ -223,6 +223,6 @@ def _piece(
             q, k, v, visible(rows, positions, segment_ids, prompt_segment_ids, key_positions, key_segment_ids, window)
         )
 
-    places = jnp.pad(rows, (0, pad)).reshape(chunks, CHUNK)
+    places = jnp.pad(rows, (0, pad)).reshape(chunks, chunk)
     out = jax.lax.map(one, (split(q), places, split(positions), split(segment_ids), split(prompt_segment_ids)))
-    return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], chunks * CHUNK, *q.shape[2:])[:, :length]
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], chunks * chunk, *q.shape[2:])[:, :length]
