@@ -153,7 +153,7 @@ def _read(path: str, options: Options, prompt: _Prompt) -> Taken:
     items = limited(items, options, path)
     if options.num_fewshot:
         examples = _examples(options, fields, prompt)
-        items = [replace(item, prompt=_with_examples(*parts[id(item)], examples, options)) for item in items]
+        items = [replace(one, prompt=_with_examples(one, *parts[id(one)], examples, options)) for one in items]
     return Taken(items, excluded)
 
 
@@ -180,14 +180,19 @@ def _examples(options: Options, fields: Fields, prompt: _Prompt) -> dict[_Kind, 
 
 
 def _with_examples(
-    kind: _Kind, description: str, asked: str, examples: Mapping[_Kind, Mapping[str, str]], options: Options
+    item: Item,
+    kind: _Kind,
+    description: str,
+    asked: str,
+    examples: Mapping[_Kind, Mapping[str, str]],
+    options: Options,
 ) -> str:
     """The prompt of a question behind the examples of its kind, of which it is never one."""
     mine = [f"{text} {letter}\n\n" for text, letter in examples.get(kind, {}).items() if text != asked]
     if len(mine) < options.num_fewshot:
         raise UserError(
             f"--fewshot: {options.fewshot} has {len(mine)} example(s) of {', '.join(kind) or 'any kind'} beside "
-            f"{shorten(asked)}, expected {options.num_fewshot}"
+            f"{shorten(item.question)}, expected {options.num_fewshot}"
         )
     return description + "".join(mine[: options.num_fewshot]) + asked
 

@@ -136,8 +136,11 @@ def _log(folder: pathlib.Path, system: System, task: TaskConfig, what: str = "ev
 
 def _options(task: TaskConfig) -> list[str]:
     words = []
-    given = ("data", "translations", "language", "prompt", "limit", "temperature", "max_tokens", "chat_template")
-    for key in (*given, "num_fewshot", "fewshot"):
+    given = (
+        *("data", "translations", "language", "prompt", "limit", "num_fewshot", "fewshot"),
+        *("temperature", "max_tokens", "chat_template"),
+    )
+    for key in given:
         value = getattr(task, key)
         if value is not None:
             words += [f"--{key.replace('_', '-')}", str(value)]

@@ -33,6 +33,7 @@ def run(folder, **changes):
         },
     )
     steps = [line for line in made.metrics if "loss" in line]
+    assert (steps == made.metrics) == ("evaluation" not in changes)
     assert [line["step"] for line in steps] == [1, 2]
     for line in steps:
         for name in ("loss", "grad_norm"):
