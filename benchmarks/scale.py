@@ -21,37 +21,33 @@ PAGE = pathlib.Path(__file__).parents[1] / "docs" / "scale.md"
 BEGIN, END = "<!-- made by benchmarks/scale.py -->", "<!-- end -->"
 SHORT = ["data.max_length=1024", "batch.row_length=1024"]
 ADAPTERS = ["model.lora={r: 16}"]
+MODELS = ("llama3.1-8b", "gemma2-9b", "qwen2.5-7b", "mistral-7b")
+LARGE = [f"{loss}-{model}" for loss in ("dpo", "kto", "simpo") for model in MODELS]
+SMALL = ["dpo-gemma2-2b", "dpo-qwen2.5-1.5b", "dpo-llama3.2-1b", "dpo-qwen2.5-0.5b"]
 
-# (title, recipe, machines, topology or None: the machine's own, overrides)
+# (table, recipe, machine, topology or None: the machine's own, overrides)
 LINES = [
-    ("machines", "dpo-llama3.1-8b", ["v5e-64"], None, []),
-    ("machines", "dpo-gemma2-9b", ["v5e-64"], None, []),
-    ("machines", "kto-gemma2-9b", ["v5e-64"], None, []),
-    ("machines", "dpo-qwen2.5-7b", ["v5e-64"], None, []),
-    ("machines", "dpo-mistral-7b", ["v5e-64"], None, []),
-    ("machines", "dpo-llama3.1-8b", ["v5p-16"], None, []),
-    ("machines", "dpo-gemma2-9b", ["v5p-16"], None, []),
-    ("machines", "kto-gemma2-9b", ["v5p-16"], None, []),
-    ("machines", "dpo-qwen2.5-7b", ["v5p-16"], None, []),
-    ("machines", "dpo-mistral-7b", ["v5p-16"], None, []),
-    ("machines", "dpo-qwen2.5-72b", ["v5p-256"], None, []),
-    ("machines", "dpo-llama3.1-8b", ["h200"], None, []),
-    ("machines", "dpo-llama3.1-8b", ["gpu-80gb"], None, ADAPTERS),
-    ("machines", "dpo-gemma2-9b", ["gpu-80gb"], None, ADAPTERS),
-    ("machines", "dpo-gemma2-2b", ["gpu-80gb"], None, []),
-    ("machines", "dpo-qwen2.5-1.5b", ["gpu-80gb"], None, []),
-    ("machines", "dpo-llama3.2-1b", ["gpu-80gb"], None, []),
-    ("machines", "dpo-qwen2.5-0.5b", ["gpu-24gb"], None, []),
-    ("machines", "dpo-llama3.1-8b", ["gpu-24gb"], None, ADAPTERS),
-    ("not", "dpo-llama3.1-8b", ["v5e-64"], "v5e:2x2", ["batch.microbatch_rows=4"]),
-    ("prototype", "dpo-llama3.1-8b", ["v5e-64"], "v5e:8x8", [*SHORT, "batch.examples=16"]),
-    ("prototype", "dpo-llama3.1-8b", ["v5p-16"], "v5p:2x2x1", [*SHORT, "batch.examples=16"]),
-    ("grows", "dpo-qwen2.5-72b", ["v5p-256"], "v5p:4x4x4", []),
-    ("grows", "dpo-qwen2.5-72b", ["v5p-256"], "v5p:4x4x8", []),
-    ("grows", "dpo-qwen2.5-72b", ["v5p-256"], "v5p:4x8x8", ["batch.microbatch_rows=256"]),
+    *[(machine, recipe, machine, None, []) for machine in ("v5e-64", "v5p-16") for recipe in LARGE],
+    ("v5p-256", "dpo-qwen2.5-72b", "v5p-256", None, []),
+    *[("h200", recipe, "h200", None, [] if "gemma" not in recipe else ADAPTERS) for recipe in LARGE],
+    *[("gpu-80gb", recipe, "gpu-80gb", None, ADAPTERS) for recipe in LARGE],
+    *[("gpu-80gb", recipe, "gpu-80gb", None, []) for recipe in SMALL],
+    *[("gpu-24gb", recipe, "gpu-24gb", None, ADAPTERS) for recipe in LARGE],
+    *[("gpu-24gb", recipe, "gpu-24gb", None, ADAPTERS if "0.5b" not in recipe else []) for recipe in SMALL],
+    ("not", "dpo-llama3.1-8b", "v5e-64", "v5e:2x2", ["batch.microbatch_rows=4"]),
+    ("prototype", "dpo-llama3.1-8b", "v5e-64", "v5e:8x8", [*SHORT, "batch.examples=16"]),
+    ("prototype", "dpo-llama3.1-8b", "v5p-16", "v5p:2x2x1", [*SHORT, "batch.examples=16"]),
+    ("grows", "dpo-qwen2.5-72b", "v5p-256", "v5p:4x4x4", []),
+    ("grows", "dpo-qwen2.5-72b", "v5p-256", "v5p:4x4x8", []),
+    ("grows", "dpo-qwen2.5-72b", "v5p-256", "v5p:4x8x8", ["batch.microbatch_rows=256"]),
 ]
 TITLES = {
-    "machines": "Recipes on their machines",
+    "v5e-64": "64 TPU v5e: 7-9B in full",
+    "v5p-16": "8 TPU v5p: 7-9B in full",
+    "v5p-256": "128 TPU v5p: 72B in full",
+    "h200": "One H200: 7-8B in full, 9B with adapters",
+    "gpu-80gb": "One GPU of 80 GB: 7-9B with adapters, up to 3B in full",
+    "gpu-24gb": "One GPU of 24 GB: adapters, 0.5B in full",
     "not": "What does not fit",
     "prototype": "8B in full with float32 AdamW, rows of 1024, one microbatch a step",
     "grows": "72B as the mesh grows",
@@ -59,14 +55,14 @@ TITLES = {
 
 
 def named(line) -> str:
-    _, recipe, machines, topology, overrides = line
-    return " ".join([recipe, *machines, *overrides, *([] if topology is None else ["--topology", topology])])
+    _, recipe, machine, topology, overrides = line
+    return " ".join([recipe, machine, *overrides, *([] if topology is None else ["--topology", topology])])
 
 
 def planned(line) -> dict:
-    _, recipe, machines, topology, overrides = line
-    loaded = config.load(recipe, *machines, overrides=overrides)
-    (target,) = targets.targets(machines, [] if topology is None else [topology], None)
+    _, recipe, machine, topology, overrides = line
+    loaded = config.load(recipe, machine, overrides=overrides)
+    (target,) = targets.targets([machine], [] if topology is None else [topology], None)
     made = plan.plan(loaded, target, say=lambda text: print(text, file=sys.stderr, flush=True))
     print(text.as_text(made), flush=True)
     return text.as_json(made)

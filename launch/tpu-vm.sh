@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # launch/tpu-vm.sh NAME COMMAND [argument ...]: `care-jax COMMAND ...` on a TPU slice of its own, by a queued resource.
 #   TYPE=v5p-16 ZONE=us-east5-a launch/tpu-vm.sh mine train dpo-llama3.1-8b v5p-16 output_dir=gs://BUCKET/runs/mine
-# Environment: ZONE, TYPE (accelerator), VERSION (of the runtime image), PROJECT (default: gcloud's), SPOT=1, HF_TOKEN
-# (for gated weights; passed on by a file that only its owner reads).
+# Environment: ZONE, TYPE (accelerator), VERSION (of the runtime image), PROJECT (default: gcloud's), SPOT=1, WAIT
+# (seconds between two looks), HF_TOKEN (for gated weights; passed on by a file that only its owner reads).
 # Restart-safe: run it again after a preemption; the slice is asked for anew and the run goes on from its checkpoint.
 set -euo pipefail
 if [ $# -lt 2 ]; then sed -n '2,6p' "$0" | cut -c3- >&2; exit 2; fi
@@ -13,18 +13,19 @@ where=(--zone "$ZONE"); [ -z "${PROJECT:-}" ] || where+=(--project "$PROJECT")
 root=$(cd "$(dirname "$0")/.." && pwd)
 
 state() { gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' 2>/dev/null; }
-if [[ "$(state)" =~ ^(FAILED|SUSPENDED)$ ]]; then
-    gcloud compute tpus queued-resources delete "$name" "${where[@]}" --quiet --force
-fi
-if [ -z "$(state)" ]; then
-    options=(--node-id "$name" --accelerator-type "$TYPE" --runtime-version "$VERSION")
-    [ -z "${SPOT:-}" ] || options+=(--spot)
-    gcloud compute tpus queued-resources create "$name" "${where[@]}" "${options[@]}"
-fi
-until [ "$(state)" = ACTIVE ]; do
-    [[ "$(state)" != FAILED ]] || { echo "the request for $name failed" >&2; exit 1; }
-    echo "waiting for $name: $(state)" >&2
-    sleep 30
+options=(--node-id "$name" --accelerator-type "$TYPE" --runtime-version "$VERSION")
+[ -z "${SPOT:-}" ] || options+=(--spot)
+asked=
+while :; do
+    found=$(state) || found= # none of this name
+    case $found in
+    ACTIVE) break ;;
+    "") gcloud compute tpus queued-resources create "$name" "${where[@]}" "${options[@]}"; asked=1 ;;
+    FAILED | SUSPENDED)
+        [ "$found$asked" != FAILED1 ] || { echo "the request for $name failed" >&2; exit 1; }
+        gcloud compute tpus queued-resources delete "$name" "${where[@]}" --quiet --force ;;
+    *) echo "waiting for $name: $found" >&2; sleep "${WAIT:-30}" ;;
+    esac
 done
 
 everywhere() { gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command "$1"; }

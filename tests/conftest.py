@@ -4,7 +4,11 @@ import os
 
 # Before jax starts: every mesh test runs in this process.
 # Programs here are tiny and run once: optimizing their machine code would take most of the time.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# Eight devices share few cores: one that waits long for the others at a collective is slow, not lost.
+FLAGS = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

@@ -58,6 +58,11 @@ def test_the_jobset_is_one_slice_that_restarts_and_is_told_of_its_end():
         chips *= int(size)
     assert container["resources"]["limits"]["google.com/tpu"] * spec["completions"] == chips
     assert {"name": "CARE_JAX_DISTRIBUTED", "value": "auto"} in container["env"]
+    # A mistake of the user's (exit status 2) ends the job, anything else restarts it.
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2]}
+    (answer,) = job["spec"]["failurePolicy"]["rules"]
+    assert (answer["action"], answer["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
     token = next(one for one in container["env"] if one["name"] == "HF_TOKEN")
     assert "value" not in token, "a token belongs into a secret"
     mounted = {mount["name"] for mount in container["volumeMounts"]}
@@ -90,6 +95,58 @@ def test_compiler_flags_are_the_same_everywhere_and_known_to_the_compiler():
             [sys.executable, "-c", script], env=os.environ | {"XLA_FLAGS": " ".join(sorted(flags))}, check=False
         )
         assert (done.returncode == 0) == known
+
+
+@pytest.mark.slow
+def test_compiler_flags_are_known_to_libtpu():
+    pytest.importorskip("libtpu", reason="needs the plan extra")
+    flags = set(re.findall(r"--xla_\w+=\w+", (LAUNCH / "tpu-vm.sh").read_text()))
+    script = "from care_jax.plan import targets; targets.topology('v5e:2x2')"
+    for given, known in ((flags, True), ({"--xla_tpu_no_such_flag=true"}, False)):
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": " ".join(sorted(given))}
+        assert (subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == 0) == known
+
+
+# A gcloud that tells the states of a file one after the other, the last for ever, and writes down what it is asked.
+GCLOUD = """\
+#!/usr/bin/env bash
+words="$*"
+case $words in
+*describe*) state=$(head -1 "$STATES"); [ "$(wc -l <"$STATES")" = 1 ] || sed -i 1d "$STATES"
+    [ "$state" != none ] || exit 1
+    echo "$state" ;;
+*) echo "$words" >>"$ASKED" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("states", "asked", "status"),
+    [
+        (["none", "WAITING_FOR_RESOURCES", "ACTIVE"], ["create"], 0),
+        (["ACTIVE"], [], 0),
+        (["SUSPENDING", "SUSPENDED", "none", "ACTIVE"], ["delete", "create"], 0),  # preempted just now
+        (["FAILED", "none", "PROVISIONING", "ACTIVE"], ["delete", "create"], 0),
+        (["none", "FAILED"], ["create"], 1),
+    ],
+    ids=["new", "there", "preempted", "failed before", "fails"],
+)
+def test_a_tpu_is_asked_for_until_it_is_there(tmp_path, states, asked, status):
+    told, program = tmp_path / "states", tmp_path / "gcloud"
+    told.write_text("\n".join(states) + "\n")
+    program.write_text(GCLOUD)
+    program.chmod(0o755)
+    environment = os.environ | {"STATES": str(told), "ASKED": str(tmp_path / "asked"), "WAIT": "0", "SPOT": "1"}
+    environment |= {"ZONE": "z", "TYPE": "v5p-16", "HF_TOKEN": "secret", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = [str(LAUNCH / "tpu-vm.sh"), "mine", "train", "quickstart"]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == status, done.stderr
+    lines = (tmp_path / "asked").read_text().splitlines() if (tmp_path / "asked").exists() else []
+    resources = [line.split()[3] for line in lines if "queued-resources" in line]
+    assert resources == asked
+    assert "secret" not in "".join(lines)
+    if status == 0:
+        assert lines[-1].strip() == "exec venv/bin/care-jax train quickstart"
 
 
 def test_the_image_holds_what_the_package_needs_and_passes_signals_on():

@@ -3,13 +3,17 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from care_jax import losses, models
+from care_jax.config import OptimizerConfig
 from care_jax.models import lora
 from care_jax.sharding import make_mesh
 from care_jax.training import placing
+from care_jax.training.optimizers import make_optimizer, make_schedule
 from care_jax.training.step import init_state, make_step
 from tests.training.batches import groups, plain_batch, tiny_model
 from tests.training.test_step import KEEP_GRADIENT, close, same_metrics, with_mismatched
@@ -62,15 +66,45 @@ def test_any_mesh_gives_the_same_loss_and_gradient(tmp_path, sizes, name, adapte
     parts = [whole] if count == 1 else [[one] for one in whole]
     batch = with_mismatched(plain_batch(parts, rows=ROWS), name)
     step = make_step(model, losses.get(name), KEEP_GRADIENT, examples=12 if name == "aot" else None)
-    alone, metrics = jax.jit(step)(init_state(params, KEEP_GRADIENT, adapters), batch)
-
-    with jax.set_mesh(mesh):
-        weights = models.param_shardings(model.arch, mesh)
-        abstract = jax.eval_shape(lambda p, a: init_state(p, KEEP_GRADIENT, a), params, adapters)
-        shardings = placing.state_shardings(abstract, weights, KEEP_GRADIENT, mesh, where)
-        state = jax.device_put(init_state(params, KEEP_GRADIENT, adapters), shardings)
-        placed = placing.batch_shardings(batch, mesh)
-        jitted = jax.jit(step, in_shardings=(shardings, placed), out_shardings=(shardings, None))
-        after, found = jitted(state, placing.to_devices(batch, placed, ROWS))
+    state = init_state(params, KEEP_GRADIENT, adapters)
+    alone, metrics = jax.jit(step)(state, batch)
+    after, found = on_mesh(mesh, step, state, batch, model, KEEP_GRADIENT, where)
     same_metrics(jax.device_get(found), jax.device_get(metrics))
     close(jax.device_get(after.opt_state), jax.device_get(alone.opt_state))
+
+
+def on_mesh(mesh, step, state, batch, model, optimizer, adapters=None):
+    """The state and the metrics after one step. adapters: their shardings."""
+    with jax.set_mesh(mesh):
+        weights = models.param_shardings(model.arch, mesh)
+        shardings = placing.state_shardings(jax.eval_shape(lambda: state), weights, optimizer, mesh, adapters)
+        placed = placing.batch_shardings(batch, mesh)
+        jitted = jax.jit(step, in_shardings=(shardings, placed), out_shardings=(shardings, None))
+        return jitted(jax.device_put(state, shardings), placing.to_devices(batch, placed, ROWS))
+
+
+def test_factored_moments_and_sums_in_bfloat16_are_sharded_and_give_the_same_update(tmp_path):
+    model, params = tiny_model(tmp_path, hidden_size=128, intermediate_size=256, num_attention_heads=4)
+    config = OptimizerConfig(name="adafactor", learning_rate=1e-2, warmup=0, schedule="constant")
+    rule = make_optimizer(config, make_schedule(config, 1))
+    batch = plain_batch([[one] for one in groups(4, seed=5)], rows=ROWS)
+    state = init_state(params, rule)
+    after = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        step = make_step(model, losses.get("dpo"), rule, accumulate_dtype=dtype)
+        after[dtype], metrics = on_mesh(make_mesh(2, 2, 2), step, state, batch, model, rule)
+    alone, expected = jax.jit(step)(state, batch)
+    same_metrics(jax.device_get(metrics) | {"grad_norm": 0}, jax.device_get(expected) | {"grad_norm": 0})
+    np.testing.assert_allclose(metrics["grad_norm"], expected["grad_norm"], rtol=1e-3)
+    exact, rounded = (
+        [x for name in ("v_row", "v_col") for x in jax.tree.leaves(optax.tree_utils.tree_get(one.opt_state, name))]
+        for one in after.values()
+    )
+    factored = [x for x in rounded if x.ndim > 1]
+    assert len(factored) == 2 * 3, "gate, up and down are large enough"
+    assert not any(x.sharding.is_fully_replicated for x in factored)
+    for one, other, start in zip(*(jax.tree.leaves(x.params) for x in (after[jnp.bfloat16], alone, state))):
+        moved = float(jnp.max(jnp.abs(other - start)))
+        assert moved > 0
+        np.testing.assert_allclose(one, other, rtol=0, atol=0.02 * moved)
+    assert any(np.any(x != y) for x, y in zip(exact, rounded)), "the sums were not rounded"

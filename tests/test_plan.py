@@ -18,7 +18,8 @@ import care_jax
 from care_jax import cli, config, plan
 from care_jax.config import Config
 from care_jax.errors import UserError
-from care_jax.plan import advice, flops, hlo, known, targets, text
+from care_jax.plan import advice, flops, hlo, known, programs, targets, text
+from care_jax.plan.programs import held_by_state
 from care_jax.plan.shapes import abstract_batch, layout_of
 from care_jax.training.chips import CHIPS
 from care_jax.training.objective import objective_of
@@ -255,28 +256,146 @@ def test_the_nearest_change_is_compiled_and_fits(tiny, monkeypatch):
         seen.append((made.config.model.remat, rows))
         return plan.Program("train", {"parameters": 0}, rows * 5 * 10**7, None, 0, {}, 0.0), None
 
+    def compile_forward(made, say):
+        passes.append(plan.Program("evaluation", {"parameters": 0}, made.layout.rows * 6 * 10**7, None, 0, {}, 0.0))
+        return passes[-1:]
+
+    passes = []
     monkeypatch.setattr(advice, "compile_train", compile_train)
+    monkeypatch.setattr(advice, "compile_forward", compile_forward)
     changed = Config.from_any(tiny, **{"model.remat": "none"})
-    failed, _ = compile_train(plan.prepare(changed, target), None)
-    found = advice.nearest_that_fits(changed, target, known.arch_of(tiny.model.path), failed, lambda line: None)
-    assert found.changes == ("model.remat=full", "batch.microbatch_rows=16")
-    assert seen == [("none", 64), ("full", 64), ("full", 32), ("full", 16)]
+    found = advice.nearest_that_fits(changed, target, known.arch_of(tiny.model.path), lambda line: None)
+    assert found.changes == ("model.remat=full", "batch.microbatch_rows=8")
+    assert seen == [("full", 64), ("full", 32), ("full", 16), ("full", 8)]
+    assert found.program is passes[-1], "with 16 rows the train step fits, the evaluation does not"
     assert found.program.total <= plan.SHARE * 10**9
 
 
 def test_what_cannot_fit_is_not_compiled(tiny, monkeypatch):
     target = dataclasses.replace(targets.local(), memory=10**5)
     monkeypatch.setattr(advice, "compile_train", functools.partial(pytest.fail, "compiled"))
-    failed = plan.Program("train", {"parameters": 10**9}, 0, None, 0, {}, 0.0)
-    found = advice.nearest_that_fits(tiny, target, known.arch_of(tiny.model.path), failed, lambda line: None)
+    found = advice.nearest_that_fits(tiny, target, known.arch_of(tiny.model.path), lambda line: None)
     assert (found.changes, found.tried) == (None, 0)
+
+
+def test_copies_of_the_state_are_spread_before_anything_that_changes_numbers(tiny, monkeypatch):
+    """data=8 holds the state eight times: the first advice is to shard it."""
+    target = dataclasses.replace(targets.local(), memory=2**30)
+    copied = Config.from_any(tiny, **{"mesh": {"data": 8, "fsdp": 1, "tensor": 1}})
+
+    def compile_train(made, say):
+        return plan.Program("train", held_by_state(made), 0, None, 0, {}, 0.0), None
+
+    monkeypatch.setattr(advice, "compile_train", compile_train)
+    monkeypatch.setattr(advice, "compile_forward", lambda made, say: [])
+    held = sum(held_by_state(plan.prepare(copied, target)).values())
+    target = dataclasses.replace(target, memory=held // 2)
+    found = advice.nearest_that_fits(copied, target, known.arch_of(tiny.model.path), lambda line: None)
+    assert found.changes == ("mesh.data=1", "mesh.fsdp=-1")
+
+
+def test_no_change_is_tried_twice(tiny, monkeypatch):
+    rounded = {"optimizer.moment_dtype": "bfloat16", "optimizer.accumulate_dtype": "bfloat16"}
+    recipe = Config.from_any(tiny, **rounded)
+    target = dataclasses.replace(targets.local(), memory=2**40)
+    tried = []
+    program = plan.Program("train", {"parameters": 2**41}, 0, None, 0, {}, 0.0)
+    monkeypatch.setattr(advice, "compile_train", lambda made, say: (program, None))
+    advice.nearest_that_fits(recipe, target, known.arch_of(tiny.model.path), tried.append)
+    assert len(tried) > 3
+    assert not any("bfloat16" in line for line in tried), "it is in bfloat16 already"
+
+
+@pytest.mark.parametrize(
+    ("changes", "without_optimizer", "reference"),
+    [
+        ({}, True, False),
+        ({"reference.path": "sample"}, True, True),
+        ({"reference.mode": "online"}, False, True),
+        ({"loss": {"name": "simpo"}}, None, False),
+    ],
+)
+def test_a_plan_counts_the_references_weights_where_they_are(tiny, monkeypatch, changes, without_optimizer, reference):
+    def compiled(name, jitted, arguments, held, *rest):
+        return plan.Program(name, held, 0, None, 0, {}, 0.0), None
+
+    monkeypatch.setattr(programs, "_compile", compiled)
+    made = plan.prepare(Config.from_any(tiny, **changes), targets.local())
+    train, _ = plan.compile_train(made, lambda line: None)
+    found = {program.name: program.held for program in plan.compile_forward(made, lambda line: None)}
+    online = changes.get("reference.mode") == "online"
+    assert ("reference" in train.held) == ("reference" in found["evaluation"]) == online
+    assert ("reference" in found) == (without_optimizer is not None)
+    if without_optimizer is not None:
+        assert (found["reference"]["optimizer"] == 0) == without_optimizer
+        assert found["reference"].get("reference", 0) == (found["reference"]["parameters"] if reference else 0)
 
 
 @pytest.mark.parametrize(("given", "size"), [("24GB", 24 * 10**9), ("22.5GiB", int(22.5 * 2**30))])
 def test_memory_is_given_with_its_unit(given, size):
     assert targets.parse_memory(given) == size
-    with pytest.raises(UserError, match="--memory"):
-        targets.parse_memory("24")
+    for wrong in ("24", "0GB", "-1GB"):
+        with pytest.raises(UserError, match="--memory"):
+            targets.parse_memory(wrong)
+
+
+def test_a_cpu_has_its_part_of_this_machines_memory():
+    assert 2**28 < targets.local().memory * len(jax.devices()) < 2**50
+    assert targets.local().memory == targets.local(count=1).memory
+
+
+def test_cards_that_are_not_here_may_be_several(tmp_path):
+    """In a process of its own, as jax must be told before it starts."""
+    words = ["quickstart", "--devices", "4", "--memory", "24GB", "--json", "batch.microbatch_rows=4"]
+    command = [str(pathlib.Path(sys.executable).with_name("care-jax")), "plan", *words]
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert (found["devices"], found["mesh"]["fsdp"], found["fits"], found["estimate"]) == (4, 4, True, True)
+    assert found["programs"]["train"]["collectives"]
+    assert targets.words(jax.devices()).startswith("--devices 8 --memory ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--devices", "0"], "--devices: found 0, expected 1 to"),
+        (["--devices", "2", "--topology", "v5p:2x2x2"], "--devices: found 2 beside the topology v5p:2x2x2"),
+        (["v5p-16", "--devices", "2"], "--devices: found 2 beside the topology v5p:2x2x2"),
+        (["--topology", "v5p"], "--topology: found 'v5p', expected a generation"),
+        (["--memory", "0GB"], "--memory: found '0GB', expected"),
+    ],
+)
+def test_what_no_plan_can_be_made_for_is_refused(words, said, capsys):
+    assert cli.main(["plan", "quickstart", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_without_libtpu_the_extra_is_named(monkeypatch):
+    from jax.experimental import topologies
+
+    def missing(**options):
+        raise NotImplementedError("JAX TPU support not installed; cannot generate TPU topology.")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", missing)
+    with pytest.raises(UserError, match=r'pip install "care-jax\[plan\]"'):
+        targets.topology("v5e:2x2")
+
+
+def test_a_long_compilation_shows_that_it_lives(monkeypatch):
+    monkeypatch.setattr(programs, "_TICK", 0.01)
+    said = []
+    with programs._ticking(said.append):
+        while len(said) < 2:
+            pass
+    assert said[0].startswith("still compiling, after ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x2", "v6e:2x4", "7x:2x2x1"])
+def test_a_topology_is_known_by_its_devices(name):
+    needs_libtpu()
+    assert targets.words(targets.topology(name).devices) == f"--topology {name}"
 
 
 @pytest.mark.parametrize("name", ["v5:2x2", "v5p", "v5p:2", "v5p:2x2x2x2", "h100:2x2"])

@@ -66,7 +66,10 @@ def same_run(found, expected):
             if one["step"] <= 1 and name.endswith("accuracies"):
                 continue
             if isinstance(value, float):
-                np.testing.assert_allclose(one[name], value, rtol=1e-5, atol=2e-5, err_msg=f"step {one['step']} {name}")
+                # Rewards are small differences of logps in the hundreds.
+                least = 0 if name in ("loss", "grad_norm") else 2e-5
+                shown = f"step {one['step']} {name}"
+                np.testing.assert_allclose(one[name], value, rtol=1e-5, atol=least, err_msg=shown)
             else:
                 assert one[name] == value, name
     weights = load_file(expected / "runs/quickstart/export/model.safetensors")

@@ -21,6 +21,7 @@ def add(commands) -> None:
     plan.add_argument("rest", metavar="MACHINE|key=value", nargs="*", help="machines, then single keys")
     plan.add_argument("--topology", metavar="NAME", action="append", default=[], help="such as v5p:2x2x2; may repeat")
     plan.add_argument("--memory", metavar="SIZE", help="of a device that is not here, such as 24GB")
+    plan.add_argument("--devices", metavar="N", type=int, help="as many cards that are not here, in place of one")
     plan.add_argument("--no-advice", action="store_true", help="where it does not fit, look for nothing that would")
     plan.add_argument("--json", action="store_true", help="one JSON object a target, a line each")
 
@@ -36,7 +37,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     memory = None if arguments.memory is None else targets.parse_memory(arguments.memory)
     fits = True
-    for target in targets.targets(machines, arguments.topology, memory):
+    for target in targets.targets(machines, arguments.topology, memory, arguments.devices):
         found = planning.plan(loaded, target, advise=not arguments.no_advice, say=_say)
         print(json.dumps(text.as_json(found)) if arguments.json else text.as_text(found), flush=True)
         fits &= found.fits is not False

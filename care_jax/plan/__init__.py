@@ -20,7 +20,10 @@ from care_jax.training.chips import SHARE
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """The nearest change that fits, found by compiling it. changes: overrides; None: nothing that was tried fits."""
+    """The nearest change that fits, found by compiling it.
+
+    changes: overrides; None: nothing that was tried fits. program: the one that then needs most.
+    """
 
     changes: tuple[str, ...] | None
     program: Program | None
@@ -86,7 +89,7 @@ def plan(config: Config, target: Target, *, arch: Arch | None = None, advise: bo
     if found.fits is False and advise:
         from care_jax.plan.advice import nearest_that_fits
 
-        return dataclasses.replace(found, advice=nearest_that_fits(config, target, made.model.arch, train, say))
+        return dataclasses.replace(found, advice=nearest_that_fits(config, target, made.model.arch, say))
     return found
 
 

@@ -7,7 +7,7 @@ from care_jax.config import Config
 from care_jax.errors import UserError
 from care_jax.models.arch import Arch
 from care_jax.plan import SHARE, Advice, Say, prepare
-from care_jax.plan.programs import Program, compile_train, least
+from care_jax.plan.programs import compile_forward, compile_train, least
 from care_jax.plan.targets import Target
 
 Changes = dict[str, Any]
@@ -21,6 +21,9 @@ def candidates(config: Config, parts: int) -> Iterator[Changes]:
     same: Changes = {}
     if config.model.remat != "full":
         same = {"model.remat": "full"}
+        yield same
+    if config.mesh.data != 1:  # the state over all devices that share the rows, not a copy for each part of them
+        same = {**same, "mesh.data": 1, "mesh.fsdp": -1}
         yield same
     rows = config.batch.microbatch_rows
     fewer: list[Changes] = []
@@ -38,7 +41,7 @@ def candidates(config: Config, parts: int) -> Iterator[Changes]:
             yield {**smallest, **rounded}
     for tensor in (2, 4, 8):
         if parts % tensor == 0 and config.mesh.tensor == 1:
-            yield {**smallest, "mesh.tensor": tensor}
+            yield {**smallest, **({} if config.mesh.fsdp == -1 else {"mesh.fsdp": -1}), "mesh.tensor": tensor}
     if config.model.lora is None:
         adapters = {"model.lora": {"r": 16}}
         yield adapters
@@ -46,27 +49,31 @@ def candidates(config: Config, parts: int) -> Iterator[Changes]:
             yield {**smallest, **adapters}
 
 
-def nearest_that_fits(config: Config, target: Target, arch: Arch, failed: Program, say: Say) -> Advice:
+def nearest_that_fits(config: Config, target: Target, arch: Arch, say: Say) -> Advice:
     """Tries changes in turn; one whose arrays alone are too many is passed over without compiling it."""
     assert target.memory is not None
     limit = SHARE * target.memory
     mesh = config.mesh
     parts = max(1, len(target.devices) // max(1, mesh.tensor))
     tried = 0
+    seen = [config]
     for changes in candidates(config, parts):
         try:
             changed = Config.from_any(config, **changes)
             made = prepare(changed, target, arch)
         except UserError:
             continue  # a mesh that does not divide the model
-        if changed == config or least(made) > limit:
+        if changed in seen or least(made) > limit:
             continue
+        seen.append(changed)
         shown = shown_changes(changes)
         say(f"trying {' '.join(shown)}")
         tried += 1
-        program, _ = compile_train(made, lambda text: None)
-        if program.total <= limit:
-            return Advice(shown, program, tried)
+        largest, _ = compile_train(made, lambda text: None)
+        if largest.total <= limit:
+            largest = max([largest, *compile_forward(made, lambda text: None)], key=lambda program: program.total)
+        if largest.total <= limit:
+            return Advice(shown, largest, tried)
     return Advice(None, None, tried)
 
 

@@ -1,9 +1,11 @@
 """The programs of a run, compiled ahead of time from shapes: what each device holds, does and sends."""
 
+import contextlib
 import dataclasses
 import re
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -48,8 +50,35 @@ _BESIDE = re.compile(r"required for HLO temporaries \((\d+(?:\.\d+)?)([KMGT]?)\)
 _UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
+_TICK = 30.0  # seconds between two signs of life of a compilation
+
+
+@contextlib.contextmanager
+def _ticking(say: Callable[[str], None]) -> Iterator[None]:
+    """Says every now and then how long the work inside has taken."""
+    done, began = threading.Event(), time.perf_counter()
+
+    def tick() -> None:
+        while not done.wait(_TICK):
+            say(f"still compiling, after {time.perf_counter() - began:.0f} s")
+
+    teller = threading.Thread(target=tick, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+
+
 def _compile(
-    name: str, jitted: Any, arguments: tuple[Any, ...], held: dict[str, int], trips: int, shapes: Shapes
+    name: str,
+    jitted: Any,
+    arguments: tuple[Any, ...],
+    held: dict[str, int],
+    trips: int,
+    shapes: Shapes,
+    say: Callable[[str], None],
 ) -> tuple[Program, Any]:
     # A CPU multiplies no bfloat16: its compiler would hold all layers' weights in float32, which no other does.
     without = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
@@ -59,7 +88,8 @@ def _compile(
     operations = flops.count(traced.jaxpr, trips)
     lowered = traced.lower()
     try:
-        compiled = lowered.compile(compiler_options=options)
+        with _ticking(say):
+            compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         beside = _BESIDE.search(str(error))
         found = beside or _USED.search(str(error))
@@ -93,25 +123,36 @@ def compile_train(shapes: Shapes, say: Callable[[str], None]) -> tuple[Program, 
         (shapes.state_shardings, shapes.batch_shardings),
     )
     held = {**held_by_state(shapes), "batch": placing.bytes_a_device(shapes.batch)}
-    online = shapes.objective.needs_ref and shapes.config.reference.mode == "online"
-    if online:
+    if _online(shapes):
         held["reference"] = placing.bytes_a_device(shapes.state.params)
     with jax.set_mesh(shapes.mesh):
-        return _compile("train", jitted, (shapes.state, shapes.batch), held, shapes.layout.microbatches, shapes)
+        return _compile("train", jitted, (shapes.state, shapes.batch), held, shapes.layout.microbatches, shapes, say)
 
 
 def compile_forward(shapes: Shapes, say: Callable[[str], None]) -> list[Program]:
-    """The pass without a gradient, as the reference's (the weights alone are there) and as the evaluation's."""
+    """The pass without a gradient, as the reference's and as the evaluation's."""
     state = shapes.state
     say("compiling the pass of the reference and of the evaluation")
     jitted = jax.jit(make_logps(shapes.model), out_shardings=sharding.replicated(shapes.mesh))
     everything = held_by_state(shapes) | {"batch": placing.bytes_a_device(shapes.forward_batch)}
+    reference = {"reference": placing.bytes_a_device(state.params)}
+    if _online(shapes):
+        everything |= reference
     with jax.set_mesh(shapes.mesh):
-        evaluation, _ = _compile("evaluation", jitted, (state.variables(), shapes.forward_batch), everything, 1, shapes)
+        arguments = state.variables(), shapes.forward_batch
+        evaluation, _ = _compile("evaluation", jitted, arguments, everything, 1, shapes, say)
     if not shapes.objective.needs_ref:
         return [evaluation]
-    alone = {**everything, "optimizer": 0}
-    return [dataclasses.replace(evaluation, name="reference", held=alone), evaluation]
+    if _online(shapes):
+        held = everything
+    else:  # before the optimizer's state is there; another model than the start is there beside it
+        held = {**everything, "optimizer": 0, **({} if shapes.config.reference.path is None else reference)}
+    return [dataclasses.replace(evaluation, name="reference", held=held), evaluation]
+
+
+def _online(shapes: Shapes) -> bool:
+    """Whether the reference's weights are there all the time."""
+    return shapes.objective.needs_ref and shapes.config.reference.mode == "online"
 
 
 def held_by_state(shapes: Shapes) -> dict[str, int]:

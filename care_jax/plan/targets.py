@@ -1,7 +1,9 @@
 """What a plan is made for: a named TPU topology that is not here, or this machine's own backend."""
 
+import contextlib
 import dataclasses
 import os
+import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +15,8 @@ from care_jax.training.chips import CHIPS, Chip
 
 # Generation -> libtpu's name of it.
 GENERATIONS = {"v4": "v4", "v5e": "v5e", "v5p": "v5p", "v6e": "v6e", "7x": "tpu7x", "v7x": "tpu7x", "tpu7x": "tpu7x"}
+# Generation -> jax's name of its devices.
+TPU_KINDS = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite", "7x": "TPU7x"}
 # The machine of the same name in configs/machines: its topology, or the memory of its one card and that card's speed.
 MACHINES: dict[str, tuple[str | None, str | None]] = {
     "v5e-64": ("v5e:8x8", None),
@@ -43,9 +47,10 @@ def topology(name: str, memory: int | None = None) -> Target:
     from jax.experimental import topologies
 
     generation, _, shape = name.partition(":")
+    hint = "" if generation in GENERATIONS else nearest(generation, list(GENERATIONS))
     if generation not in GENERATIONS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
         raise UserError(
-            f"--topology: found {name!r}{nearest(generation, list(GENERATIONS))}, expected a generation of "
+            f"--topology: found {name!r}{hint}, expected a generation of "
             f"{', '.join(GENERATIONS)} and chips along each axis, such as v5p:2x2x2"
         )
     # Nothing here touches a chip: a second process may load libtpu, and it need not look for the machine it is on.
@@ -63,7 +68,7 @@ def topology(name: str, memory: int | None = None) -> Target:
         )
     except (RuntimeError, NotImplementedError, ValueError) as error:
         found = " ".join(str(error).split())
-        if "libtpu" in found or "not found" in found.lower() or "Unable to initialize" in found:
+        if any(sign in found.lower() for sign in ("libtpu", "not found", "not installed", "unable to initialize")):
             raise UserError(
                 f"--topology {name}: needs libtpu, which compiles for TPUs without one: "
                 f'pip install "care-jax[plan]" ({found[:200]})'
@@ -74,33 +79,82 @@ def topology(name: str, memory: int | None = None) -> Target:
     return Target(name, devices, chip, memory or (chip.memory if chip else None), estimate=False)
 
 
-def local(memory: int | None = None, card: str | None = None) -> Target:
-    """This machine's devices; `memory` or `card` (jax's name of its kind): for one card that is not here."""
-    devices: list[Any] = list(jax.devices())
-    absent = memory is not None or card is not None
+def local(memory: int | None = None, card: str | None = None, count: int | None = None) -> Target:
+    """This machine's devices; `memory`, `card` (jax's name of its kind) or `count`: for cards that are not here, one
+    unless `count` says more.
+    """
+    absent = memory is not None or card is not None or count is not None
+    devices = _stand_ins(1 if count is None else count) if absent else list(jax.devices())
     chip = CHIPS[card] if card is not None else None if absent else CHIPS.get(devices[0].device_kind)
-    if memory is None:
-        memory = chip.memory if chip is not None else (devices[0].memory_stats() or {}).get("bytes_limit")
+    memory = _memory(devices[0], chip) if memory is None else memory
     shown = chip.name if card is not None and chip is not None else f"{(memory or 0) / 1e9:g} GB"
     shown = shown if absent else devices[0].device_kind
-    return Target(shown, tuple(devices[:1] if absent else devices), chip, memory, estimate=absent)
+    return Target(shown, tuple(devices), chip, memory, estimate=absent)
 
 
-def targets(machines: Sequence[str], topologies: Sequence[str], memory: int | None) -> list[Target]:
-    """What was asked for by name, else what the machine file of that name stands for, else this machine."""
-    if topologies:
-        return [topology(name, memory) for name in topologies]
-    if memory is None:
+def _stand_ins(count: int) -> list[Any]:
+    """As many devices of this machine, or of its CPU, to compile for in another's place."""
+    if count > 1:
+        with contextlib.suppress(RuntimeError):  # jax is up already, with as many devices as it has
+            jax.config.update("jax_num_cpu_devices", count)
+    devices: list[Any] = list(jax.devices())
+    devices = devices if len(devices) >= count else list(jax.devices("cpu"))
+    if not 1 <= count <= len(devices):
+        raise UserError(f"--devices: found {count}, expected 1 to {len(devices)}, which jax was started with")
+    return devices[:count]
+
+
+def _memory(device: Any, chip: Chip | None) -> int | None:
+    """Bytes of one device of this process; None where the backend does not say.
+
+    Of a CPU a part of what this machine has, or of what the control group of this process may have of it.
+    """
+    if chip is not None:
+        return chip.memory
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = pathlib.Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return (min(memory, int(text)) if text.isdecimal() else memory) // jax.local_device_count()
+
+
+def targets(
+    machines: Sequence[str], topologies: Sequence[str], memory: int | None, count: int | None = None
+) -> list[Target]:
+    """What was asked for by name, else what the machine file of that name stands for, else this machine.
+
+    count: of cards that are not here. Raises UserError where it comes with a topology, whose name says how many it has.
+    """
+    names = list(topologies)
+    if not names and memory is None:
         for machine in reversed(machines):
             if machine in MACHINES:
                 shape, card = MACHINES[machine]
-                return [topology(shape) if shape is not None else local(card=card)]
-    return [local(memory)]
+                if shape is None:
+                    return [local(card=card, count=count)]
+                names = [shape]
+                break
+    if names and count is not None:
+        raise UserError(f"--devices: found {count} beside the topology {names[0]}, whose name says how many it has")
+    return [topology(name, memory) for name in names] or [local(memory, count=count)]
+
+
+def words(devices: Sequence[Any]) -> str:
+    """What `care-jax plan` is given to mean these devices: of a whole job, where they are those of all processes."""
+    kind = devices[0].device_kind
+    if devices[0].platform == "tpu":
+        generation = next(name for name, chip in TPU_KINDS.items() if chip == kind)
+        sizes = [1 + max(device.coords[axis] for device in devices) for axis in range(3)]
+        flat = generation in ("v5e", "v6e")
+        return f"--topology {generation}:" + "x".join(str(size) for size in (sizes[:2] if flat else sizes))
+    memory = _memory(devices[0], CHIPS.get(kind))
+    return f"--devices {len(devices)} --memory " + ("SIZE" if memory is None else f"{memory / 1e9:.4g}GB")
 
 
 def parse_memory(text: str) -> int:
     """Bytes of 24GB or 22.5GiB. UserError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB)", text.strip())
-    if found is None:
+    if found is None or float(found[1]) == 0:
         raise UserError(f"--memory: found {text!r}, expected such as 24GB or 22.5GiB")
     return int(float(found[1]) * (10**9 if found[2] == "GB" else 2**30))

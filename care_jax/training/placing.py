@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from care_jax import sharding
 from care_jax.data.packing import Batch
@@ -55,14 +55,21 @@ def state_shardings(
 ) -> State:
     """Shardings of a whole (abstract) state: moments as the weights they belong to, the rest everywhere.
 
+    Factored moments (adafactor's) lack one of their weight's dimensions, and are sharded along those that they have.
+
     weights, adapters: the shardings of `state.params` and `state.lora`, from the declarations.
     """
     everywhere = sharding.replicated(mesh)
     trained = weights if state.lora is None else adapters
 
     def moment(leaf, weight, placed):
-        # Factored moments (adafactor) have another shape than their weight.
-        return placed if leaf.shape == weight.shape else everywhere
+        if leaf.shape == weight.shape:
+            return placed
+        parts = (*placed.spec, *(None,) * (weight.ndim - len(placed.spec)))
+        for axis in range(weight.ndim):
+            if leaf.shape == weight.shape[:axis] + weight.shape[axis + 1 :]:
+                return NamedSharding(mesh, PartitionSpec(*parts[:axis], *parts[axis + 1 :]))
+        return everywhere
 
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,

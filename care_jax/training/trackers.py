@@ -214,8 +214,6 @@ class Recorder:
         line["input_wait_seconds"], self._input_wait = self._input_wait, 0.0
         line["mfu"] = mfu(flops / seconds)
         line["device_memory_peak_bytes"] = memory_peak()
-        if self._compile_seconds is not None:  # in the first line of a start alone
-            line["compile_seconds"], self._compile_seconds = self._compile_seconds, None
         self._bar.set_postfix(
             {
                 "loss": _short(line["loss"]),
@@ -226,6 +224,8 @@ class Recorder:
         )
         self._bar.update(1)
         if number % self._log_every == 0 or number == self._total:
+            if self._compile_seconds is not None:  # in the first line of a start alone
+                line["compile_seconds"], self._compile_seconds = self._compile_seconds, None
             self._log(number, line)
 
     def evaluation(self, step: int, values: Metrics) -> None:

@@ -1,37 +1,40 @@
 """Short runs on the packaged sample, one for each kind of loss: finite, and what is known of the first step."""
 
+import gc
 import json
 import math
 
+import jax
 import pytest
 
 import care_jax
 from care_jax import cli
 from care_jax.data import pipeline
 from care_jax.errors import UserError
+from care_jax.models.arch import num_params
+from care_jax.training import chips, trackers
 from care_jax.training.failures import RunFailed
+from care_jax.training.updates import Updates
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
+SMALL = {
+    "data.train": [{"reader": "care", "path": "sample", "cultures": ["chinese"]}],
+    "data.eval": [],
+    "data.max_steps": 2,
+    "data.max_length": 128,
+    "batch.unit": "pair",
+    "batch.row_length": 128,
+    "batch.microbatch_rows": 2,
+    "checkpoint.every": None,
+    "trackers": [],
+}
+
+
 def run(folder, **changes):
     """Two small steps on the sample's Chinese questions by the quickstart's recipe; the steps' lines of its metrics."""
-    made = care_jax.train(
-        "quickstart",
-        **{
-            "output_dir": str(folder / "run"),
-            "data.train": [{"reader": "care", "path": "sample", "cultures": ["chinese"]}],
-            "data.eval": [],
-            "data.max_steps": 2,
-            "data.max_length": 128,
-            "batch.unit": "pair",
-            "batch.row_length": 128,
-            "batch.microbatch_rows": 2,
-            "checkpoint.every": None,
-            "trackers": [],
-            **changes,
-        },
-    )
+    made = care_jax.train("quickstart", **{"output_dir": str(folder / "run"), **SMALL, **changes})
     steps = [line for line in made.metrics if "loss" in line]
     assert (steps == made.metrics) == ("evaluation" not in changes)
     assert [line["step"] for line in steps] == [1, 2]
@@ -40,6 +43,44 @@ def run(folder, **changes):
             assert math.isfinite(line[name])
         assert line["grad_norm"] > 0
     return steps
+
+
+def test_a_line_tells_time_and_memory_and_the_first_one_what_compiling_took(tmp_path, monkeypatch):
+    """On a device of known speed. With log_every 2 the first line is that of step 2."""
+    chip = chips.Chip("this CPU", 2**34, 1e12, "made up")
+    monkeypatch.setitem(chips.CHIPS, jax.devices()[0].device_kind, chip)
+    monkeypatch.setattr(trackers, "memory_peak", lambda: 12345)
+    made = care_jax.train("quickstart", **{**SMALL, "output_dir": str(tmp_path), "log_every": 2, "data.max_steps": 4})
+    first, second = (line for line in made.metrics if "loss" in line)
+    assert (first["step"], second["step"]) == (2, 4)
+    assert first["compile_seconds"] > 0
+    assert "compile_seconds" not in second
+    for line in (first, second):
+        assert line["device_memory_peak_bytes"] == 12345
+        assert line["step_seconds"] > 0
+        assert line["input_wait_seconds"] >= 0
+        assert line["tokens_per_second"] == pytest.approx(line["tokens"] / line["step_seconds"])
+        flops = line["mfu"] * line["step_seconds"] * chip.flops * jax.device_count()
+        # 6 N a token in matrix products, N without the embedding; attention comes on top.
+        weights = num_params(made.model.arch) - made.model.arch.vocab_size * made.model.arch.hidden
+        assert 1 <= flops / (6 * weights * line["tokens"]) < 1.5
+
+
+@pytest.mark.parametrize(("mode", "copies"), [("precompute", 3), ("online", 4)])
+def test_the_reference_is_not_held_once_it_has_spoken(tmp_path, monkeypatch, mode, copies):
+    """Weights and two moments; a fourth only where the reference runs at every step."""
+    seen = []
+    run_updates = Updates.run
+
+    def counted(self, state, *rest):
+        shape = max((leaf.shape for leaf in jax.tree.leaves(state.params)), key=math.prod)
+        seen.append(sum(x.shape == shape for x in jax.live_arrays() if not x.is_deleted()))
+        return run_updates(self, state, *rest)
+
+    gc.collect()
+    monkeypatch.setattr(Updates, "run", counted)
+    run(tmp_path, **{"reference.mode": mode})
+    assert seen == [copies]
 
 
 def test_kto(tmp_path):
