@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -163,6 +164,62 @@ def process(parent, number):
         if f"JAX_PROCESS_ID={number}".encode() in pathlib.Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
             return int(child)
     raise AssertionError(f"process {number} is not there")
+
+
+@pytest.mark.parametrize(
+    ("given", "joined"),
+    [
+        ({}, None),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_STEP_NUM_TASKS": ""}, None),
+        ({"TPU_WORKER_HOSTNAMES": "one"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, {}),
+        ({"TPU_WORKER_HOSTNAMES": "one,two"}, {}),
+        ({"CARE_JAX_DISTRIBUTED": "auto"}, {}),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "here:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"},
+            {"num_processes": 4, "process_id": 3, "cluster_detection_method": "deactivate"},
+        ),
+    ],
+)
+def test_processes_join_where_there_are_several(monkeypatch, given, joined):
+    """By address, in a SLURM step, on GKE, on request; what jax finds out itself it is left to find."""
+    for name in ("SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES", "CARE_JAX_DISTRIBUTED", "JAX_COORDINATOR_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    asked = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: asked.append(options))
+    start_processes()
+    silence = {"heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 30}
+    assert asked == ([] if joined is None else [joined | silence])
+
+
+OWN_ROWS = """
+import sys
+from care_jax.sharding import make_mesh
+from care_jax.training.placing import own_rows
+import jax
+for sizes in ((1, 2, 1), (2, 1, 1), (1, 1, 2)):
+    rows = own_rows(make_mesh(*sizes), 8)
+    print("process", jax.process_index(), sizes, rows.start, rows.stop, file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_fills_the_rows_of_its_own_devices(tmp_path):
+    script = tmp_path / "rows.py"
+    script.write_text(f"#!{sys.executable}\n{OWN_ROWS}")
+    script.chmod(0o755)
+    where = environment(CARE_JAX=str(script), CARE_JAX_LOGS=str(tmp_path))
+    done = subprocess.run([str(LOCAL), "2", "now"], env=where, capture_output=True, text=True, check=True)
+    said = done.stderr + (tmp_path / "process-1.log").read_text()
+    found = {line.partition(" ")[2] for line in said.splitlines() if line.startswith("process ")}
+    assert found == {
+        *("0 (1, 2, 1) 0 4", "1 (1, 2, 1) 4 8"),
+        *("0 (2, 1, 1) 0 4", "1 (2, 1, 1) 4 8"),
+        *("0 (1, 1, 2) 0 8", "1 (1, 1, 2) 0 8"),
+    }
 
 
 IMPORT = """

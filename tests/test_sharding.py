@@ -1,9 +1,12 @@
 """The mesh takes what fits, and says with numbers what does not."""
 
+import os
+
 import pytest
 
 from care_jax.errors import UserError
 from care_jax.sharding import make_mesh, sharding
+from care_jax.training.chips import SHARE
 
 
 def test_one_axis_takes_what_is_left():
@@ -19,3 +22,14 @@ def test_sizes_that_do_not_multiply_are_refused(sizes):
 def test_a_dimension_that_does_not_divide_is_named():
     with pytest.raises(UserError, match=r"blocks/q has embed=6"):
         sharding(make_mesh(1, 4, 2), ("embed", "heads"), (6, 4), "blocks/q")
+
+
+@pytest.mark.parametrize("name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])
+def test_a_run_takes_what_plans_count_on_unless_it_is_told(monkeypatch, name):
+    """jax reads the variable when it first looks for GPUs."""
+    monkeypatch.setattr(os, "environ", {})
+    make_mesh()
+    assert SHARE < float(os.environ["XLA_CLIENT_MEM_FRACTION"]) < 1
+    monkeypatch.setattr(os, "environ", {name: "0.5"})
+    make_mesh()
+    assert os.environ == {name: "0.5"}
