@@ -4,13 +4,12 @@ import os
 
 # Before jax starts: every mesh test runs in this process.
 # Programs here are tiny and run once: optimizing their machine code would take most of the time.
-# Eight devices share few cores: one that waits long for the others at a collective is slow, not lost.
-FLAGS = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-)
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Threads of XLA's CPU client, else as many as devices: a collective holds one while it waits for the other devices, and
+# those may be in another collective that runs at the same time; with none left the program stands still for ever.
+os.environ.setdefault("NPROC", "32")
 
 import pathlib
 import tempfile
