@@ -27,8 +27,7 @@ SMALL = ["dpo-gemma2-2b", "dpo-qwen2.5-1.5b", "dpo-llama3.2-1b", "dpo-qwen2.5-0.
 
 # (table, recipe, machine, topology or None: the machine's own, overrides)
 LINES = [
-    *[(machine, recipe, machine, None, []) for machine in ("v5e-64", "v5p-16") for recipe in LARGE],
-    ("v5p-256", "dpo-qwen2.5-72b", "v5p-256", None, []),
+    *[(machine, recipe, machine, None, []) for machine in ("v5e-64", "v5p-16") for recipe in LARGE + SMALL],
     *[("h200", recipe, "h200", None, ADAPTERS if "gemma" in recipe else []) for recipe in LARGE],
     *[("gpu-80gb", recipe, "gpu-80gb", None, ADAPTERS) for recipe in LARGE],
     *[("gpu-80gb", recipe, "gpu-80gb", None, []) for recipe in SMALL],
@@ -43,20 +42,19 @@ LINES = [
     ("prototype", "dpo-llama3.1-8b", "v5e-64", "v5e:8x8", [*SHORT, "batch.examples=16"]),
     ("prototype", "dpo-llama3.1-8b", "v5p-16", "v5p:2x2x1", [*SHORT, "batch.examples=16"]),
     ("grows", "dpo-qwen2.5-72b", "v5p-256", "v5p:4x4x4", []),
-    ("grows", "dpo-qwen2.5-72b", "v5p-256", "v5p:4x4x8", []),
+    ("grows", "dpo-qwen2.5-72b", "v5p-256", None, []),
     ("grows", "dpo-qwen2.5-72b", "v5p-256", "v5p:4x8x8", ["batch.microbatch_rows=256"]),
 ]
 TITLES = {
-    "v5e-64": "64 TPU v5e: 7-9B in full",
-    "v5p-16": "8 TPU v5p: 7-9B in full",
-    "v5p-256": "128 TPU v5p: 72B in full",
+    "v5e-64": "64 TPU v5e: up to 9B in full",
+    "v5p-16": "8 TPU v5p: up to 9B in full",
     "h200": "One H200: 7-8B in full, 9B with adapters",
     "gpu-80gb": "One GPU of 80 GB: 7-9B with adapters, up to 3B in full",
     "gpu-24gb": "One GPU of 24 GB: adapters (9B in rows of 1024), 0.5B in full",
     "cpu": "One CPU (of this host)",
     "not": "What does not fit",
     "prototype": "8B in full with float32 AdamW, rows of 1024, one microbatch a step",
-    "grows": "72B as the mesh grows",
+    "grows": "72B in full as the mesh grows (v5p-256 is 128 chips)",
 }
 
 
