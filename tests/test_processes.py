@@ -104,10 +104,10 @@ def test_four_processes_are_one_run(alone, tmp_path, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_where_one_is_killed_the_others_end_and_the_run_goes_on(tmp_path, victim):
+@pytest.mark.parametrize(("count", "victim"), [(2, 0), (2, 1), (4, 2)])
+def test_where_one_is_killed_the_others_end_and_the_run_goes_on(tmp_path, count, victim):
     longer = ["data.max_steps=40", "checkpoint.every=5"]
-    started = train(2, tmp_path, *longer)
+    started = train(count, tmp_path, *longer)
     run = tmp_path / "runs" / "quickstart"
     deadline = time.monotonic() + 300
     while not (run / "checkpoints" / "5").exists():
@@ -121,8 +121,8 @@ def test_where_one_is_killed_the_others_end_and_the_run_goes_on(tmp_path, victim
     assert started.returncode != 0
     whole = tmp_path / "whole"
     whole.mkdir()
-    finished(train(2, whole, *longer))
-    said = finished(train(2, tmp_path, *longer))
+    finished(train(count, whole, *longer))
+    said = finished(train(count, tmp_path, *longer))
     assert "resumed at step" in said
     same_run(tmp_path, whole)
 
