@@ -28,7 +28,7 @@ SMALL = ["dpo-gemma2-2b", "dpo-qwen2.5-1.5b", "dpo-llama3.2-1b", "dpo-qwen2.5-0.
 # (table, recipe, machine, topology or None: the machine's own, overrides)
 LINES = [
     *[(machine, recipe, machine, None, []) for machine in ("v5e-64", "v5p-16") for recipe in LARGE + SMALL],
-    *[("h200", recipe, "h200", None, ADAPTERS if "gemma" in recipe else []) for recipe in LARGE],
+    *[("h200", recipe, "h200", None, ADAPTERS if "gemma2-9b" in recipe else []) for recipe in LARGE + SMALL],
     *[("gpu-80gb", recipe, "gpu-80gb", None, ADAPTERS) for recipe in LARGE],
     *[("gpu-80gb", recipe, "gpu-80gb", None, []) for recipe in SMALL],
     *[("gpu-24gb", recipe, "gpu-24gb", None, [*ADAPTERS, *(SHORT if "gemma" in recipe else [])]) for recipe in LARGE],

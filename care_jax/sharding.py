@@ -38,7 +38,7 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
     """
     if devices is None:
         start_processes()
-        _claim_memory()
+        claim_memory()
         devices = jax.devices()
     devices = list(devices)
     sizes = [data, fsdp, tensor]
@@ -137,9 +137,9 @@ def start_processes() -> None:
         jax.distributed.initialize(**options)  # type: ignore[arg-type]
 
 
-def _claim_memory() -> None:
-    """Before jax is asked for a GPU: it takes three quarters of its memory unless it is told; plans count on nine
-    tenths (`chips.SHARE`). What the environment says of it stands.
+def claim_memory() -> None:
+    """Before jax is asked for a GPU: it takes three quarters of its memory (jax 0.10) unless it is told; plans count on
+    nine tenths (`chips.SHARE`). What the environment says of it stands.
     """
     if not {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys():
         os.environ["XLA_CLIENT_MEM_FRACTION"] = "0.92"

@@ -35,9 +35,9 @@ flags=(
 )
 export XLA_FLAGS="${flags[*]} ${XLA_FLAGS:-}"
 
-# Not killed on a bad exit: each task ends with 75 when it has saved, one sooner than another. Where one dies, jax on the
-# other nodes notices within a minute, and they end by themselves.
-srun --kill-on-bad-exit=0 "${CARE_JAX:-care-jax}" "$@"
+# Not killed on a bad exit: each task ends with 75 when it has saved, one sooner than another. Where one dies at work, jax
+# on the other nodes notices within a minute, and they end by themselves.
+srun --kill-on-bad-exit=0 --wait=0 "${CARE_JAX:-care-jax}" "$@"
 status=$?
 if [ "$status" = 75 ]; then
     echo "interrupted and saved: back into the queue"

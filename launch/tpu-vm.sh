@@ -12,12 +12,19 @@ VERSION=${VERSION:-v2-alpha-tpuv5}
 where=(--zone "$ZONE"); [ -z "${PROJECT:-}" ] || where+=(--project "$PROJECT")
 root=$(cd "$(dirname "$0")/.." && pwd)
 
-state() { gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' 2>/dev/null; }
+package=$(mktemp -d); trap 'rm -rf "$package"' EXIT
+state() { gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)'; }
 options=(--node-id "$name" --accelerator-type "$TYPE" --runtime-version "$VERSION")
 [ -z "${SPOT:-}" ] || options+=(--spot)
-asked=
+asked='' looked=''
 while :; do
-    found=$(state) || found= # none of this name
+    if found=$(state 2>"$package/errors"); then :
+    elif grep -q NOT_FOUND "$package/errors"; then found=
+    else # trouble on the way: at the first look nothing works, later it passes
+        cat "$package/errors" >&2; [ -n "$looked" ] || exit 1
+        found=unknown
+    fi
+    looked=1
     case $found in
     ACTIVE) break ;;
     "") gcloud compute tpus queued-resources create "$name" "${where[@]}" "${options[@]}"; asked=1 ;;
@@ -30,7 +37,6 @@ done
 
 everywhere() { gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command "$1"; }
 send() { gcloud compute tpus tpu-vm scp "$1" "$name:$2" "${where[@]}" --worker=all; }
-package=$(mktemp -d); trap 'rm -rf "$package"' EXIT
 tar -czf "$package/care_jax.tgz" -C "$root" pyproject.toml README.md LICENSE care_jax configs
 (umask 077; printf 'export HF_TOKEN=%q\n' "${HF_TOKEN:-}" >"$package/token")
 send "$package/care_jax.tgz" care_jax.tgz

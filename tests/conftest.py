@@ -7,8 +7,8 @@ import os
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Threads of XLA's CPU client, else as many as devices: a collective holds one while it waits for the other devices, and
-# those may be in another collective that runs at the same time; with none left the program stands still for ever.
+# Threads of XLA's CPU client, else as many as cores or devices: a collective holds one while it waits for the other
+# devices, and those may be in another one that runs at the same time; with none left the program stands still for ever.
 os.environ.setdefault("NPROC", "32")
 
 import pathlib

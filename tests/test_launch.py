@@ -58,11 +58,6 @@ def test_the_jobset_is_one_slice_that_restarts_and_is_told_of_its_end():
         chips *= int(size)
     assert container["resources"]["limits"]["google.com/tpu"] * spec["completions"] == chips
     assert {"name": "CARE_JAX_DISTRIBUTED", "value": "auto"} in container["env"]
-    # A mistake of the user's (exit status 2) ends the job, anything else restarts it.
-    (rule,) = spec["podFailurePolicy"]["rules"]
-    assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2]}
-    (answer,) = job["spec"]["failurePolicy"]["rules"]
-    assert (answer["action"], answer["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
     token = next(one for one in container["env"] if one["name"] == "HF_TOKEN")
     assert "value" not in token, "a token belongs into a secret"
     mounted = {mount["name"] for mount in container["volumeMounts"]}
@@ -97,6 +92,11 @@ def test_compiler_flags_are_the_same_everywhere_and_known_to_the_compiler():
         assert (done.returncode == 0) == known
 
 
+def test_slurm_lets_every_task_save():
+    script = (LAUNCH / "slurm.sh").read_text()
+    assert "srun --kill-on-bad-exit=0 --wait=0 " in script, "the first that ends with 75 must not take the others along"
+
+
 @pytest.mark.slow
 def test_compiler_flags_are_known_to_libtpu():
     pytest.importorskip("libtpu", reason="needs the plan extra")
@@ -113,7 +113,10 @@ GCLOUD = """\
 words="$*"
 case $words in
 *describe*) state=$(head -1 "$STATES"); [ "$(wc -l <"$STATES")" = 1 ] || sed -i 1d "$STATES"
-    [ "$state" != none ] || exit 1
+    case $state in
+    none) echo "NOT_FOUND: no such resource" >&2; exit 1 ;;
+    trouble) echo "UNAVAILABLE: try again" >&2; exit 1 ;;
+    esac
     echo "$state" ;;
 *) echo "$words" >>"$ASKED" ;;
 esac
@@ -127,9 +130,11 @@ esac
         (["ACTIVE"], [], 0),
         (["SUSPENDING", "SUSPENDED", "none", "ACTIVE"], ["delete", "create"], 0),  # preempted just now
         (["FAILED", "none", "PROVISIONING", "ACTIVE"], ["delete", "create"], 0),
+        (["none", "WAITING_FOR_RESOURCES", "trouble", "ACTIVE"], ["create"], 0),
         (["none", "FAILED"], ["create"], 1),
+        (["trouble"], [], 1),  # not logged in, say
     ],
-    ids=["new", "there", "preempted", "failed before", "fails"],
+    ids=["new", "there", "preempted", "failed before", "trouble", "fails", "trouble at once"],
 )
 def test_a_tpu_is_asked_for_until_it_is_there(tmp_path, states, asked, status):
     told, program = tmp_path / "states", tmp_path / "gcloud"

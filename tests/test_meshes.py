@@ -89,21 +89,23 @@ def test_factored_moments_and_sums_in_bfloat16_are_sharded_and_give_the_same_upd
     rule = make_optimizer(config, make_schedule(config, 1))
     batch = plain_batch([[one] for one in groups(4, seed=5)], rows=ROWS)
     state = init_state(params, rule)
-    after = {}
-    for dtype in (jnp.float32, jnp.bfloat16):
-        step = make_step(model, losses.get("dpo"), rule, accumulate_dtype=dtype)
-        after[dtype], metrics = on_mesh(make_mesh(2, 2, 2), step, state, batch, model, rule)
+    mesh = make_mesh(2, 2, 2)
+    unrounded, step = (
+        make_step(model, losses.get("dpo"), rule, accumulate_dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    before, _ = on_mesh(mesh, unrounded, state, batch, model, rule)
+    after, metrics = on_mesh(mesh, step, state, batch, model, rule)
     alone, expected = jax.jit(step)(state, batch)
     same_metrics(jax.device_get(metrics) | {"grad_norm": 0}, jax.device_get(expected) | {"grad_norm": 0})
     np.testing.assert_allclose(metrics["grad_norm"], expected["grad_norm"], rtol=1e-3)
     exact, rounded = (
         [x for name in ("v_row", "v_col") for x in jax.tree.leaves(optax.tree_utils.tree_get(one.opt_state, name))]
-        for one in after.values()
+        for one in (before, after)
     )
     factored = [x for x in rounded if x.ndim > 1]
     assert len(factored) == 2 * 3, "gate, up and down are large enough"
     assert not any(x.sharding.is_fully_replicated for x in factored)
-    for one, other, start in zip(*(jax.tree.leaves(x.params) for x in (after[jnp.bfloat16], alone, state))):
+    for one, other, start in zip(*(jax.tree.leaves(x.params) for x in (after, alone, state))):
         moved = float(jnp.max(jnp.abs(other - start)))
         assert moved > 0
         np.testing.assert_allclose(one, other, rtol=0, atol=0.02 * moved)

@@ -9,8 +9,9 @@ from care_jax.errors import FAILED
 
 _MORE = """\
 RECIPE, MACHINE and key=value as in `train`. Without --topology and --memory the plan is for the machine file's own
-target (v5e-64: v5e:8x8), else for this machine. No weights and no data are read; --topology needs no TPU, only libtpu
-(pip install "care-jax[plan]"). Exit status 1: it does not fit.
+target (v5e-64: v5e:8x8), else for this machine; --devices N: for N cards of --memory or of the machine file. No weights
+and no data are read; --topology needs no TPU, only libtpu (pip install "care-jax[plan]"). Exit status 1: it does not
+fit.
 """
 
 

@@ -8,22 +8,24 @@ from care_jax.errors import UserError
 from care_jax.models.arch import Arch
 from care_jax.plan import SHARE, Advice, Say, prepare
 from care_jax.plan.programs import compile_forward, compile_train, least
+from care_jax.plan.shapes import Shapes
 from care_jax.plan.targets import Target
 
 Changes = dict[str, Any]
 
 
-def candidates(config: Config, parts: int) -> Iterator[Changes]:
+def candidates(config: Config, parts: int, spread: Changes) -> Iterator[Changes]:
     """Changes from the nearest to the farthest: what leaves the numbers alone, what rounds them, other weights.
 
-    parts: devices that share the rows; a microbatch has at least one row for each.
+    parts: devices that share the rows; a microbatch has at least one row for each. spread: what puts the state over all
+    of them, not a copy for each part of them; empty where it is, or where it does not divide.
     """
     same: Changes = {}
     if config.model.remat != "full":
         same = {"model.remat": "full"}
         yield same
-    if config.mesh.data != 1:  # the state over all devices that share the rows, not a copy for each part of them
-        same = {**same, "mesh.data": 1, "mesh.fsdp": -1}
+    if spread:
+        same = {**same, **spread}
         yield same
     rows = config.batch.microbatch_rows
     fewer: list[Changes] = []
@@ -53,25 +55,32 @@ def nearest_that_fits(config: Config, target: Target, arch: Arch, say: Say) -> A
     """Tries changes in turn; one whose arrays alone are too many is passed over without compiling it."""
     assert target.memory is not None
     limit = SHARE * target.memory
-    mesh = config.mesh
-    parts = max(1, len(target.devices) // max(1, mesh.tensor))
+    mesh = prepare(config, target, arch).mesh.shape
+
+    def prepared(changes: Changes) -> Shapes | None:
+        try:
+            return prepare(Config.from_any(config, **changes), target, arch)
+        except UserError:  # a mesh that does not divide the model
+            return None
+
+    spread: Changes = {"mesh.data": 1, "mesh.fsdp": -1}
+    if config.mesh.tensor == -1:
+        spread["mesh.tensor"] = mesh["tensor"]
+    if mesh["data"] == 1 or prepared(spread) is None:
+        spread = {}
     tried = 0
     seen = [config]
-    for changes in candidates(config, parts):
-        try:
-            changed = Config.from_any(config, **changes)
-            made = prepare(changed, target, arch)
-        except UserError:
-            continue  # a mesh that does not divide the model
-        if changed in seen or least(made) > limit:
+    for changes in candidates(config, mesh["data"] * mesh["fsdp"], spread):
+        made = prepared(changes)
+        if made is None or made.config in seen or least(made) > limit:
             continue
-        seen.append(changed)
+        seen.append(made.config)
         shown = shown_changes(changes)
         say(f"trying {' '.join(shown)}")
         tried += 1
-        largest, _ = compile_train(made, lambda text: None)
+        largest, _ = compile_train(made, say)
         if largest.total <= limit:
-            largest = max([largest, *compile_forward(made, lambda text: None)], key=lambda program: program.total)
+            largest = max([largest, *compile_forward(made, say)], key=lambda program: program.total)
         if largest.total <= limit:
             return Advice(shown, largest, tried)
     return Advice(None, None, tried)

@@ -10,14 +10,13 @@ from typing import Any
 
 import jax
 
+from care_jax import sharding
 from care_jax.errors import UserError, nearest
 from care_jax.training.chips import CHIPS, Chip
 
 # Generation -> libtpu's name of it.
 GENERATIONS = {"v4": "v4", "v5e": "v5e", "v5p": "v5p", "v6e": "v6e", "7x": "tpu7x", "v7x": "tpu7x", "tpu7x": "tpu7x"}
-# Generation -> jax's name of its devices.
-TPU_KINDS = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite", "7x": "TPU7x"}
-# The machine of the same name in configs/machines: its topology, or the memory of its one card and that card's speed.
+# The machine of the same name in configs/machines: its topology, or the memory and the speed of its card.
 MACHINES: dict[str, tuple[str | None, str | None]] = {
     "v5e-64": ("v5e:8x8", None),
     "v5p-16": ("v5p:2x2x2", None),
@@ -84,6 +83,7 @@ def local(memory: int | None = None, card: str | None = None, count: int | None 
     unless `count` says more.
     """
     absent = memory is not None or card is not None or count is not None
+    sharding.claim_memory()
     devices = _stand_ins(1 if count is None else count) if absent else list(jax.devices())
     chip = CHIPS[card] if card is not None else None if absent else CHIPS.get(devices[0].device_kind)
     memory = _memory(devices[0], chip) if memory is None else memory
@@ -94,20 +94,24 @@ def local(memory: int | None = None, card: str | None = None, count: int | None 
 
 def _stand_ins(count: int) -> list[Any]:
     """As many devices of this machine, or of its CPU, to compile for in another's place."""
+    if count < 1:
+        raise UserError(f"--devices: found {count}, expected 1 or more")
     if count > 1:
         with contextlib.suppress(RuntimeError):  # jax is up already, with as many devices as it has
             jax.config.update("jax_num_cpu_devices", count)
     devices: list[Any] = list(jax.devices())
-    devices = devices if len(devices) >= count else list(jax.devices("cpu"))
-    if not 1 <= count <= len(devices):
-        raise UserError(f"--devices: found {count}, expected 1 to {len(devices)}, which jax was started with")
+    if len(devices) < count:
+        with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS leaves the CPU out
+            devices = list(jax.devices("cpu"))
+    if len(devices) < count:
+        raise UserError(f"--devices: found {count}, but jax was started with {len(devices)} to stand in for them")
     return devices[:count]
 
 
 def _memory(device: Any, chip: Chip | None) -> int | None:
     """Bytes of one device of this process; None where the backend does not say.
 
-    Of a CPU a part of what this machine has, or of what the control group of this process may have of it.
+    Of a CPU a part of what this machine has, or of what the container may have of it.
     """
     if chip is not None:
         return chip.memory
@@ -124,7 +128,8 @@ def targets(
 ) -> list[Target]:
     """What was asked for by name, else what the machine file of that name stands for, else this machine.
 
-    count: of cards that are not here. Raises UserError where it comes with a topology, whose name says how many it has.
+    count: of cards that are not here. Raises UserError where it comes with a topology, whose name says how many it has,
+    or without anything that says what memory the cards have.
     """
     names = list(topologies)
     if not names and memory is None:
@@ -137,18 +142,22 @@ def targets(
                 break
     if names and count is not None:
         raise UserError(f"--devices: found {count} beside the topology {names[0]}, whose name says how many it has")
+    if count is not None and memory is None:
+        raise UserError(f"--devices: found {count} without their memory, expected --memory SIZE or a machine, as h200")
     return [topology(name, memory) for name in names] or [local(memory, count=count)]
 
 
 def words(devices: Sequence[Any]) -> str:
     """What `care-jax plan` is given to mean these devices: of a whole job, where they are those of all processes."""
-    kind = devices[0].device_kind
+    chip = CHIPS.get(devices[0].device_kind)
     if devices[0].platform == "tpu":
-        generation = next(name for name, chip in TPU_KINDS.items() if chip == kind)
+        if chip is None:
+            return "--topology NAME"
+        generation = chip.name.removeprefix("TPU ")
         sizes = [1 + max(device.coords[axis] for device in devices) for axis in range(3)]
         flat = generation in ("v5e", "v6e")
         return f"--topology {generation}:" + "x".join(str(size) for size in (sizes[:2] if flat else sizes))
-    memory = _memory(devices[0], CHIPS.get(kind))
+    memory = _memory(jax.local_devices()[0], chip)
     return f"--devices {len(devices)} --memory " + ("SIZE" if memory is None else f"{memory / 1e9:.4g}GB")
 
 

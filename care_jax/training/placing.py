@@ -66,7 +66,7 @@ def state_shardings(
         if leaf.shape == weight.shape:
             return placed
         parts = (*placed.spec, *(None,) * (weight.ndim - len(placed.spec)))
-        for axis in range(weight.ndim):
+        for axis in range(weight.ndim):  # of two dimensions of one size either will do
             if leaf.shape == weight.shape[:axis] + weight.shape[axis + 1 :]:
                 return NamedSharding(mesh, PartitionSpec(*parts[:axis], *parts[axis + 1 :]))
         return everywhere
