@@ -51,5 +51,7 @@ def test_eight_steps_are_those_of_trl(name, tmp_path):
                 per_token = compared.pop(f"logps/{side}")
                 beta = golden["loss"]["beta"]
                 np.testing.assert_allclose(line[f"rewards/{side}"] / beta, per_token, rtol=0, atol=1e-4)
+        if step["step"] == 1 and name == "dpo":  # the policy is the reference: a rounding decides which is larger
+            compared.pop("rewards/accuracies")
         for key, value in compared.items():
             np.testing.assert_allclose(line[key], value, rtol=0, atol=1e-4, err_msg=f"step {step['step']}, {key}")
