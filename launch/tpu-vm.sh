@@ -12,16 +12,16 @@ VERSION=${VERSION:-v2-alpha-tpuv5}
 where=(--zone "$ZONE"); [ -z "${PROJECT:-}" ] || where+=(--project "$PROJECT")
 root=$(cd "$(dirname "$0")/.." && pwd)
 
-package=$(mktemp -d); trap 'rm -rf "$package"' EXIT
+scratch=$(mktemp -d); trap 'rm -rf "$scratch"' EXIT
 state() { gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)'; }
 options=(--node-id "$name" --accelerator-type "$TYPE" --runtime-version "$VERSION")
 [ -z "${SPOT:-}" ] || options+=(--spot)
 asked='' looked=''
 while :; do
-    if found=$(state 2>"$package/errors"); then :
-    elif grep -q NOT_FOUND "$package/errors"; then found=
+    if found=$(state 2>"$scratch/errors"); then :
+    elif grep -q NOT_FOUND "$scratch/errors"; then found=
     else # trouble on the way: at the first look nothing works, later it passes
-        cat "$package/errors" >&2; [ -n "$looked" ] || exit 1
+        cat "$scratch/errors" >&2; [ -n "$looked" ] || exit 1
         found=unknown
     fi
     looked=1
@@ -37,10 +37,10 @@ done
 
 everywhere() { gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command "$1"; }
 send() { gcloud compute tpus tpu-vm scp "$1" "$name:$2" "${where[@]}" --worker=all; }
-tar -czf "$package/care_jax.tgz" -C "$root" pyproject.toml README.md LICENSE care_jax configs
-(umask 077; printf 'export HF_TOKEN=%q\n' "${HF_TOKEN:-}" >"$package/token")
-send "$package/care_jax.tgz" care_jax.tgz
-send "$package/token" .care_jax_token
+tar -czf "$scratch/care_jax.tgz" -C "$root" pyproject.toml README.md LICENSE care_jax configs
+(umask 077; printf 'export HF_TOKEN=%q\n' "${HF_TOKEN:-}" >"$scratch/token")
+send "$scratch/care_jax.tgz" care_jax.tgz
+send "$scratch/token" .care_jax_token
 everywhere "set -e; mkdir -p care_jax && tar -xzf care_jax.tgz -C care_jax
     python3 -m pip install -q --user uv # the image's own Python may be older than care_jax needs
     [ -d venv ] || python3 -m uv venv -q --python 3.12 venv; python3 -m uv pip install -q --python venv './care_jax[tpu,gcs]'"

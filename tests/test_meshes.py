@@ -77,7 +77,7 @@ def on_mesh(mesh, step, state, batch, model, optimizer, adapters=None):
     """The state and the metrics after one step. adapters: their shardings."""
     with jax.set_mesh(mesh):
         weights = models.param_shardings(model.arch, mesh)
-        shardings = placing.state_shardings(jax.eval_shape(lambda: state), weights, optimizer, mesh, adapters)
+        shardings = placing.state_shardings(state, weights, optimizer, mesh, adapters)
         placed = placing.batch_shardings(batch, mesh)
         jitted = jax.jit(step, in_shardings=(shardings, placed), out_shardings=(shardings, None))
         return jitted(jax.device_put(state, shardings), placing.to_devices(batch, placed, ROWS))

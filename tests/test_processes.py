@@ -206,14 +206,20 @@ for sizes in ((1, 2, 1), (2, 1, 1), (1, 1, 2)):
 """
 
 
+def said_by_script(text, folder, count, *arguments):
+    """What `count` processes of a Python script say."""
+    script = folder / "script.py"
+    script.write_text(f"#!{sys.executable}\n{text}")
+    script.chmod(0o755)
+    where = environment(CARE_JAX=str(script), CARE_JAX_LOGS=str(folder))
+    command = [str(LOCAL), str(count), *map(str, arguments)]
+    done = subprocess.run(command, env=where, capture_output=True, text=True, check=True)
+    return done.stderr + "".join(path.read_text() for path in folder.glob("process-*.log"))
+
+
 @pytest.mark.slow
 def test_each_of_two_processes_fills_the_rows_of_its_own_devices(tmp_path):
-    script = tmp_path / "rows.py"
-    script.write_text(f"#!{sys.executable}\n{OWN_ROWS}")
-    script.chmod(0o755)
-    where = environment(CARE_JAX=str(script), CARE_JAX_LOGS=str(tmp_path))
-    done = subprocess.run([str(LOCAL), "2", "now"], env=where, capture_output=True, text=True, check=True)
-    said = done.stderr + (tmp_path / "process-1.log").read_text()
+    said = said_by_script(OWN_ROWS, tmp_path, 2, "now")
     found = {line.partition(" ")[2] for line in said.splitlines() if line.startswith("process ")}
     assert found == {
         *("0 (1, 2, 1) 0 4", "1 (1, 2, 1) 4 8"),
@@ -247,17 +253,7 @@ models.save_pretrained(sys.argv[2], *models.from_pretrained(sys.argv[1], mesh=me
 def test_each_of_four_processes_asks_for_its_part_of_a_checkpoint(tmp_path):
     model, params = tiny_model(tmp_path, num_attention_heads=8, num_key_value_heads=8, hidden_size=64)
     save_pretrained(tmp_path / "whole", model, params)
-    script = tmp_path / "import.py"
-    script.write_text(f"#!{sys.executable}\n{IMPORT}")
-    script.chmod(0o755)
-    done = subprocess.run(
-        [str(LOCAL), "4", str(tmp_path / "whole"), str(tmp_path / "again")],
-        env=environment(CARE_JAX=str(script), CARE_JAX_LOGS=str(tmp_path)),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    said = done.stderr + "".join(path.read_text() for path in tmp_path.glob("process-*.log"))
+    said = said_by_script(IMPORT, tmp_path, 4, tmp_path / "whole", tmp_path / "again")
     shares = [float(line.split()[1]) for line in said.splitlines() if line.startswith("share ")]
     assert len(shares) == 4
     assert max(shares) <= 0.3, shares

@@ -68,7 +68,6 @@ def nearest_that_fits(config: Config, target: Target, arch: Arch, say: Say) -> A
         spread["mesh.tensor"] = mesh["tensor"]
     if mesh["data"] == 1 or prepared(spread) is None:
         spread = {}
-    tried = 0
     seen = [config]
     for changes in candidates(config, mesh["data"] * mesh["fsdp"], spread):
         made = prepared(changes)
@@ -77,13 +76,12 @@ def nearest_that_fits(config: Config, target: Target, arch: Arch, say: Say) -> A
         seen.append(made.config)
         shown = shown_changes(changes)
         say(f"trying {' '.join(shown)}")
-        tried += 1
         largest, _ = compile_train(made, say)
         if largest.total <= limit:
             largest = max([largest, *compile_forward(made, say)], key=lambda program: program.total)
         if largest.total <= limit:
-            return Advice(shown, largest, tried)
-    return Advice(None, None, tried)
+            return Advice(shown, largest, tried=len(seen) - 1)
+    return Advice(None, None, tried=len(seen) - 1)
 
 
 def shown_changes(changes: Changes) -> tuple[str, ...]:

@@ -123,8 +123,6 @@ def compile_train(shapes: Shapes, say: Callable[[str], None]) -> tuple[Program, 
         (shapes.state_shardings, shapes.batch_shardings),
     )
     held = {**held_by_state(shapes), "batch": placing.bytes_a_device(shapes.batch)}
-    if _online(shapes):
-        held["reference"] = placing.bytes_a_device(shapes.state.params)
     with jax.set_mesh(shapes.mesh):
         return _compile("train", jitted, (shapes.state, shapes.batch), held, shapes.layout.microbatches, shapes, say)
 
@@ -135,24 +133,17 @@ def compile_forward(shapes: Shapes, say: Callable[[str], None]) -> list[Program]
     say("compiling the pass of the reference and of the evaluation")
     jitted = jax.jit(make_logps(shapes.model), out_shardings=sharding.replicated(shapes.mesh))
     everything = held_by_state(shapes) | {"batch": placing.bytes_a_device(shapes.forward_batch)}
-    reference = {"reference": placing.bytes_a_device(state.params)}
-    if _online(shapes):
-        everything |= reference
     with jax.set_mesh(shapes.mesh):
         arguments = state.variables(), shapes.forward_batch
         evaluation, _ = _compile("evaluation", jitted, arguments, everything, 1, shapes, say)
     if not shapes.objective.needs_ref:
         return [evaluation]
-    if _online(shapes):
-        held = everything
-    else:  # before the optimizer's state is there; another model than the start is there beside it
-        held = {**everything, "optimizer": 0, **({} if shapes.config.reference.path is None else reference)}
+    held = dict(everything)
+    if shapes.config.reference.mode == "precompute":  # before the optimizer's state is there
+        held["optimizer"] = 0
+        if shapes.config.reference.path is not None:  # another model than the start, beside it
+            held["reference"] = placing.bytes_a_device(state.params)
     return [dataclasses.replace(evaluation, name="reference", held=held), evaluation]
-
-
-def _online(shapes: Shapes) -> bool:
-    """Whether the reference's weights are there all the time."""
-    return shapes.objective.needs_ref and shapes.config.reference.mode == "online"
 
 
 def held_by_state(shapes: Shapes) -> dict[str, int]:
@@ -161,6 +152,8 @@ def held_by_state(shapes: Shapes) -> dict[str, int]:
     found = {"parameters": placing.bytes_a_device(state.params), "optimizer": placing.bytes_a_device(state.opt_state)}
     if state.lora is not None:
         found["adapters"] = placing.bytes_a_device(state.lora)
+    if shapes.objective.needs_ref and shapes.config.reference.mode == "online":
+        found["reference"] = found["parameters"]
     return found
 
 

@@ -131,20 +131,14 @@ def targets(
     count: of cards that are not here. Raises UserError where it comes with a topology, whose name says how many it has,
     or without anything that says what memory the cards have.
     """
-    names = list(topologies)
-    if not names and memory is None:
-        for machine in reversed(machines):
-            if machine in MACHINES:
-                shape, card = MACHINES[machine]
-                if shape is None:
-                    return [local(card=card, count=count)]
-                names = [shape]
-                break
+    machine = next((one for one in reversed(machines) if one in MACHINES), "")
+    shape, card = (None, None) if topologies or memory is not None else MACHINES.get(machine, (None, None))
+    names = list(topologies) if shape is None else [shape]
     if names and count is not None:
         raise UserError(f"--devices: found {count} beside the topology {names[0]}, whose name says how many it has")
-    if count is not None and memory is None:
+    if count is not None and memory is None and card is None:
         raise UserError(f"--devices: found {count} without their memory, expected --memory SIZE or a machine, as h200")
-    return [topology(name, memory) for name in names] or [local(memory, count=count)]
+    return [topology(name, memory) for name in names] or [local(memory, card, count)]
 
 
 def words(devices: Sequence[Any]) -> str:
