@@ -19,7 +19,7 @@ import peer_trl
 
 from care_jax import models
 from care_jax.data import chat, pipeline
-from care_jax.data.readers import read
+from care_jax.data.readers.registry import read
 
 
 def care(arguments: argparse.Namespace) -> harness.Problem:

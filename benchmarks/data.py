@@ -20,11 +20,12 @@ import time
 
 import numpy as np
 
-from care_jax.data import chat, pipeline, prepared
+from care_jax.data import chat, pipeline
 from care_jax.data.corpus import Corpus, Tokens
-from care_jax.data.packing import Layout, plan_step
+from care_jax.data.packing.plans import Layout, plan_step
 from care_jax.data.preferences import Unit, make_units
-from care_jax.data.readers import read
+from care_jax.data.readers import token_cache
+from care_jax.data.readers.registry import read
 
 EXAMPLES, ROWS, ROW_LENGTH, MAX_LENGTH = 128, 2, 2048, 2048
 
@@ -86,7 +87,7 @@ def from_cache(data: str, tokenizer: str, copies: int = 4) -> None:
         folder = pathlib.Path(name)
         repeated(data, copies * 2700, folder / "rows.jsonl")
         own = read("care", str(folder / "rows.jsonl"))
-        prepared.write(folder / "cache", own.questions, own.report, loaded, model=tokenizer, source={})
+        token_cache.write(folder / "cache", own.questions, own.report, loaded, model=tokenizer, source={})
         start = time.process_time()
         corpus = pipeline.tokenize(read("prepared", str(folder / "cache")).questions, loaded, max_length=MAX_LENGTH)
         units = make_units(corpus.questions, policy="all", unit="group")

@@ -99,7 +99,7 @@ def trl(arguments: argparse.Namespace, config: Config, model: pathlib.Path, pair
     import peer_trl
 
     from care_jax.data import chat, pipeline
-    from care_jax.data.readers import read
+    from care_jax.data.readers.registry import read
 
     corpus = pipeline.tokenize(
         read("care", arguments.data).questions, chat.load_tokenizer(str(model)), max_length=config.data.max_length

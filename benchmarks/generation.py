@@ -16,7 +16,7 @@ import jax
 
 from care_jax import models
 from care_jax.data import chat
-from care_jax.data.readers import read
+from care_jax.data.readers.registry import read
 from care_jax.models import sampling
 
 

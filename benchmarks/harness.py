@@ -29,7 +29,7 @@ import optax
 from care_jax import losses, models
 from care_jax.data import pipeline
 from care_jax.data.corpus import Corpus, Encodings, build
-from care_jax.data.packing import Batch, StepPlan, plan_step
+from care_jax.data.packing.plans import Batch, StepPlan, plan_step
 from care_jax.data.preferences import Unit, make_units
 from care_jax.data.questions import Question, Response
 from care_jax.errors import UserError

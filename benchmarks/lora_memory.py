@@ -20,11 +20,12 @@ import numpy as np
 
 from care_jax import losses, models
 from care_jax.config import Config
-from care_jax.data import corpus, packing, pipeline
+from care_jax.data import corpus, pipeline
+from care_jax.data.packing import plans
 from care_jax.data.preferences import Unit
 from care_jax.data.questions import Question, Response
 from care_jax.models import lora
-from care_jax.training.optimizers import make_optimizer, make_schedule
+from care_jax.training.optimizer import make_optimizer, make_schedule
 from care_jax.training.step import init_state, make_step
 
 
@@ -40,7 +41,7 @@ def batch_of(rows: int, length: int, vocabulary: int) -> Any:
     held = corpus.build(questions, encodings, length)
     units = [Unit(number, (0, 1), ((0, 1),)) for number in range(rows)]
     layout = pipeline.make_layout(units, held, rows=rows, row_length=length)
-    return pipeline.fill(packing.plan_step(units, held, layout), held)
+    return pipeline.fill(plans.plan_step(units, held, layout), held)
 
 
 def peak() -> int:

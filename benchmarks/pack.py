@@ -12,7 +12,7 @@ import harness
 import jax
 
 from care_jax.data import pipeline
-from care_jax.data.packing import plan_step
+from care_jax.data.packing.plans import plan_step
 from care_jax.data.preferences import make_units
 
 EXAMPLES, SLOTS = 64, 8192

@@ -17,7 +17,7 @@ os.environ["RAYON_NUM_THREADS"] = "1"  # the tokenizer's own threads: one core i
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from care_jax.data import chat
-from care_jax.data.readers import read
+from care_jax.data.readers.registry import read
 
 
 def main() -> None:

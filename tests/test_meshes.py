@@ -13,7 +13,7 @@ from care_jax.config import OptimizerConfig
 from care_jax.models import lora
 from care_jax.sharding import make_mesh
 from care_jax.training import placing
-from care_jax.training.optimizers import make_optimizer, make_schedule
+from care_jax.training.optimizer import make_optimizer, make_schedule
 from care_jax.training.step import init_state, make_step
 from tests.training.batches import groups, plain_batch, tiny_model
 from tests.training.test_step import KEEP_GRADIENT, close, same_metrics, with_mismatched

@@ -19,10 +19,10 @@ import care_jax
 from care_jax import cli, config, plan
 from care_jax.config import Config
 from care_jax.errors import UserError
+from care_jax.hardware import CHIPS
 from care_jax.plan import advice, flops, hlo, known, programs, targets, text
 from care_jax.plan.programs import held_by_state
 from care_jax.plan.shapes import abstract_batch, layout_of
-from care_jax.training.chips import CHIPS
 from care_jax.training.objective import objective_of
 from care_jax.training.placing import bytes_a_device
 
@@ -126,8 +126,8 @@ def test_abstract_batches_are_those_of_a_real_layout(quickstart, tmp_path, loss)
     """The shapes that are compiled without the data are the ones that a run fills, sizes set to the run's."""
     from care_jax.data import pipeline
     from care_jax.data.chat import load_tokenizer
-    from care_jax.evaluation.opened import local_folder
-    from care_jax.training.datasets import prepare
+    from care_jax.evaluation.model import local_folder
+    from care_jax.training.data import prepare
 
     changed = Config.from_any(quickstart, **{"loss": {"name": loss}, "data.eval": [], "data.max_steps": 2})
     data = prepare(changed, load_tokenizer(str(local_folder("sample"))), objective_of(changed), tmp_path)

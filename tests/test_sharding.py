@@ -5,8 +5,8 @@ import os
 import pytest
 
 from care_jax.errors import UserError
+from care_jax.hardware import SHARE
 from care_jax.sharding import make_mesh, sharding
-from care_jax.training.chips import SHARE
 
 
 def test_one_axis_takes_what_is_left():

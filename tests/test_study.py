@@ -16,7 +16,7 @@ import yaml
 from care_jax import cli
 from care_jax import config as configs
 from care_jax.errors import UserError
-from care_jax.evaluation.snippets import best_of
+from care_jax.evaluation.answers.snippets import best_of
 from care_jax.study import jobs, pictures, results, spec, stages, tables
 
 STUDY = {

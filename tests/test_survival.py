@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 
-from care_jax.training.reference import Cache
+from care_jax.training.forward.cache import Cache
 from tests.test_end_to_end import care_jax, command, environment, same_end
 from tests.training.damage import KINDS, harm
 from tests.training.test_signals import metadata_server

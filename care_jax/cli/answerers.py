@@ -6,12 +6,12 @@ import pathlib
 import sys
 from typing import Any
 
-from care_jax.data.report import write_whole
+from care_jax.data.rows.report import write_whole
 from care_jax.errors import INTERRUPTED, UserError
-from care_jax.evaluation import tasks
+from care_jax.evaluation.answers.responses import read_answers, write_lines
 from care_jax.evaluation.items import Options, Taken
-from care_jax.evaluation.responses import read_answers, write_lines
-from care_jax.evaluation.tasks import Task
+from care_jax.evaluation.tasks import registry
+from care_jax.evaluation.tasks.registry import Task
 
 
 class Answerer:
@@ -33,7 +33,7 @@ class Answerer:
         if arguments.responses is not None:
             answers = read_answers(arguments.responses)
             folder = None if arguments.out is None else pathlib.Path(arguments.out) / task.name
-            result, outcome = tasks.score(task, taken, answers, options)
+            result, outcome = registry.score(task, taken, answers, options)
             if result["unmatched"]:
                 self._say(f"{arguments.responses}: {result['unmatched']} answers belong to no item of {task.name}")
         else:
@@ -42,7 +42,7 @@ class Answerer:
             status = self._answer(task, taken, options, path)
             if status:
                 return {}, status
-            result, outcome = tasks.score(task, taken, read_answers(str(path)), options)
+            result, outcome = registry.score(task, taken, read_answers(str(path)), options)
         result |= self._settings(task, options)
         for note in taken.notes:
             self._say(note)
@@ -54,7 +54,7 @@ class Answerer:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_whole(folder / "result.json", json.dumps(result, ensure_ascii=False, indent=1) + "\n")
                 if task.kind != "judged":
-                    write_lines(folder / "scores.jsonl", tasks.score_lines(outcome, task.name, result["system"]))
+                    write_lines(folder / "scores.jsonl", registry.score_lines(outcome, task.name, result["system"]))
             except OSError as error:
                 raise UserError(f"--out: cannot write in {folder}: {error.strerror}") from None
         return result, 0
@@ -65,7 +65,7 @@ class Answerer:
         if self._endpoint is not None:
             name = self._endpoint.model
         else:
-            from care_jax.evaluation.opened import system_name
+            from care_jax.evaluation.model import system_name
 
             name = system_name(self._arguments.model)
         return pathlib.Path("evaluation") / name.replace("/", "__") / task.name
@@ -75,7 +75,7 @@ class Answerer:
         arguments = self._arguments
         if arguments.responses is not None:
             return {"answers": arguments.responses}
-        if tasks.by_logprob(task, options, self._endpoint is None):
+        if registry.by_logprob(task, options, self._endpoint is None):
             return {"answers": arguments.model, "method": "logprob", "chat_template": arguments.chat_template or "none"}
         return {
             "answers": arguments.base_url or arguments.model,
@@ -92,19 +92,19 @@ class Answerer:
         return task.temperature if self._arguments.temperature is None else self._arguments.temperature
 
     def _answer(self, task: Task, taken: Taken, options: Options, path: pathlib.Path) -> int:
-        from care_jax.evaluation import answering
+        from care_jax.evaluation.answers import by_model
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        asked = answering.asked(taken.items, task.name)
+        asked = by_model.asked(taken.items, task.name)
         if self._endpoint is not None:
             return self._by_endpoint(task, asked, path)
         self._open()
-        if tasks.by_logprob(task, options, has_weights=True):
+        if registry.by_logprob(task, options, has_weights=True):
             from care_jax.cli.evaluate import progress
 
             template = self._arguments.chat_template or "none"
             with progress(len(asked), "items") as update:
-                answering.logp_file(
+                by_model.logp_file(
                     self._opened, taken.items, task.name, path, mesh=self._mesh, progress=update, chat_template=template
                 )
             return 0
@@ -113,7 +113,7 @@ class Answerer:
     def _by_endpoint(self, task: Task, asked: list[Any], path: pathlib.Path) -> int:
         from care_jax.cli.evaluate import progress
         from care_jax.cli.stopping import interruptible
-        from care_jax.evaluation.asking import ask_file
+        from care_jax.evaluation.answers.ask import ask_file
 
         arguments = self._arguments
         with interruptible() as status, progress(len(asked) * arguments.n, "answers") as update:
@@ -126,18 +126,18 @@ class Answerer:
         return status.value
 
     def _by_words(self, task: Task, asked: list[Any], path: pathlib.Path) -> int:
-        from care_jax.evaluation import answer
+        from care_jax.evaluation.answers import generate
         from care_jax.training.signals import Interrupted, StopSignal
 
         arguments = self._arguments
-        settings = answer.Settings(
+        settings = generate.Settings(
             temperature=self._temperature(task), top_p=arguments.top_p, n=arguments.n, seed=arguments.seed,
             max_tokens=arguments.max_tokens or task.max_tokens, date=arguments.template_date,
             chat_template=arguments.chat_template or "model", batch_size=arguments.batch_size,
         )  # fmt: skip
         try:
             with StopSignal() as stop:
-                answer.answer_file(
+                generate.answer_file(
                     self._opened, asked, path, settings, self._mesh, check=lambda: stop.check("between two answers")
                 )
         except Interrupted as stopped:
@@ -148,7 +148,7 @@ class Answerer:
     def _open(self) -> None:
         if self._opened is None:
             from care_jax import sharding
-            from care_jax.evaluation.opened import open_model
+            from care_jax.evaluation.model import open_model
 
             self._mesh = sharding.make_mesh()
             self._opened = open_model(self._arguments.model, self._mesh, self._arguments.dtype)

@@ -95,7 +95,7 @@ _count.__name__ = "number above 0"  # what argparse calls it when it is none
 
 def _reading(arguments: argparse.Namespace, path: str, before: str = "", **more: Any) -> Any:
     """The reading of a source as the arguments say, those whose names begin with `before`."""
-    from care_jax.data.readers import read
+    from care_jax.data.readers.registry import read
 
     def given(name: str) -> Any:
         return getattr(arguments, before + name)
@@ -117,14 +117,14 @@ def _data(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from care_jax.data.catalogue import list_text
+    from care_jax.data.curation.catalogue import list_text
 
     sys.stdout.write(list_text())
     return 0
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from care_jax.data import inspection
+    from care_jax.data.curation import inspect as inspection
 
     if arguments.plot and pathlib.Path(arguments.plot).suffix.lower() not in PICTURES:
         raise UserError(f"--plot: found {arguments.plot!r}, expected a file ending in {', '.join(PICTURES)}")
@@ -147,27 +147,28 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from care_jax.data import hygiene
+    from care_jax.data.curation import leakage
 
     train = _reading(arguments, arguments.data).questions
     against = _reading(arguments, arguments.against, "against_").questions
-    overlaps = hygiene.check(train, against)
+    overlaps = leakage.check(train, against)
     if arguments.json:
-        print(json.dumps(hygiene.check_json(overlaps), ensure_ascii=False))
+        print(json.dumps(leakage.check_json(overlaps), ensure_ascii=False))
     else:
-        sys.stdout.write(hygiene.check_text(overlaps))
+        sys.stdout.write(leakage.check_text(overlaps))
     return LEAKAGE if overlaps else 0
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from care_jax.data import chat, prepared
+    from care_jax.data import chat
+    from care_jax.data.readers import token_cache
 
     folder = pathlib.Path(arguments.out)
     tokenizer = chat.load_tokenizer(arguments.model, arguments.model_revision)
     options = {name: getattr(arguments, name) for name in ("query_language", "translations")}
     reading = _reading(arguments, arguments.data, **options)
     keys = ("data", "reader", "split", "name", "revision", "query_language", "translations")
-    about = prepared.write(
+    about = token_cache.write(
         folder,
         reading.questions,
         reading.report,
@@ -182,7 +183,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _split(arguments: argparse.Namespace) -> int:
-    from care_jax.data import sheets
+    from care_jax.data.curation import sheets
 
     folder = pathlib.Path(arguments.out)
     parts = dict(zip(("train", "eval"), sheets.split(arguments.data, arguments.per_category, arguments.seed)))
@@ -196,7 +197,7 @@ def _split(arguments: argparse.Namespace) -> int:
 
 
 def _sheet(arguments: argparse.Namespace) -> int:
-    from care_jax.data import sheets
+    from care_jax.data.curation import sheets
 
     folder = pathlib.Path(arguments.out)
     for there in sorted(folder.glob("sheet-*.csv")):
@@ -211,7 +212,7 @@ def _sheet(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from care_jax.data import sheets
+    from care_jax.data.curation import sheets
 
     rows, agreement = sheets.import_sheets(arguments.sheets, arguments.key)
     if not rows:
@@ -237,7 +238,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 def _write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     """JSON lines, whole or not at all."""
-    from care_jax.data.report import write_whole
+    from care_jax.data.rows.report import write_whole
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

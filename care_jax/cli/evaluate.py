@@ -92,11 +92,11 @@ def add(commands) -> None:
     judge.add_argument("--json", action="store_true", help="print the account as one JSON object")
     calls(judge)
 
-    report = command(commands, "report", _report, "tables, plots and a page to browse, over any number of systems")
-    report.add_argument("folders", metavar="DIR", nargs="+", help="folders or files of judged or scored answers")
-    report.add_argument("--base", metavar="NAME", help="the system that others are compared with")
-    report.add_argument("--out", metavar="DIR", default="report", help="default: report")
-    report.add_argument("--json", action="store_true", help="print every cell as one JSON object")
+    tables = command(commands, "report", _report, "tables, plots and a page to browse, over any number of systems")
+    tables.add_argument("folders", metavar="DIR", nargs="+", help="folders or files of judged or scored answers")
+    tables.add_argument("--base", metavar="NAME", help="the system that others are compared with")
+    tables.add_argument("--out", metavar="DIR", default="report", help="default: report")
+    tables.add_argument("--json", action="store_true", help="print every cell as one JSON object")
 
 
 def at_least(*given: tuple[str, int | float | None, int | float]) -> None:
@@ -133,8 +133,8 @@ def progress(total: int, what: str):
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from care_jax.evaluation import tasks
     from care_jax.evaluation.items import Options
+    from care_jax.evaluation.tasks import registry
 
     if arguments.list:
         _list_tasks()
@@ -157,9 +157,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         fewshot=arguments.fewshot,
     )  # fmt: skip
     names = [name for name in arguments.task.split(",") if name.strip()]
-    found = [tasks.find(name, options) for name in names]
+    found = [registry.find(name, options) for name in names]
     # What is wrong with any task's data is said before the first model is opened.
-    taken = [tasks.read(task, arguments.data, own) for task, own in found]
+    taken = [registry.read(task, arguments.data, own) for task, own in found]
     from care_jax.cli.answerers import Answerer
 
     answerer = Answerer(arguments)
@@ -182,7 +182,7 @@ def _columns(given: str | None) -> dict[str, str] | None:
 
 
 def _list_tasks() -> None:
-    from care_jax.evaluation.tasks import TASKS
+    from care_jax.evaluation.tasks.registry import TASKS
 
     for task in TASKS.values():
         source = f"; {task.source}, {task.licence}" if task.source else ""
@@ -220,17 +220,17 @@ def _judge(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from care_jax.evaluation import records, report
+    from care_jax.evaluation.report import records, tables
 
     out = pathlib.Path(arguments.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file, expected a folder")
     found = records.load(arguments.folders)
-    made = report.make(found, arguments.base)
-    files = report.write(made, found, out)
+    made = tables.make(found, arguments.base)
+    files = tables.write(made, found, out)
     if arguments.json:
-        print(json.dumps(report.as_json(made), ensure_ascii=False))
+        print(json.dumps(tables.as_json(made), ensure_ascii=False))
     else:
-        print(report.markdown(made, report.NOTES), end="")
+        print(tables.markdown(made, tables.NOTES), end="")
     print(f"written: {', '.join(map(str, files))}", file=sys.stderr)
     return 0

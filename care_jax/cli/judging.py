@@ -10,8 +10,8 @@ from typing import Any
 from care_jax.errors import UserError
 from care_jax.evaluation import judge as judges
 from care_jax.evaluation import rubrics as rubrics_
+from care_jax.evaluation.answers.responses import write_lines
 from care_jax.evaluation.endpoint import Cache, Client
-from care_jax.evaluation.responses import write_lines
 
 
 def judge(arguments: argparse.Namespace) -> int:
@@ -123,7 +123,7 @@ def _ask(
         with progress(len(work), "judgements") as update:
             if local is not None:
                 from care_jax import sharding
-                from care_jax.evaluation.opened import open_model
+                from care_jax.evaluation.model import open_model
 
                 mesh = sharding.make_mesh()
                 opened = open_model(local, mesh, arguments.dtype)

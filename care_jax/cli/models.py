@@ -62,18 +62,18 @@ def _same_file(option: str, out: str, data: str) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from care_jax.data.readers import read
+    from care_jax.data.readers.registry import read
 
     out = pathlib.Path(arguments.out)
     _same_file("--out", arguments.out, arguments.data)
     reading = read(arguments.reader, arguments.data, every_response=True)
 
     from care_jax import sharding
-    from care_jax.data.report import write_whole
-    from care_jax.evaluation.opened import open_model
+    from care_jax.data.rows.report import write_whole
+    from care_jax.evaluation.model import open_model
     from care_jax.sharding import is_writer
-    from care_jax.training.run_directory import say
-    from care_jax.training.score import account, score
+    from care_jax.training.forward.score import account, score
+    from care_jax.training.run.directory import say
 
     mesh = sharding.make_mesh()
     opened = open_model(arguments.model, mesh, arguments.dtype)
@@ -115,16 +115,16 @@ def _generate(arguments: argparse.Namespace) -> int:
 
     if arguments.task == "translate":
         return _translate(arguments)
-    from care_jax.evaluation.prompts import read_prompts
+    from care_jax.evaluation.answers.prompts import read_prompts
 
     return _answer(arguments, *read_prompts(arguments.data, arguments.limit))
 
 
 def _translate(arguments: argparse.Namespace) -> int:
     """The answers lie beside the file that is made of them, so that the same command goes on where it stopped."""
-    from care_jax.evaluation import translating
+    from care_jax.evaluation.answers import translate
 
-    asked, dropped = translating.read_questions(arguments.data, arguments.limit)
+    asked, dropped = translate.read_questions(arguments.data, arguments.limit)
     out, arguments.out = arguments.out, f"{arguments.out}.answers.jsonl"
     _same_file("--out", arguments.out, arguments.data)
     status = _answer(arguments, asked, dropped)
@@ -135,7 +135,7 @@ def _translate(arguments: argparse.Namespace) -> int:
 
         if not is_writer():
             return 0
-    made, lost = translating.write_translations(arguments.out, out)
+    made, lost = translate.write_translations(arguments.out, out)
     print(f"{out}: {made} translations; {lost} left out (blank, failed or cut off by --max-tokens)", file=sys.stderr)
     return 0
 
@@ -145,9 +145,9 @@ def _answer(arguments: argparse.Namespace, asked: list[Any], dropped: Mapping[st
         return _ask_endpoint(arguments, asked, dropped)
 
     from care_jax import sharding
-    from care_jax.evaluation import answer
-    from care_jax.evaluation.opened import open_model
-    from care_jax.training.run_directory import say
+    from care_jax.evaluation.answers import generate as answer
+    from care_jax.evaluation.model import open_model
+    from care_jax.training.run.directory import say
     from care_jax.training.signals import Interrupted, StopSignal
 
     mesh = sharding.make_mesh()
@@ -182,7 +182,7 @@ def _lost(dropped: Mapping[str, int]) -> str:
 def _ask_endpoint(arguments: argparse.Namespace, asked: list[Any], dropped: Mapping[str, int]) -> int:
     from care_jax.cli.evaluate import endpoint, progress
     from care_jax.cli.stopping import interruptible
-    from care_jax.evaluation.asking import ask_file
+    from care_jax.evaluation.answers.ask import ask_file
 
     served = endpoint(arguments, arguments.model)
     with interruptible() as status, progress(len(asked) * arguments.n, "answers") as update:
@@ -197,8 +197,8 @@ def _ask_endpoint(arguments: argparse.Namespace, asked: list[Any], dropped: Mapp
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from care_jax.training.exporting import export_run
-    from care_jax.training.run_directory import say
+    from care_jax.training.export.checkpoint import export_run
+    from care_jax.training.run.directory import say
 
     step = export_run(arguments.run_directory, arguments.folder, adapter=arguments.adapter)
     say(f"step {step} of {arguments.run_directory} exported to {arguments.folder}")

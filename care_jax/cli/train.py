@@ -36,7 +36,7 @@ def _train(arguments: argparse.Namespace) -> int:
     machines = [one for one in words if "=" not in one]
     identity = None
     if arguments.from_manifest is not None:
-        from care_jax.training.manifest import read_manifest
+        from care_jax.training.run.manifest import read_manifest
 
         loaded, identity = read_manifest(arguments.from_manifest, machines, overrides)
     elif given:
@@ -51,7 +51,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     from care_jax.cli import compiled
     from care_jax.training import loop
-    from care_jax.training.failures import ProcessLost, RunFailed, out_of_memory
+    from care_jax.training.errors import ProcessLost, RunFailed, out_of_memory
     from care_jax.training.signals import Interrupted
 
     compiled.keep()
@@ -95,7 +95,7 @@ def _advise(config) -> None:
 
 def _check_readers(config) -> None:
     """The readers' names are the data's affair, which the configuration does not know."""
-    from care_jax.data.readers import READERS
+    from care_jax.data.readers.registry import READERS
 
     evaluation = config.data.eval if isinstance(config.data.eval, tuple) else ()
     for key, sources in (("data.train", config.data.train), ("data.eval", evaluation)):

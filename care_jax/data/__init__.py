@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"care_jax.data.{name}")
     if name in ("READERS", "read"):
-        return getattr(importlib.import_module("care_jax.data.readers"), name)
+        return getattr(importlib.import_module("care_jax.data.readers.registry"), name)
     raise AttributeError(f"module 'care_jax.data' has no attribute {name!r}")
 
 

@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from care_jax.data.files import SAMPLE, shorten
-from care_jax.data.frames import Frames
 from care_jax.data.questions import Content, is_ids, is_messages, plain_text
+from care_jax.data.rows.files import SAMPLE, shorten
+from care_jax.data.template_frames import Frames
 from care_jax.errors import UserError
 
 _BATCH = 2048  # texts in one call of the tokenizer; bounds memory, large enough to keep every core busy

@@ -10,8 +10,9 @@ from typing import Any
 import grain
 
 from care_jax.data.corpus import Corpus, concatenate, tokenize
-from care_jax.data.filling import RefLogps, fill, unpack
-from care_jax.data.packing import (
+from care_jax.data.packing.capacities import make_layout, mismatched_layout
+from care_jax.data.packing.fill import RefLogps, fill, unpack
+from care_jax.data.packing.plans import (
     Batch,
     Layout,
     StepPlan,
@@ -23,7 +24,6 @@ from care_jax.data.packing import (
 )
 from care_jax.data.preferences import Unit, make_units, stable_hash
 from care_jax.data.questions import Question
-from care_jax.data.sizes import make_layout, mismatched_layout
 from care_jax.errors import UserError
 
 __all__ = [

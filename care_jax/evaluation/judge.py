@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from care_jax.data.fields import Fields
+from care_jax.data.rows.fields import Fields
 from care_jax.errors import UserError
+from care_jax.evaluation.answers.responses import ALIASES, read_answers
 from care_jax.evaluation.endpoint import Cache, Client, Reply, content_key, request_body
-from care_jax.evaluation.responses import ALIASES, read_answers
 from care_jax.evaluation.rubrics import Rubric, Rubrics
 from care_jax.evaluation.statistics import Agreement, agreement
 
@@ -54,23 +54,23 @@ def jobs(
     """The answers of a file, with what the judge is asked about each. rubric: one for all, whatever their category."""
     fields = Fields.make(ALIASES, None)
     made = []
-    for number, answer in enumerate(read_answers(path)):
+    for number, generate in enumerate(read_answers(path)):
         if limit is not None and number == limit:
             break
-        found = fields.of(answer.row)
+        found = fields.of(generate.row)
         question = found.get("question")
         if not isinstance(question, str) or not question.strip():
-            raise UserError(f"{path}, row {number}: no question; its keys are {', '.join(map(str, answer.row))}")
-        named = rubric or answer.row.get("rubric")
+            raise UserError(f"{path}, row {number}: no question; its keys are {', '.join(map(str, generate.row))}")
+        named = rubric or generate.row.get("rubric")
         chosen = rubrics.of(_text(found.get("category")), named if isinstance(named, str) else None)
         body = None
-        if answer.response is not None and answer.response.strip():
-            prompt = chosen.prompt(question, _text(found.get("reference")) or "(none)", answer.response)
+        if generate.response is not None and generate.response.strip():
+            prompt = chosen.prompt(question, _text(found.get("reference")) or "(none)", generate.response)
             body = request_body(
                 judge, [{"role": "user", "content": prompt}], temperature=temperature, max_tokens=max_tokens
             )
         key = content_key(body or {})[:12]
-        made.append(Job(answer.row, chosen, body, f"{number}-{key}"))
+        made.append(Job(generate.row, chosen, body, f"{number}-{key}"))
     return made
 
 
@@ -139,8 +139,8 @@ def by_model(
     chat_template: str = "model",
 ) -> list[Judgement]:
     """Judgements by a model on this machine: greedy first, then, where no rating came, at temperature 0.7."""
-    from care_jax.data.readers_rated import user_turn
-    from care_jax.evaluation import answer
+    from care_jax.data.readers.rated import user_turn
+    from care_jax.evaluation.answers import generate
 
     out: list[Judgement] = [Judgement(None, None, "no response") for _ in work]
     left = [number for number, job in enumerate(work) if job.body is not None]
@@ -154,13 +154,13 @@ def by_model(
                 out[number] = _judgement(work[number].rubric, Reply(held["text"]))
         bodies = [work[number].body or {} for number in ask]
         asked = [
-            answer.Asked(number, {}, user_turn(body["messages"][0]["content"])) for number, body in zip(ask, bodies)
+            generate.Asked(number, {}, user_turn(body["messages"][0]["content"])) for number, body in zip(ask, bodies)
         ]
-        settings = answer.Settings(
+        settings = generate.Settings(
             temperature=0.0 if attempt == 0 else 0.7, seed=attempt, chat_template=chat_template,
             max_tokens=bodies[0]["max_tokens"] if bodies else 1,
         )  # fmt: skip
-        for number, line in zip(ask, answer.answers(opened, asked, settings, mesh) if asked else ()):
+        for number, line in zip(ask, generate.answers(opened, asked, settings, mesh) if asked else ()):
             cache.put(content_key(work[number].body or {}, attempt), {"text": line["response"]})
             out[number] = _judgement(work[number].rubric, Reply(line["response"]))
             progress()

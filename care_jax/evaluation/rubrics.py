@@ -13,7 +13,7 @@ from typing import Literal
 
 from care_jax.data.questions import category_id
 from care_jax.errors import UserError
-from care_jax.evaluation import parsing
+from care_jax.evaluation.tasks import parsing
 
 Criteria = Literal["by_content", "as_published"]
 FILES = ("entities_opinion", "norms_commonsense", "literacy")

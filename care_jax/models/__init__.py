@@ -3,9 +3,9 @@
 from care_jax.models import lora, sampling
 from care_jax.models.arch import Arch, Weight, abstract_params, decay_mask, declarations, num_params, param_shardings
 from care_jax.models.decoder import Decoder, head_weight
-from care_jax.models.export import save_pretrained
-from care_jax.models.folders import resolve
-from care_jax.models.hf import FAMILIES, from_config, from_pretrained, init_params, read_config
+from care_jax.models.hf.export import save_pretrained
+from care_jax.models.hf.from_pretrained import FAMILIES, from_config, from_pretrained, init_params, read_config
+from care_jax.models.hf.hub import resolve
 
 __all__ = [
     "FAMILIES",

@@ -19,9 +19,10 @@ from safetensors.numpy import save_file
 from care_jax import sharding
 from care_jax.errors import UserError, nearest
 from care_jax.models import arch as arch_lib
-from care_jax.models import export, loading, safetensors_io
 from care_jax.models.arch import Arch, Tree, Weight
 from care_jax.models.decoder import Decoder
+from care_jax.models.hf import export, safetensors_io
+from care_jax.models.hf import weights as loading
 from care_jax.sharding import is_writer
 
 # PEFT's name of a linear map -> where it lies in a block's tree.

@@ -23,7 +23,7 @@ from care_jax import sharding
 from care_jax.errors import UserError
 from care_jax.models.arch import Tree
 from care_jax.models.decoder import Decoder, empty_cache, logits_of
-from care_jax.models.export import to_host
+from care_jax.models.hf.export import to_host
 
 
 def _width(longest: int) -> int:

@@ -10,12 +10,12 @@ from typing import Any
 
 from care_jax import sharding
 from care_jax.config import Config
+from care_jax.hardware import SHARE
 from care_jax.models.arch import Arch
 from care_jax.plan.known import arch_of
 from care_jax.plan.programs import Program, compile_forward, compile_train
 from care_jax.plan.shapes import Shapes, shapes
 from care_jax.plan.targets import Target
-from care_jax.training.chips import SHARE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from care_jax import models
 from care_jax.errors import UserError
-from care_jax.evaluation.opened import local_folder
+from care_jax.evaluation.model import local_folder
 from care_jax.models.arch import Arch
 
 _QWEN25: dict[str, Any] = {

@@ -14,8 +14,8 @@ from care_jax import sharding
 from care_jax.plan import flops, hlo
 from care_jax.plan.shapes import Shapes
 from care_jax.training import placing
-from care_jax.training.build import train_program
-from care_jax.training.failures import out_of_memory
+from care_jax.training.errors import out_of_memory
+from care_jax.training.state import train_program
 from care_jax.training.step import make_logps
 
 

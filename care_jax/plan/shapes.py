@@ -10,13 +10,14 @@ import numpy as np
 
 from care_jax import models, sharding
 from care_jax.config import Config
-from care_jax.data.packing import Batch, Layout
-from care_jax.data.sizes import round_up
+from care_jax.data.packing.capacities import round_up
+from care_jax.data.packing.plans import Batch, Layout
 from care_jax.models import arch as arch_lib
 from care_jax.models import lora
 from care_jax.models.arch import Arch
 from care_jax.models.decoder import Decoder
-from care_jax.training import build, placing
+from care_jax.training import placing
+from care_jax.training import state as build
 from care_jax.training.objective import Objective, objective_of
 from care_jax.training.step import State
 

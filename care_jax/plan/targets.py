@@ -12,7 +12,7 @@ import jax
 
 from care_jax import sharding
 from care_jax.errors import UserError, nearest
-from care_jax.training.chips import CHIPS, Chip
+from care_jax.hardware import CHIPS, Chip
 
 # Generation -> libtpu's name of it.
 GENERATIONS = {"v4": "v4", "v5e": "v5e", "v5p": "v5p", "v6e": "v6e", "7x": "tpu7x", "v7x": "tpu7x", "tpu7x": "tpu7x"}

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from care_jax.evaluation.plots import new_figure, save
+from care_jax.evaluation.report.plots import new_figure, save
 from care_jax.study.spec import Study
 
 ALL = "all"

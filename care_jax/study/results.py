@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from jaxtyping import Float
 
-from care_jax.evaluation import records
+from care_jax.evaluation.report import records
 from care_jax.study.spec import RunOf, Study, System, TaskConfig, place_of, start_of, task_folder
 
 REWARDS, LOGPS = "preference accuracy", "preference accuracy by logps"

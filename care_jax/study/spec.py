@@ -16,8 +16,8 @@ from care_jax.config import Config, blocks, files
 from care_jax.config.blocks import list_or, text_or
 from care_jax.config.types import AtKey, Block, Count, Integer, Switch, Text, message
 from care_jax.errors import UserError, nearest
-from care_jax.evaluation import tasks
 from care_jax.evaluation.items import Options
+from care_jax.evaluation.tasks import registry
 
 
 class JudgeConfig(Block):
@@ -232,4 +232,4 @@ def place_of(folder: pathlib.Path, system: System, task: TaskConfig) -> pathlib.
 
 def task_folder(task: TaskConfig) -> str:
     """The folder that care-jax evaluate makes of a task's name."""
-    return tasks.find(task.task, Options())[0].name
+    return registry.find(task.task, Options())[0].name

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from care_jax import config as configs
-from care_jax.data.report import write_whole
+from care_jax.data.rows.report import write_whole
 from care_jax.errors import UserError
-from care_jax.evaluation import tasks
+from care_jax.evaluation.answers.responses import write_lines
+from care_jax.evaluation.answers.snippets import best_of, read_snippets
 from care_jax.evaluation.items import Options
-from care_jax.evaluation.responses import write_lines
-from care_jax.evaluation.snippets import best_of, read_snippets
+from care_jax.evaluation.tasks import registry
 from care_jax.study import jobs, results, tables
 from care_jax.study.jobs import Command
 from care_jax.study.spec import RunOf, Study, System, TaskConfig, place_of, runs, systems, task_folder
@@ -63,7 +63,7 @@ def run(study: Study, *, at_once: int = 1, only: str | None = None) -> pathlib.P
 def check_tasks(study: Study) -> None:
     """Names of tasks, and that what a judge must rate has one, before anything runs."""
     for task in study.evaluate:
-        known, _ = tasks.find(task.task, Options())
+        known, _ = registry.find(task.task, Options())
         if known.kind == "judged" and task.judge is None:
             raise UserError(f"evaluate: {task.task} is rated by a judge: give `judge: files`, or {{model, base_url}}")
 
@@ -156,10 +156,10 @@ def _bring(system: System, task: TaskConfig, place: pathlib.Path) -> None:
     out = place / task_folder(task) / "responses.jsonl"
     if given is None or out.is_file():
         return
-    known, options = tasks.find(
+    known, options = registry.find(
         task.task, Options(query_language=task.query_language, language=task.language, translations=task.translations)
     )
-    items = tasks.read(known, task.data, options).items
+    items = registry.read(known, task.data, options).items
     english = task.query_language == "english"
     lines = read_snippets(given.path, items, system.name, given.best_of, given.engine, given.language, english=english)
     write_lines(out, [{**line, "task": known.name} for line in lines])

@@ -14,34 +14,29 @@ from care_jax import models, sharding
 from care_jax.config import Config
 from care_jax.data import pipeline
 from care_jax.data.chat import load_tokenizer
-from care_jax.evaluation.opened import local_folder
+from care_jax.evaluation.model import local_folder
 from care_jax.models import lora
 from care_jax.sharding import is_writer
-from care_jax.training import alarms, frozen, gates, placing
-from care_jax.training.build import (
-    Built,
-    abstract_state,
-    build,
-    check_folder,
-    like_saved,
-    new_state,
-)
-from care_jax.training.card import write_card
-from care_jax.training.checkpoints import Checkpoints
-from care_jax.training.datasets import prepare
-from care_jax.training.evaluations import Evaluations
-from care_jax.training.failures import Diverged, RunFailed, told
-from care_jax.training.forward import ForwardPass
-from care_jax.training.manifest import Identity, identify, write_manifest
+from care_jax.training import placing
+from care_jax.training.checks import alarms, before_start
+from care_jax.training.data import prepare
+from care_jax.training.errors import Diverged, RunFailed, told
+from care_jax.training.evaluation.final_table import final_table
+from care_jax.training.evaluation.schedule import Evaluations
+from care_jax.training.evaluation.tasks import read_tasks, task_scores
+from care_jax.training.export.card import write_card
+from care_jax.training.forward import reference as frozen
+from care_jax.training.forward.passes import ForwardPass
 from care_jax.training.objective import Objective, objective_of
-from care_jax.training.places import Path, Place, entered
-from care_jax.training.resuming import Start, open_run, where
-from care_jax.training.run_directory import say
+from care_jax.training.run.bucket import Path, Place, entered
+from care_jax.training.run.checkpoints import Checkpoints
+from care_jax.training.run.directory import say
+from care_jax.training.run.manifest import Identity, identify, write_manifest
+from care_jax.training.run.metrics import Recorder, read_lines
+from care_jax.training.run.resume import Start, open_run, where
 from care_jax.training.signals import StopSignal
+from care_jax.training.state import Built, abstract_state, build, check_folder, like_saved, new_state
 from care_jax.training.step import State
-from care_jax.training.table import final_table
-from care_jax.training.task_scores import read_tasks, task_scores
-from care_jax.training.trackers import Recorder, read_lines
 from care_jax.training.updates import Updates
 
 __all__ = ["Diverged", "Run", "RunFailed", "repeat", "train"]
@@ -76,7 +71,7 @@ def repeat(config: Config, identity: Identity, manifest: str) -> Run:
 
 def _train(config: Config, repeats: tuple[Identity, str] | None) -> Run:
     objective = objective_of(config)
-    gates.whole_step(config, objective)
+    before_start.whole_step(config, objective)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     with told(config.output_dir, lambda: "nothing was begun"), entered(config) as place:
         checkpoints = Checkpoints(place.home / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
@@ -113,8 +108,8 @@ def _run(
     tokenizer = load_tokenizer(str(source))
     data = prepare(config, tokenizer, objective, folder)
     say(data.summary())
-    gates.tokens(data, tokenizer)
-    gates.best_metric(config, data)
+    before_start.tokens(data, tokenizer)
+    before_start.best_metric(config, data)
     _say(alarms.truncation(data.corpus.truncated, len(data.corpus.completion_lengths), config.data.max_length))
 
     # ---- The model on the mesh, and what trains it.
@@ -129,7 +124,7 @@ def _run(
     forward = ForwardPass(built.model, data.corpus, layout, mesh, stop, state_bytes)
     reference = frozen.reference(config, objective, built, data, forward, folder, mesh)
     if start is None and reference.precomputed and reference.own:
-        gates.reference(forward, data, {"params": built.params})
+        before_start.reference(forward, data, {"params": built.params})
 
     # ---- The state, new or from the checkpoint, and the updates.
     state, shardings = _state(built, mesh, checkpoints, start, reference.holds_start)

@@ -11,7 +11,7 @@ import pathlib
 import threading
 import urllib.request
 
-from care_jax.training.run_directory import say
+from care_jax.training.run.directory import say
 
 _PRODUCT = pathlib.Path("/sys/class/dmi/id/product_name")  # what the firmware calls the machine
 _FLAVOR = {"Metadata-Flavor": "Google"}  # of the question and of the answer: no other server speaks so

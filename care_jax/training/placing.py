@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from care_jax import sharding
-from care_jax.data.packing import Batch
+from care_jax.data.packing.plans import Batch
 from care_jax.training.step import State
 
 ROW_ARRAYS = ("tokens", "positions", "segment_ids", "prompt_segment_ids")

@@ -14,24 +14,25 @@ import numpy as np
 from care_jax import models
 from care_jax.config import Config, steps_of
 from care_jax.data import pipeline
-from care_jax.data.packing import Batch
+from care_jax.data.packing.plans import Batch
 from care_jax.errors import UserError
 from care_jax.sharding import is_writer
-from care_jax.training import gates, placing
-from care_jax.training.alarms import Alarms, chosen_tokens
-from care_jax.training.build import Built, train_program
-from care_jax.training.checkpoints import Checkpoints
-from care_jax.training.datasets import Prepared
-from care_jax.training.diagnosis import Diagnosis, Finding
-from care_jax.training.evaluations import Evaluations
-from care_jax.training.failures import Diverged, RunFailed
-from care_jax.training.frozen import Frozen
+from care_jax.training import placing
+from care_jax.training.checks import before_start
+from care_jax.training.checks.alarms import Alarms, chosen_tokens
+from care_jax.training.checks.nonfinite import Diagnosis, Finding
+from care_jax.training.data import Prepared
+from care_jax.training.errors import Diverged, RunFailed
+from care_jax.training.evaluation.schedule import Evaluations
+from care_jax.training.forward.reference import Frozen
 from care_jax.training.objective import LOG_RATIO, Objective
-from care_jax.training.run_directory import say
+from care_jax.training.run.checkpoints import Checkpoints
+from care_jax.training.run.directory import say
+from care_jax.training.run.metrics import Recorder
+from care_jax.training.run.profile import Trace
 from care_jax.training.signals import Interrupted, StopSignal
+from care_jax.training.state import Built, train_program
 from care_jax.training.step import State
-from care_jax.training.trace import Trace
-from care_jax.training.trackers import Recorder
 
 _SHOWN = 8  # questions of a step that a message names
 
@@ -185,7 +186,7 @@ class Updates:
         if skipped:
             self._not_finite(flight, values, skipped, state)
         elif flight.number == 1 and self._reference.needed and self._reference.own:
-            gates.first_step(values, log_ratio, self._config.model.dtype, self._objective, flight.batch)
+            before_start.first_step(values, log_ratio, self._config.model.dtype, self._objective, flight.batch)
         for text in self._alarms.look(flight.number, values, flight.chosen_tokens):
             say(text)
 

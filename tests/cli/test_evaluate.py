@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from care_jax import cli, models, sharding
-from care_jax.data.files import SAMPLE
+from care_jax.data.rows.files import SAMPLE
 from tests.evaluation.servers import Server, completion
 from tests.evaluation.test_likelihood import CONFIG
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from care_jax import cli, models, sharding
 from care_jax.data.chat import encode, load_tokenizer
-from care_jax.data.files import SAMPLE
+from care_jax.data.rows.files import SAMPLE
 from care_jax.training import loop
 
 CONFIG = {

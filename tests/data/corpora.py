@@ -44,7 +44,7 @@ def spelled(corpus: Corpus, units: list[Unit]) -> list[tuple]:
 
 def read_back(batch) -> list[tuple]:
     """The same from a batch's arrays."""
-    from care_jax.data.filling import unpack
+    from care_jax.data.packing.fill import unpack
 
     words = {(one.microbatch, one.slot): (one.prompt, one.completion) for one in unpack(batch)}
     found = []

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from care_jax.data import care_tfds
-from care_jax.data.readers import read
+from care_jax.data.readers.registry import read
 from care_jax.errors import UserError
 from tests.data.rows import care_row, write
 

@@ -8,7 +8,7 @@ import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from care_jax.data import chat
-from care_jax.data.readers import read
+from care_jax.data.readers.registry import read
 from care_jax.errors import UserError
 
 CHATML = (

@@ -2,9 +2,9 @@
 
 import pytest
 
-from care_jax.data.hygiene import check, check_json, check_text
+from care_jax.data.curation.leakage import check, check_json, check_text
 from care_jax.data.questions import Question, question_key
-from care_jax.data.readers import read
+from care_jax.data.readers.registry import read
 
 
 def ask(text, culture="chinese", reference=None):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from care_jax.data.inspection import inspect, inspect_picture, inspect_text, script, statistics_of
-from care_jax.data.readers import read
+from care_jax.data.curation.inspect import inspect, inspect_picture, inspect_text, script, statistics_of
+from care_jax.data.readers.registry import read
 from tests.data.rows import care_row, write
 
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from care_jax.data import chat, pipeline
 from care_jax.data.corpus import tokenize
-from care_jax.data.filling import fill, unpack
-from care_jax.data.packing import Layout, mismatched_sequences, plan_responses, plan_step
+from care_jax.data.packing.capacities import make_layout, mismatched_layout
+from care_jax.data.packing.fill import fill, unpack
+from care_jax.data.packing.plans import Layout, mismatched_sequences, plan_responses, plan_step
 from care_jax.data.preferences import Unit, make_units
-from care_jax.data.readers import read
-from care_jax.data.sizes import make_layout, mismatched_layout
+from care_jax.data.readers.registry import read
 from care_jax.errors import UserError
 
 from . import corpora

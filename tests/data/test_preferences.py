@@ -211,7 +211,7 @@ def test_limits_do_not_see_the_order_of_the_file():
 
 
 def test_real_ratings(shared):
-    from care_jax.data.readers import read
+    from care_jax.data.readers.registry import read
 
     questions = read("care", str(shared / "data/care_rated.jsonl")).questions
     counts = {p: len(make_units(questions, policy=p)) for p in preferences.POLICIES}

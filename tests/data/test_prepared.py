@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from care_jax import cli
-from care_jax.data import hygiene, preferences
+from care_jax.data import preferences
 from care_jax.data.chat import load_tokenizer
 from care_jax.data.corpus import concatenate, tokenize
-from care_jax.data.prepared import TokenCache
-from care_jax.data.readers import read
+from care_jax.data.curation import leakage
+from care_jax.data.readers.registry import read
+from care_jax.data.readers.token_cache import TokenCache
 from care_jax.errors import UserError
 from tests.data.rows import care_row, write
 
@@ -63,7 +64,7 @@ def test_the_same_tokens_pairs_and_account(both):
         k: other[k] for k in ("questions", "responses", "ratings", "by", "pairs")
     }
     assert other["rows"] == other["responses"] + sum(other["dropped"].values())
-    assert len(hygiene.check(cached.questions, rows.questions)) == len(rows.questions)
+    assert len(leakage.check(cached.questions, rows.questions)) == len(rows.questions)
 
 
 def test_joined_with_rows_and_selected(both, cache, tokenizer):

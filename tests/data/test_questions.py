@@ -2,7 +2,6 @@
 
 import pytest
 
-from care_jax.data import fields
 from care_jax.data.questions import (
     category_id,
     culture_id,
@@ -14,6 +13,7 @@ from care_jax.data.questions import (
     plain_text,
     question_key,
 )
+from care_jax.data.rows import fields
 
 
 def test_key_ignores_width_case_and_white_space_but_not_the_culture():

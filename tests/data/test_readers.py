@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from care_jax.data.readers import READERS, read, write_report
+from care_jax.data.readers.registry import READERS, read, write_report
 from care_jax.errors import UserError
 from tests.data.rows import care_row, counts, write
 

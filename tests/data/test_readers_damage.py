@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from care_jax.data.readers import read
+from care_jax.data.readers.registry import read
 from care_jax.errors import UserError
 from tests.data.rows import care_row
 

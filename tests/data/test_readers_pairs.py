@@ -1,6 +1,6 @@
 """The readers of preference pairs, labelled responses, token ids and HH-RLHF's transcripts."""
 
-from care_jax.data.readers import read
+from care_jax.data.readers.registry import read
 from tests.data.rows import write
 
 

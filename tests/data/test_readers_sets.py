@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from care_jax.data.catalogue import DATASETS, list_text
-from care_jax.data.readers import READERS, read
+from care_jax.data.curation.catalogue import DATASETS, list_text
+from care_jax.data.readers.registry import READERS, read
 from care_jax.errors import UserError
-from care_jax.evaluation import tasks
+from care_jax.evaluation.tasks import registry
 from tests.data.rows import write
 
 
@@ -216,7 +216,7 @@ def test_the_table_names_every_dataset_once_and_only_readers_that_exist():
         if data.status in ("preferences", "sft", "reader"):
             assert data.reader in READERS
         if data.status == "evaluation":
-            assert all(name in tasks.TASKS for name in data.reader.split(", "))
+            assert all(name in registry.TASKS for name in data.reader.split(", "))
         if data.status in ("out", "reader"):
             assert data.note
     text = list_text()

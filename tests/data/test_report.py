@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from care_jax.data import report
-from care_jax.data.readers import read
+from care_jax.data.readers.registry import read
+from care_jax.data.rows import report
 from tests.data.rows import care_row, write
 
 

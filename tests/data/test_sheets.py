@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from care_jax.data.readers import read
-from care_jax.data.sheets import import_sheets, split, write_sheets
+from care_jax.data.curation.sheets import import_sheets, split, write_sheets
+from care_jax.data.readers.registry import read
 from care_jax.errors import UserError
 from tests.data.rows import write
 

@@ -6,9 +6,9 @@ import re
 import pytest
 
 from care_jax.errors import UserError
-from care_jax.evaluation import blend, tasks
+from care_jax.evaluation.answers.responses import Answer
 from care_jax.evaluation.items import Options
-from care_jax.evaluation.responses import Answer
+from care_jax.evaluation.tasks import blend, registry
 
 
 def entry(answers=(), *, idk=0, no_answer=0, not_applicable=0, **more):
@@ -28,8 +28,8 @@ def answer(id_, text, **row):
 
 
 def score(path, answers, **options):
-    task, own = tasks.find("blend_sa", Options(**options))
-    return tasks.score(task, tasks.read(task, path, own), answers, own)[0]
+    task, own = registry.find("blend_sa", Options(**options))
+    return registry.score(task, registry.read(task, path, own), answers, own)[0]
 
 
 def test_exclusions_are_the_authors(tmp_path):
@@ -216,8 +216,8 @@ def test_multiple_choice_micro_and_per_id(tmp_path):
     path = choices_file(tmp_path)
     answers = [answer("a_0", '{"answer_choice":"B"}'), answer("a_1", "The answer is B"), answer("b_0", "A")]
     for mode, micro, macro in (("parity", 2 / 3, (0.5 + 1) / 2), ("strict", 1.0, 1.0)):
-        task, options = tasks.find("blend_mc", Options(mode=mode))
-        result, _ = tasks.score(task, tasks.read(task, path, options), answers, options)
+        task, options = registry.find("blend_mc", Options(mode=mode))
+        result, _ = registry.score(task, registry.read(task, path, options), answers, options)
         assert result["score"] == pytest.approx(micro)
         assert result["scores"]["acc per ID (macro)"] == pytest.approx(macro)
         assert result["failed"] == (1 if mode == "parity" else 0)  # 'T' is no option

@@ -14,8 +14,8 @@ import pytest
 
 from care_jax import models, sharding
 from care_jax.data.chat import load_tokenizer
-from care_jax.data.files import SAMPLE
-from care_jax.evaluation import likelihood
+from care_jax.data.rows.files import SAMPLE
+from care_jax.evaluation.answers import logprobs
 from care_jax.evaluation.items import Item
 
 CONFIG = {
@@ -47,8 +47,8 @@ def test_packed_rows_equal_each_text_alone(tmp_path, devices):
     mesh = None if devices is None else sharding.make_mesh(1, devices, 1, devices=jax.devices()[:devices])
     params = models.init_params(model, 0, mesh)
     tokenizer = load_tokenizer(str(SAMPLE / "model"))
-    asked = [likelihood.encode(tokenizer, item) for item in items()]
-    found = likelihood.score(model, params, asked, mesh)
+    asked = [logprobs.encode(tokenizer, item) for item in items()]
+    found = logprobs.score(model, params, asked, mesh)
     alone = jax.jit(lambda tokens: jax.nn.log_softmax(model.apply({"params": params}, tokens[None])[0]))
     assert [len(one) for one in found] == [len(one.texts) for one in asked]
     if devices is not None:
@@ -70,17 +70,17 @@ def test_a_packed_predictor_sees_its_prompt_and_what_is_before_it_in_its_text():
     def ids(most):
         return tuple(rng.integers(1, 999, rng.integers(1, most)).tolist())
 
-    asked = [likelihood.Asked(ids(60), tuple(ids(6) for _ in range(1 + number % 4))) for number in range(40)]
+    asked = [logprobs.Asked(ids(60), tuple(ids(6) for _ in range(1 + number % 4))) for number in range(40)]
     for examples in (ids(90) + ids(40), tuple(range(1, 51))):  # behind the same beginning, a letter each
-        asked += [likelihood.Asked(examples + ids(20) + (1,), ((7,), (8,))) for _ in range(9)]
-    families = likelihood._families(asked)
+        asked += [logprobs.Asked(examples + ids(20) + (1,), ((7,), (8,))) for _ in range(9)]
+    families = logprobs._families(asked)
     assert sorted(number for numbers, _ in families for number in numbers) == list(range(58))
     assert sum(len(numbers) > 1 and shared >= 50 for numbers, shared in families) == 2
-    bundles = likelihood._bundles(asked, families, 192)
+    bundles = logprobs._bundles(asked, families, 192)
     assert max(bundle.length for bundle in bundles) <= 192
-    rows = likelihood._pack(bundles, 192)
+    rows = logprobs._pack(bundles, 192)
     capacity = max(sum(bundle.targets for bundle in row) for row in rows)
-    arrays = likelihood._fill(rows, len(rows), 192, capacity)
+    arrays = logprobs._fill(rows, len(rows), 192, capacity)
     tokens, positions, segments, prompts, places, targets = arrays
     met = []
     for r, row in enumerate(rows):
@@ -100,10 +100,10 @@ def test_a_packed_predictor_sees_its_prompt_and_what_is_before_it_in_its_text():
 
 def test_prompt_and_choice_are_tokenized_together():
     tokenizer = load_tokenizer(str(SAMPLE / "model"))
-    one = likelihood.encode(tokenizer, items()[0])
+    one = logprobs.encode(tokenizer, items()[0])
     whole = tokenizer(items()[0].prompt + " A")["input_ids"]
     assert [*one.prompt, *one.texts[0]] == whole
-    templated = likelihood.encode(tokenizer, items()[0], template="model")
+    templated = logprobs.encode(tokenizer, items()[0], template="model")
     assert len(templated.prompt) > len(one.prompt)
 
 
@@ -129,7 +129,7 @@ print(json.dumps(out))
 def hundred(shared):
     """CARE's reference answers as options: each question with its own and those of the next three."""
     from care_jax.evaluation.items import Options
-    from care_jax.evaluation.judged import read_care
+    from care_jax.evaluation.tasks.rated import read_care
 
     own = [item for item in read_care(str(shared / "data" / "care_eval"), Options()).items if item.id.endswith("3")]
     made = []
@@ -159,7 +159,7 @@ def test_smollm2_equals_transformers_on_a_hundred_items(shared, real_models, tmp
     expected = json.loads(done.stdout.splitlines()[-1])
     model, params = models.from_pretrained(folder)
     tokenizer = load_tokenizer(str(folder))
-    found = likelihood.score(model, params, [likelihood.encode(tokenizer, item) for item in made])
+    found = logprobs.score(model, params, [logprobs.encode(tokenizer, item) for item in made])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)
     gaps = [sorted(values)[-1] - sorted(values)[-2] for values in expected]
     same = [np.argmax(a) == np.argmax(b) for a, b, gap in zip(found, expected, gaps) if gap > 1e-3]

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from care_jax.errors import UserError
-from care_jax.evaluation import tasks
+from care_jax.evaluation.answers.responses import Answer
 from care_jax.evaluation.items import Options
-from care_jax.evaluation.responses import Answer
+from care_jax.evaluation.tasks import registry
 
 
 def write(path, text):
@@ -24,13 +24,13 @@ def said(id_, text=None, logps=None):
 
 
 def read(name, path, **options):
-    task, own = tasks.find(name, Options(**options))
-    return task, own, tasks.read(task, path, own)
+    task, own = registry.find(name, Options(**options))
+    return task, own, registry.read(task, path, own)
 
 
 def result(name, path, answers, **options):
     task, own, taken = read(name, path, **options)
-    return tasks.score(task, taken, answers, own)[0]
+    return registry.score(task, taken, answers, own)[0]
 
 
 INCLUDE = {
@@ -123,7 +123,7 @@ def test_fork_has_two_options(tmp_path):
     )
     task, own, taken = read("fork", path)
     assert taken.items[0].choices == (" A", " B")
-    assert tasks.score(task, taken, [said("7", "hands")], own)[0]["score"] == 1.0
+    assert registry.score(task, taken, [said("7", "hands")], own)[0]["score"] == 1.0
 
 
 def test_geomlama_counts_the_overlap_of_the_best_n(tmp_path):
@@ -199,9 +199,9 @@ def test_statement_pairs(tmp_path):
 
 def test_a_task_that_is_none(tmp_path):
     with pytest.raises(UserError, match=r"found 'inclade' \(did you mean 'include'\?\)"):
-        tasks.find("inclade", Options())
+        registry.find("inclade", Options())
     with pytest.raises(UserError, match="fork needs its file"):
-        tasks.read(tasks.TASKS["fork"], None, Options())
+        registry.read(registry.TASKS["fork"], None, Options())
 
 
 def test_care_eval_items_and_ratings(shared):
@@ -215,5 +215,5 @@ def test_care_eval_items_and_ratings(shared):
         Answer({"rating": None, "judge_failed": "no rating"}, taken.items[2].id, None, "x", None, None),
         Answer({}, taken.items[3].id, None, "x", None, None),
     ]
-    found, _ = tasks.score(task, taken, answers, own)
+    found, _ = registry.score(task, taken, answers, own)
     assert (found["score"], found["n"], found["missing"], found["failed"]) == (6.5, 450, 446, 1)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from care_jax.evaluation import parsing
 from care_jax.evaluation.language import detect
+from care_jax.evaluation.tasks import parsing
 
 LETTERS = ("A", "B", "C", "D")
 CHOICES = ("rice", "brown rice", "tea", "noodles")

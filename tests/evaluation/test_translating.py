@@ -5,7 +5,7 @@ import json
 import pytest
 
 from care_jax import cli
-from care_jax.data.readers import read
+from care_jax.data.readers.registry import read
 from care_jax.errors import UserError
 from tests.data.rows import care_row, write
 from tests.evaluation.servers import Server, completion

@@ -15,7 +15,7 @@ from tiny_models import GOLDEN, tiny_model
 import care_jax.models as models
 from care_jax import sharding
 from care_jax.errors import UserError
-from care_jax.models.export import config_json
+from care_jax.models.hf.export import config_json
 
 
 def copy_of(name, tmp_path, **changes):

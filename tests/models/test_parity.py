@@ -12,7 +12,7 @@ import pytest
 from tiny_models import FAMILIES, GOLDEN, tiny_model
 
 import care_jax.models as models
-from care_jax.models.export import leaf_at, tensors
+from care_jax.models.hf.export import leaf_at, tensors
 
 torch = pytest.importorskip("torch", reason="the parity extra")
 transformers = pytest.importorskip("transformers")

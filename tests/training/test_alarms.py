@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from care_jax.training.alarms import WINDOW, Alarms, chosen_tokens, truncation
+from care_jax.training.checks.alarms import WINDOW, Alarms, chosen_tokens, truncation
 from tests.training.batches import groups, plain_batch
 
 WELL = {"loss": 0.5, "rewards/chosen": 0.2, "rewards/rejected": -0.3, "rewards/accuracies": 0.8, "logps/chosen": -80.0}

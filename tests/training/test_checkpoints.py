@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from care_jax.errors import UserError
-from care_jax.training.checkpoints import Checkpoints
-from care_jax.training.failures import ProcessLost, RunFailed, told
+from care_jax.training.errors import ProcessLost, RunFailed, told
+from care_jax.training.run.checkpoints import Checkpoints
 from care_jax.training.step import State
 from tests.training.damage import harm, no_privileges
 

@@ -8,9 +8,9 @@ from care_jax import cli, losses
 from care_jax.config import Config
 from care_jax.data.chat import load_tokenizer
 from care_jax.data.corpus import tokenize
-from care_jax.data.readers import read
+from care_jax.data.readers.registry import read
 from care_jax.errors import Leakage
-from care_jax.training.datasets import prepare
+from care_jax.training.data import prepare
 from care_jax.training.objective import make_objective
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import care_jax
 from care_jax import sharding
-from care_jax.data.files import SAMPLE
+from care_jax.data.rows.files import SAMPLE
 from care_jax.errors import UserError
 
 CONFIG = {

@@ -8,8 +8,8 @@ import optax
 import pytest
 
 from care_jax import losses
-from care_jax.training.diagnosis import Diagnosis
-from care_jax.training.failures import Diverged
+from care_jax.training.checks.nonfinite import Diagnosis
+from care_jax.training.errors import Diverged
 from care_jax.training.objective import make_objective
 from care_jax.training.step import init_state
 from tests.training.batches import groups, plain_batch, tiny_model

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from care_jax.config import OptimizerConfig
-from care_jax.training.optimizers import make_optimizer, make_schedule
+from care_jax.training.optimizer import make_optimizer, make_schedule
 
 RATE = 0.01
 

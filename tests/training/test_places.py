@@ -12,11 +12,11 @@ import care_jax
 from care_jax import models
 from care_jax.config import Config
 from care_jax.errors import UserError
-from care_jax.training import checkpoints as checkpoints_module
-from care_jax.training import places
-from care_jax.training.checkpoints import Checkpoints
-from care_jax.training.exporting import export_run
-from care_jax.training.failures import RunFailed
+from care_jax.training.errors import RunFailed
+from care_jax.training.export.checkpoint import export_run
+from care_jax.training.run import bucket as places
+from care_jax.training.run import checkpoints as checkpoints_module
+from care_jax.training.run.checkpoints import Checkpoints
 from tests.training.fake_bucket import Bucket, fake_gcs
 from tests.training.test_checkpoints import META, is_of, state
 

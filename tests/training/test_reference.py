@@ -11,13 +11,13 @@ import pytest
 import care_jax.models as models
 from care_jax.data import pipeline
 from care_jax.data.chat import load_tokenizer
-from care_jax.data.files import SAMPLE
-from care_jax.data.packing import Layout
-from care_jax.data.readers import read
+from care_jax.data.packing.plans import Layout
+from care_jax.data.readers.registry import read
+from care_jax.data.rows.files import SAMPLE
 from care_jax.errors import UserError
 from care_jax.sharding import make_mesh, sharding
-from care_jax.training import forward
-from care_jax.training.reference import Cache, digest, fill_cache, fingerprint
+from care_jax.training.forward import passes
+from care_jax.training.forward.cache import Cache, digest, fill_cache, fingerprint
 from care_jax.training.signals import StopSignal
 from tests.training.damage import harm, no_privileges
 
@@ -124,8 +124,8 @@ def test_a_pass_takes_the_largest_microbatch_that_the_memory_holds(monkeypatch):
     layout = Layout(rows=8, row_length=128, responses=128, completions=1024)
 
     def run(limit, beside=0):
-        monkeypatch.setattr(forward, "memory_limit", lambda: limit)
-        one = forward.ForwardPass(model, corpus, layout, mesh, StopSignal(), beside)
+        monkeypatch.setattr(passes, "memory_limit", lambda: limit)
+        one = passes.ForwardPass(model, corpus, layout, mesh, StopSignal(), beside)
         found = one.run(sequences, {"params": params})
         (plan,) = one._plans.values()
         return plan.layout.rows, found

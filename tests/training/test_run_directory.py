@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from care_jax.errors import UserError
-from care_jax.training.run_directory import held
+from care_jax.training.run.directory import held
 
 HOLDS = """
 import fcntl, time

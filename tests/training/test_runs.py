@@ -8,12 +8,12 @@ import jax
 import pytest
 
 import care_jax
-from care_jax import cli
+from care_jax import cli, hardware
 from care_jax.data import pipeline
 from care_jax.errors import UserError
 from care_jax.models.arch import num_params
-from care_jax.training import chips, trackers
-from care_jax.training.failures import RunFailed
+from care_jax.training.errors import RunFailed
+from care_jax.training.run import metrics
 from care_jax.training.updates import Updates
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -47,9 +47,9 @@ def run(folder, **changes):
 
 def test_a_line_tells_time_and_memory_and_the_first_one_what_compiling_took(tmp_path, monkeypatch):
     """On a device of known speed. With log_every 2 the first line is that of step 2."""
-    chip = chips.Chip("this CPU", 2**34, 1e12, "made up")
-    monkeypatch.setitem(chips.CHIPS, jax.devices()[0].device_kind, chip)
-    monkeypatch.setattr(trackers, "memory_peak", lambda: 12345)
+    chip = hardware.Chip("this CPU", 2**34, 1e12, "made up")
+    monkeypatch.setitem(hardware.CHIPS, jax.devices()[0].device_kind, chip)
+    monkeypatch.setattr(metrics, "memory_peak", lambda: 12345)
     made = care_jax.train("quickstart", **{**SMALL, "output_dir": str(tmp_path), "log_every": 2, "data.max_steps": 4})
     first, second = (line for line in made.metrics if "loss" in line)
     assert (first["step"], second["step"]) == (2, 4)

@@ -10,8 +10,8 @@ from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
 from care_jax.config import ProfileConfig
-from care_jax.training.trace import Trace
-from care_jax.training.trackers import MetricsFile, TensorBoard, plain
+from care_jax.training.run.metrics import MetricsFile, TensorBoard, plain
+from care_jax.training.run.profile import Trace
 
 
 def test_resume_keeps_lines_up_to_the_step_and_drops_a_torn_one(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from care_jax.data.questions import CULTURES, Question, plain_text
-from care_jax.data.readers import read
+from care_jax.data.readers.registry import read
 from care_jax.errors import UserError
 
 _DESCRIPTION = """\

@@ -1,0 +1,91 @@
+"""Pictures of a report: a radar by category for each culture, bars of the averages with their intervals."""
+
+import math
+import pathlib
+from typing import Any
+
+from care_jax.evaluation.report.tables import ALL, Cell, Report
+
+
+def draw(report: Report, folder: pathlib.Path) -> list[pathlib.Path]:
+    """radar_{task}.png where a task has at least three categories, bars_{task}.png always; returns the files."""
+    files = []
+    for task in report.tasks:
+        if len([name for name in report.categories[task] if name != ALL]) >= 3:
+            files.append(_radar(report, task, folder / f"radar_{task}.png"))
+        files.append(_bars(report, task, folder / f"bars_{task}.png"))
+    return files
+
+
+def new_figure(width: float, height: float, **options: Any) -> Any:
+    """A matplotlib figure of inches, drawn without a display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.figure(figsize=(width, height), layout="constrained", **options)
+
+
+def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
+    """Writes the picture and closes the figure; returns the path."""
+    from matplotlib import pyplot
+
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    pyplot.close(figure)
+    return path
+
+
+def _radar(report: Report, task: str, path: pathlib.Path) -> pathlib.Path:
+    cultures = report.cultures[task]
+    categories = [name for name in report.categories[task] if name != ALL]
+    angles = [2 * math.pi * place / len(categories) for place in range(len(categories))]
+    figure = new_figure(4.6 * len(cultures), 4.8)
+    top = max((cell.value for cell in report.cells if cell.task == task and cell.kind == "cell"), default=1.0)
+    for number, culture in enumerate(cultures, start=1):
+        axes = figure.add_subplot(1, len(cultures), number, projection="polar")
+        for system in report.systems:
+            cells = [report.cell(task, "cell", system, culture, name) for name in categories]
+            if any(cells):
+                values = [math.nan if cell is None else cell.value for cell in cells]
+                axes.plot([*angles, angles[0]], [*values, values[0]], marker="o", markersize=3, label=system)
+                if all(cells):
+                    axes.fill(angles, values, alpha=0.08)
+        axes.set_xticks(angles, categories)
+        axes.set_ylim(0, top * 1.08)
+        axes.set_title(culture, pad=16)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))), frameon=False)
+    return save(figure, path)
+
+
+def _bars(report: Report, task: str, path: pathlib.Path) -> pathlib.Path:
+    scopes = [*report.cultures[task], *([ALL] if len(report.cultures[task]) > 1 else [])]
+    figure = new_figure(max(5.0, 1.2 + 0.5 * len(scopes) * (len(report.systems) + 1)), 4.0)
+    axes = figure.add_subplot()
+    width = 0.8 / len(report.systems)
+    for number, system in enumerate(report.systems):
+        cells = [(place, report.cell(task, "macro", system, scope, ALL)) for place, scope in enumerate(scopes)]
+        there = [(place, cell) for place, cell in cells if cell is not None]
+        centres = [place + (number - (len(report.systems) - 1) / 2) * width for place, _ in there]
+        axes.bar(centres, [cell.value for _, cell in there], width * 0.92, label=system)
+        around = [(centre, cell) for centre, (_, cell) in zip(centres, there) if cell.low is not None]
+        axes.errorbar(
+            [centre for centre, _ in around],
+            [cell.value for _, cell in around],
+            yerr=[[_arm(cell, cell.low) for _, cell in around], [_arm(cell, cell.high) for _, cell in around]],
+            fmt="none",
+            ecolor="black",
+            capsize=3,
+            linewidth=1,
+        )
+    axes.set_xticks(range(len(scopes)), scopes)
+    axes.set_ylabel("macro average, 95 % interval")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(task)
+    figure.legend(loc="outside lower center", ncols=min(4, len(report.systems)), frameon=False)
+    return save(figure, path)
+
+
+def _arm(cell: Cell, end: float | None) -> float:
+    return 0.0 if end is None else abs(end - cell.value)

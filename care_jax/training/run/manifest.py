@@ -1,0 +1,177 @@
+"""manifest.json: what a run was made from and on what, enough to run it again (`care-jax train --from-manifest`)."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+import re
+import subprocess
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import yaml
+
+from care_jax import config as configs
+from care_jax.config import Config
+from care_jax.data.corpus import Corpus
+from care_jax.data.curation.catalogue import DATASETS
+from care_jax.data.rows.report import write_whole
+from care_jax.errors import UserError
+from care_jax.models.hf.export import CARRIED
+from care_jax.sharding import is_writer
+from care_jax.training.run.directory import say
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "care-jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What a run reads, by content: another start may go on, or repeat it, only with the same.
+
+    data: sha256 of each data file. corpus: of the questions' keys, lengths and ratings, whatever they came from.
+    tokenizer: of its files and the chat template. weights: the fingerprint of the model that the run starts from, ""
+    where it is drawn from the seed (which the configuration holds).
+    """
+
+    data: dict[str, str]
+    corpus: str
+    tokenizer: str
+    weights: str
+
+    def differences(self, other: "Identity") -> list[str]:
+        """One line for each thing that is another in `other`; what both read and differs in content first."""
+        found = [
+            f"data file {path}: sha256 {self.data[path][:12]} then, {other.data[path][:12]} now"
+            for path in self.data
+            if path in other.data and self.data[path] != other.data[path]
+        ]
+        names = {"tokenizer": "the tokenizer or chat template", "weights": "the weights of model.path"}
+        if not found:
+            names = {"corpus": "the data that were read"} | names
+        for name, shown in names.items():
+            then, now = getattr(self, name), getattr(other, name)
+            if then != now:
+                found.append(f"{shown}: {then[:12]} then, {now[:12]} now")
+        return found
+
+
+def identify(config: Config, source: pathlib.Path, files: dict[str, str], corpus: Corpus, weights: str) -> Identity:
+    """source: the model's folder; files: the sha256 of each data file."""
+    paths = [source / name for name in CARRIED if (source / name).is_file()]
+    if config.data.chat_template not in ("model", "none"):
+        paths.append(pathlib.Path(config.data.chat_template).expanduser())
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    drawn = config.model.init == "random"
+    return Identity(dict(sorted(files.items())), _of_corpus(corpus), found.hexdigest(), "" if drawn else weights)
+
+
+def _of_corpus(corpus: Corpus) -> str:
+    found = hashlib.sha256()
+    for question in range(len(corpus.questions)):
+        found.update(corpus.key(question).encode("utf-8", "surrogatepass") + b"\0")
+    for column in (corpus.prompt_lengths, corpus.completion_lengths, corpus.ratings):
+        found.update(column.astype("<f8").tobytes())
+    return found.hexdigest()
+
+
+def write_manifest(
+    folder: pathlib.Path, config: Config, source: pathlib.Path, identity: Identity, weights: str
+) -> None:
+    """Writes manifest.json into the run directory. source: the model's folder; weights: the fingerprint of the start,
+    drawn or read.
+    """
+    data = config.data
+    sources = [*data.train, *(data.eval if isinstance(data.eval, tuple) else ())]
+    manifest = {
+        "versions": versions(),
+        "python": platform.python_version(),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+        "commit": _commit(),
+        "config_hash": configs.maths_hash(config),
+        "seed": config.seed,
+        "data": [
+            {"path": one.path, "reader": one.reader, "revision": one.revision, "licence": _data_licence(one.path)}
+            for one in sources
+        ],
+        "data_sha256": identity.data,
+        "model": {"path": config.model.path, **_model_about(config, source)},
+        "weights_fingerprint": weights,
+        "identity": dataclasses.asdict(identity),
+        "config": config.model_dump(mode="json"),
+    }
+    if is_writer():
+        write_whole(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def read_manifest(
+    path: pathlib.Path, machines: Iterable[str] = (), overrides: Iterable[str] = ()
+) -> tuple[Config, Identity]:
+    """The configuration of the run that wrote the file, machines and overrides laid over it, and what that run read.
+
+    Says where the versions of what computes differ. Raises UserError for a file that is no manifest.
+    """
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        values, made_with = held["config"], held["versions"]
+        identity = Identity(**held["identity"])
+    except OSError as error:
+        raise UserError(f"--from-manifest {path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--from-manifest {path}: not the manifest.json of a run ({error})") from None
+    config = configs.over(values, machines, overrides)
+    changed = [
+        f"{name} {made_with.get(name)} then, {now} now"
+        for name, now in versions().items()
+        if made_with.get(name) != now
+    ]
+    if changed:
+        say(f"warning: other versions than in {path}, so perhaps other roundings: {', '.join(changed)}")
+    return config, identity
+
+
+def _data_licence(path: str) -> str | None:
+    """As the table of datasets has it; the packaged sample's is the package's own."""
+    if path == "sample":
+        return "MIT"
+    return next((one.licence for one in DATASETS if one.where == path), None)
+
+
+def _model_about(config: Config, folder: pathlib.Path) -> dict[str, Any]:
+    """The commit of a hub id's download, and the licence that a model's card names."""
+    if config.model.path == "sample":
+        return {"revision": None, "licence": "MIT"}
+    revision = folder.name if folder.parent.name == "snapshots" else config.model.revision
+    return {"revision": revision, "licence": _card_licence(folder / "README.md")}
+
+
+def _card_licence(card: pathlib.Path) -> str | None:
+    found = (
+        re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S)
+        if card.is_file()
+        else None
+    )
+    try:
+        about = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:
+        return None
+    licence = about.get("license") if isinstance(about, dict) else None
+    return str(licence) if licence else None
+
+
+def _commit() -> str | None:
+    """The git commit of the source tree, where the package runs from one."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

@@ -1,0 +1,44 @@
+"""The profiler's trace of a few steps."""
+
+import pathlib
+
+import jax
+
+from care_jax.config import ProfileConfig
+from care_jax.training.run.directory import say
+
+
+class Trace:
+    """Of steps start to start + steps - 1 of a run, or those of them that this start of the run takes.
+
+    As a context it ends what is still being traced, however the run ends.
+    """
+
+    def __init__(self, profile: ProfileConfig | None, folder: pathlib.Path, total: int):
+        self._folder, self._running = folder, False
+        self._steps = (
+            range(0) if profile is None else range(profile.start, min(profile.start + profile.steps, total + 1))
+        )
+        if profile is not None and not self._steps:
+            say(f"profile.start: {profile.start}, but the run has {total} steps: nothing will be traced")
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def before(self, number: int) -> None:
+        """Step `number` is next."""
+        if number in self._steps and not self._running:
+            self._running = True
+            jax.profiler.start_trace(str(self._folder))
+
+    def ends_with(self, number: int) -> bool:
+        return self._running and number == self._steps[-1]
+
+    def stop(self) -> None:
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+            say(f"profile written to {self._folder}")
