@@ -22,7 +22,7 @@ import numpy as np
 
 from care_jax.data import chat, pipeline
 from care_jax.data.corpus import Corpus, Tokens
-from care_jax.data.packing.plans import Layout, plan_step
+from care_jax.data.packing.plans import BatchShape, plan_step
 from care_jax.data.preferences import Unit, make_units
 from care_jax.data.readers import token_cache
 from care_jax.data.readers.registry import read
@@ -30,7 +30,7 @@ from care_jax.data.readers.registry import read
 EXAMPLES, ROWS, ROW_LENGTH, MAX_LENGTH = 128, 2, 2048, 2048
 
 
-def layout_of(units: list[Unit], corpus: Corpus) -> Layout:
+def layout_of(units: list[Unit], corpus: Corpus) -> BatchShape:
     return pipeline.make_layout(units, corpus, rows=ROWS, row_length=ROW_LENGTH)
 
 

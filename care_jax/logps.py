@@ -22,7 +22,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from care_jax.sharding import platform, precision
+from care_jax.hardware import platform, precision
 
 # Mesh axes (care_jax.sharding) that rows, and so tokens, are spread over; and those that hold the head's weights.
 TOKEN_AXES = ("data", "fsdp")

@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from care_jax import cli
+from care_jax.stopping import Interrupted
 from care_jax.training import loop
-from care_jax.training.signals import Interrupted
 
 TINY = """\
 model: {path: sample, init: random, dtype: float32}

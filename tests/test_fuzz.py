@@ -104,7 +104,7 @@ def up_to_compiling(tmp_path_factory):
         raise WouldStart
 
     def no_pass(config, objective, built, data, forward, folder, mesh):
-        return reference.Frozen(objective.needs_ref, config.reference.path is None, False, None, data, forward)
+        return reference.Reference(objective.needs_ref, config.reference.path is None, False, None, data, forward)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("fuzz"))

@@ -24,7 +24,7 @@ from care_jax.plan import advice, flops, hlo, known, programs, targets, text
 from care_jax.plan.programs import held_by_state
 from care_jax.plan.shapes import abstract_batch, layout_of
 from care_jax.training.objective import objective_of
-from care_jax.training.placing import bytes_a_device
+from care_jax.training.placing import bytes_per_device
 
 MODULE = """\
 HloModule jit_step
@@ -230,7 +230,7 @@ def test_a_plan_adds_up_and_says_so(tiny, step, capsys):
     target = dataclasses.replace(targets.local(), memory=2**30)
     made = plan.plan(tiny, target, say=lambda line: None)
     train = made.programs[0]
-    params = bytes_a_device(step[0].state.params)
+    params = bytes_per_device(step[0].state.params)
     assert train.held["parameters"] == params
     assert train.held["optimizer"] == pytest.approx(2 * params, rel=0.01)
     assert train.total == sum(train.held.values()) + train.temporaries

@@ -16,9 +16,9 @@ import pytest
 from safetensors.numpy import load_file
 
 import care_jax as care_jax_package
+from care_jax.distributed import Agreement, barrier, start_processes
 from care_jax.errors import UserError
 from care_jax.models import save_pretrained
-from care_jax.sharding import Agreement, barrier, start_processes
 from tests.training.batches import tiny_model
 from tests.training.fake_bucket import Bucket
 

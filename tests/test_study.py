@@ -32,7 +32,7 @@ STUDY = {
 def study_of(tmp_path, **more):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({**STUDY, "output_dir": str(tmp_path / "out"), **more}))
-    return spec.load(path)
+    return spec.load_study(path)
 
 
 def test_every_arm_point_and_seed_is_a_run(tmp_path):
@@ -50,7 +50,7 @@ def test_every_arm_point_and_seed_is_a_run(tmp_path):
 
 @pytest.mark.parametrize("name", spec.shipped())
 def test_the_shipped_studies_are_whole(name):
-    study = spec.load(name)
+    study = spec.load_study(name)
     planned = spec.runs(study)
     stages.check_tasks(study)
     assert planned
@@ -78,7 +78,7 @@ def test_mistakes_are_named_before_anything_runs(tmp_path, given, message):
 
 def test_a_name_that_is_none():
     with pytest.raises(UserError, match=r"no study of that name \(did you mean 'mixing'\?\)"):
-        spec.load("mixin")
+        spec.load_study("mixin")
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

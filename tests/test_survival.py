@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 
-from care_jax.training.forward.cache import Cache
+from care_jax.training.forward.cache import ReferenceCache
 from tests.test_end_to_end import care_jax, command, environment, same_end
 from tests.training.damage import KINDS, harm
 from tests.training.test_signals import metadata_server
@@ -217,7 +217,7 @@ def test_damaged_reference_caches(whole, tmp_path):
         if seed == len(KINDS):
             what = "made for another model"
             part = next(copy.glob("reference/*/part*"))
-            other = Cache(tmp_path / "other", {"weights": "another's"})
+            other = ReferenceCache(tmp_path / "other", {"weights": "another's"})
             other.add([bytes(16)], np.zeros(1, np.float32), write=True)
             shutil.copy(next(other.folder.glob("part*")), part)
         else:

@@ -6,12 +6,12 @@ import pathlib
 import sys
 from typing import Any
 
-from care_jax.data.rows.report import write_whole
 from care_jax.errors import INTERRUPTED, UserError
-from care_jax.evaluation.answers.responses import read_answers, write_lines
-from care_jax.evaluation.items import Options, Taken
+from care_jax.evaluation.answers.responses import read_answers
+from care_jax.evaluation.items import Options, TaskItems
 from care_jax.evaluation.tasks import registry
 from care_jax.evaluation.tasks.registry import Task
+from care_jax.textfiles import write_lines, write_whole
 
 
 class Answerer:
@@ -23,11 +23,11 @@ class Answerer:
         self._mesh: Any = None
         self._endpoint: Any = None
         if arguments.base_url is not None:
-            from care_jax.cli.evaluate import endpoint
+            from care_jax.cli.command import endpoint
 
             self._endpoint = endpoint(arguments, arguments.model)
 
-    def run(self, task: Task, taken: Taken, options: Options) -> tuple[dict[str, Any], int]:
+    def run(self, task: Task, taken: TaskItems, options: Options) -> tuple[dict[str, Any], int]:
         """(result, 0), or ({}, exit status) where a signal stopped it."""
         arguments = self._arguments
         if arguments.responses is not None:
@@ -91,7 +91,7 @@ class Answerer:
     def _temperature(self, task: Task) -> float:
         return task.temperature if self._arguments.temperature is None else self._arguments.temperature
 
-    def _answer(self, task: Task, taken: Taken, options: Options, path: pathlib.Path) -> int:
+    def _answer(self, task: Task, taken: TaskItems, options: Options, path: pathlib.Path) -> int:
         from care_jax.evaluation.answers import by_model
 
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ class Answerer:
             return self._by_endpoint(task, asked, path)
         self._open()
         if registry.by_logprob(task, options, has_weights=True):
-            from care_jax.cli.evaluate import progress
+            from care_jax.cli.command import progress
 
             template = self._arguments.chat_template or "none"
             with progress(len(asked), "items") as update:
@@ -111,9 +111,9 @@ class Answerer:
         return self._by_words(task, asked, path)
 
     def _by_endpoint(self, task: Task, asked: list[Any], path: pathlib.Path) -> int:
-        from care_jax.cli.evaluate import progress
-        from care_jax.cli.stopping import interruptible
+        from care_jax.cli.command import progress
         from care_jax.evaluation.answers.ask import ask_file
+        from care_jax.stopping import interruptible
 
         arguments = self._arguments
         with interruptible() as status, progress(len(asked) * arguments.n, "answers") as update:
@@ -127,7 +127,7 @@ class Answerer:
 
     def _by_words(self, task: Task, asked: list[Any], path: pathlib.Path) -> int:
         from care_jax.evaluation.answers import generate
-        from care_jax.training.signals import Interrupted, StopSignal
+        from care_jax.stopping import Interrupted, StopSignal
 
         arguments = self._arguments
         settings = generate.Settings(
@@ -156,9 +156,8 @@ class Answerer:
     def _writes(self) -> bool:
         if self._opened is None:
             return True
-        from care_jax import sharding
 
-        return sharding.is_writer()
+        return distributed.is_writer()
 
     def _say(self, text: str) -> None:
         if self._writes():

@@ -238,7 +238,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 def _write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     """JSON lines, whole or not at all."""
-    from care_jax.data.rows.report import write_whole
+    from care_jax.textfiles import write_whole
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 """`care-jax evaluate`, `judge` and `report`: what a model answers, how good that is, and the tables of it."""
 
 import argparse
-import contextlib
 import json
 import pathlib
 import sys
@@ -99,36 +98,6 @@ def add(commands) -> None:
     tables.add_argument("--json", action="store_true", help="print every cell as one JSON object")
 
 
-def at_least(*given: tuple[str, int | float | None, int | float]) -> None:
-    """Raises UserError for an option below its least value."""
-    for option, value, least in given:
-        if value is not None and not value >= least:
-            raise UserError(f"{option}: found {value}, expected at least {least:g}")
-
-
-def endpoint(arguments: argparse.Namespace, model: str | None) -> Any:
-    """The endpoint of --base-url, whose model is the one named or the only one that it serves."""
-    from care_jax.evaluation.endpoint import Endpoint, check_url, only_model
-
-    at_least(("--concurrency", arguments.concurrency, 1), ("--retries", arguments.retries, 0))
-    at_least(("--timeout", arguments.timeout, 1e-3), ("--requests-per-minute", arguments.requests_per_minute, 1e-3))
-    url = check_url(arguments.base_url)
-    return Endpoint(
-        url, model or only_model(url), arguments.timeout, arguments.retries, arguments.concurrency,
-        arguments.requests_per_minute,
-    )  # fmt: skip
-
-
-@contextlib.contextmanager
-def progress(total: int, what: str):
-    """A bar on stderr; yields its update."""
-    from tqdm import tqdm
-
-    interval = 0.2 if sys.stderr.isatty() else 10
-    with tqdm(total=total, desc=what, unit=what.removesuffix("s"), mininterval=interval) as bar:
-        yield bar.update
-
-
 # --- evaluate --------------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +176,7 @@ def _shown(result: dict[str, Any]) -> str:
 
 def _judge(arguments: argparse.Namespace) -> int:
     from care_jax.cli import judging
-    from care_jax.cli.stopping import interruptible
+    from care_jax.stopping import interruptible
 
     at_least(("--tries", arguments.tries, 1), ("--max-tokens", arguments.max_tokens, 1))
     at_least(("--temperature", arguments.temperature, 0), ("--limit", arguments.limit, 1))
@@ -225,7 +194,7 @@ def _report(arguments: argparse.Namespace) -> int:
     out = pathlib.Path(arguments.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file, expected a folder")
-    found = records.load(arguments.folders)
+    found = records.load_records(arguments.folders)
     made = tables.make(found, arguments.base)
     files = tables.write(made, found, out)
     if arguments.json:

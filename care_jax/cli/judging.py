@@ -10,8 +10,8 @@ from typing import Any
 from care_jax.errors import UserError
 from care_jax.evaluation import judge as judges
 from care_jax.evaluation import rubrics as rubrics_
-from care_jax.evaluation.answers.responses import write_lines
-from care_jax.evaluation.endpoint import Cache, Client
+from care_jax.evaluation.endpoint import Client, ReplyCache
+from care_jax.textfiles import write_lines
 
 
 def judge(arguments: argparse.Namespace) -> int:
@@ -32,7 +32,7 @@ def judge(arguments: argparse.Namespace) -> int:
     client_of: Any = None
     if not any(ways) and local is None and not arguments.dry_run:
         client_of, name = _endpoint(arguments)
-    rubrics = rubrics_.load(arguments.rubrics, arguments.criteria)
+    rubrics = rubrics_.load_rubrics(arguments.rubrics, arguments.criteria)
     work = judges.jobs(
         arguments.responses, rubrics, name, temperature=arguments.temperature, max_tokens=arguments.max_tokens,
         rubric=arguments.rubric, limit=arguments.limit,
@@ -73,7 +73,7 @@ def _apart(arguments: argparse.Namespace) -> None:
 
 
 def _endpoint(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from care_jax.cli.evaluate import endpoint
+    from care_jax.cli.command import endpoint
 
     if arguments.base_url is None:
         raise UserError(
@@ -84,15 +84,15 @@ def _endpoint(arguments: argparse.Namespace) -> tuple[Any, str]:
     return found, found.model
 
 
-def _cache(arguments: argparse.Namespace) -> Cache:
+def _cache(arguments: argparse.Namespace) -> ReplyCache:
     if arguments.cache is not None:
-        return Cache(arguments.cache)
-    return Cache(None if arguments.out is None else f"{arguments.out}.cache.jsonl")
+        return ReplyCache(arguments.cache)
+    return ReplyCache(None if arguments.out is None else f"{arguments.out}.cache.jsonl")
 
 
 def _count(arguments: argparse.Namespace, work: list[judges.Job]) -> int:
     place = arguments.cache or (None if arguments.out is None else f"{arguments.out}.cache.jsonl")
-    cache = Cache(place if place is not None and pathlib.Path(place).exists() else None)
+    cache = ReplyCache(place if place is not None and pathlib.Path(place).exists() else None)
     asked = [job for job in work if job.body is not None]
     by_rubric: dict[str, int] = {}
     for job in asked:
@@ -116,7 +116,7 @@ def _count(arguments: argparse.Namespace, work: list[judges.Job]) -> int:
 def _ask(
     arguments: argparse.Namespace, work: list[judges.Job], name: str, rubrics: Any, endpoint: Any, local: str | None
 ) -> int:
-    from care_jax.cli.evaluate import progress
+    from care_jax.cli.command import progress
 
     cache = _cache(arguments)
     try:

@@ -69,11 +69,10 @@ def _score(arguments: argparse.Namespace) -> int:
     reading = read(arguments.reader, arguments.data, every_response=True)
 
     from care_jax import sharding
-    from care_jax.data.rows.report import write_whole
+    from care_jax.distributed import is_writer, say
     from care_jax.evaluation.model import open_model
-    from care_jax.sharding import is_writer
+    from care_jax.textfiles import write_whole
     from care_jax.training.forward.score import account, score
-    from care_jax.training.run.directory import say
 
     mesh = sharding.make_mesh()
     opened = open_model(arguments.model, mesh, arguments.dtype)
@@ -131,7 +130,7 @@ def _translate(arguments: argparse.Namespace) -> int:
     if status:
         return status
     if arguments.base_url is None:
-        from care_jax.sharding import is_writer
+        from care_jax.distributed import is_writer
 
         if not is_writer():
             return 0
@@ -145,10 +144,10 @@ def _answer(arguments: argparse.Namespace, asked: list[Any], dropped: Mapping[st
         return _ask_endpoint(arguments, asked, dropped)
 
     from care_jax import sharding
+    from care_jax.distributed import say
     from care_jax.evaluation.answers import generate as answer
     from care_jax.evaluation.model import open_model
-    from care_jax.training.run.directory import say
-    from care_jax.training.signals import Interrupted, StopSignal
+    from care_jax.stopping import Interrupted, StopSignal
 
     mesh = sharding.make_mesh()
     opened = open_model(arguments.model, mesh, arguments.dtype)
@@ -180,9 +179,9 @@ def _lost(dropped: Mapping[str, int]) -> str:
 
 
 def _ask_endpoint(arguments: argparse.Namespace, asked: list[Any], dropped: Mapping[str, int]) -> int:
-    from care_jax.cli.evaluate import endpoint, progress
-    from care_jax.cli.stopping import interruptible
+    from care_jax.cli.command import endpoint, progress
     from care_jax.evaluation.answers.ask import ask_file
+    from care_jax.stopping import interruptible
 
     served = endpoint(arguments, arguments.model)
     with interruptible() as status, progress(len(asked) * arguments.n, "answers") as update:
@@ -197,8 +196,8 @@ def _ask_endpoint(arguments: argparse.Namespace, asked: list[Any], dropped: Mapp
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from care_jax.distributed import say
     from care_jax.training.export.checkpoint import export_run
-    from care_jax.training.run.directory import say
 
     step = export_run(arguments.run_directory, arguments.folder, adapter=arguments.adapter)
     say(f"step {step} of {arguments.run_directory} exported to {arguments.folder}")

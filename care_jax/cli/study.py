@@ -28,7 +28,7 @@ def _study(arguments: argparse.Namespace) -> int:
 
     if arguments.jobs < 1:
         raise UserError(f"--jobs: found {arguments.jobs}, expected at least 1")
-    study = spec.load(arguments.study)
+    study = spec.load_study(arguments.study)
     if arguments.out is not None:
         study = study.model_copy(update={"output_dir": arguments.out})
     if arguments.list:

@@ -50,9 +50,9 @@ def _train(arguments: argparse.Namespace) -> int:
     import jax
 
     from care_jax.cli import compiled
+    from care_jax.stopping import Interrupted
     from care_jax.training import loop
     from care_jax.training.errors import ProcessLost, RunFailed, out_of_memory
-    from care_jax.training.signals import Interrupted
 
     compiled.keep()
     try:

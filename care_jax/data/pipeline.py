@@ -14,7 +14,7 @@ from care_jax.data.packing.capacities import make_layout, mismatched_layout
 from care_jax.data.packing.fill import RefLogps, fill, unpack
 from care_jax.data.packing.plans import (
     Batch,
-    Layout,
+    BatchShape,
     StepPlan,
     count_mismatched,
     count_step,
@@ -27,9 +27,25 @@ from care_jax.data.questions import Question
 from care_jax.errors import UserError
 
 __all__ = [
-    "Batch", "Corpus", "Layout", "StepPlan", "concatenate", "fill", "make_layout", "mismatched_layout", "mixture",
-    "needed_sequences", "number_of_steps", "plan_responses", "plan_run", "plan_step", "step_units", "steps", "tokenize",
-    "units", "unpack",
+    "Batch",
+    "BatchShape",
+    "Corpus",
+    "StepPlan",
+    "concatenate",
+    "fill",
+    "make_layout",
+    "mismatched_layout",
+    "mixture",
+    "needed_sequences",
+    "number_of_steps",
+    "plan_responses",
+    "plan_run",
+    "plan_step",
+    "step_units",
+    "steps",
+    "tokenize",
+    "units",
+    "unpack",
 ]  # fmt: skip
 
 _GRAIN_SEEDS = 2**32
@@ -121,11 +137,11 @@ def step_units(stream: "grain.MapDataset[Unit]", step: int, examples: int) -> li
 def plan_run(
     stream: "grain.MapDataset[Unit]",
     corpus: Corpus,
-    layout: Layout,
+    layout: BatchShape,
     examples: int,
     total: int,
-    mismatched: Layout | None = None,
-) -> tuple[Layout, Layout | None]:
+    mismatched: BatchShape | None = None,
+) -> tuple[BatchShape, BatchShape | None]:
     """The layouts with `microbatches` set to what the fullest of the steps to be run needs."""
     most, most_mismatched = 0, 0
     for step in range(total):
@@ -159,12 +175,12 @@ def needed_sequences(
 def steps(
     stream: "grain.MapDataset[Unit]",
     corpus: Corpus,
-    layout: Layout,
+    layout: BatchShape,
     examples: int,
     start: int,
     stop: int,
     *,
-    mismatched: Layout | None = None,
+    mismatched: BatchShape | None = None,
     rows: slice | None = None,
     ref_logps: RefLogps | None = None,
     threads: int = 2,

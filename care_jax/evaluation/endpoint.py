@@ -75,7 +75,7 @@ def content_key(body: Mapping[str, Any], attempt: int = 0) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Cache:
+class ReplyCache:
     """Answers by content, a JSON line each, appended the moment they arrive; a torn last line is cut off."""
 
     def __init__(self, path: str | pathlib.Path | None):
@@ -124,7 +124,7 @@ class Client:
     """Asks an endpoint. counts: calls, retries, and every kind of failure, over the life of the client."""
 
     endpoint: Endpoint
-    cache: Cache = field(default_factory=lambda: Cache(None))
+    cache: ReplyCache = field(default_factory=lambda: ReplyCache(None))
     counts: Counter[str] = field(default_factory=Counter)
     _lock: contextlib.AbstractContextManager[Any] = field(default_factory=threading.Lock, init=False, repr=False)
     _not_before: float = 0.0

@@ -58,7 +58,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class TaskItems:
     """The items of a task out of its files; excluded: those that do not count, by reason."""
 
     items: list[Item]

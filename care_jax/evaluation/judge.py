@@ -14,9 +14,9 @@ from typing import Any
 from care_jax.data.rows.fields import Fields
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import ALIASES, read_answers
-from care_jax.evaluation.endpoint import Cache, Client, Reply, content_key, request_body
+from care_jax.evaluation.endpoint import Client, Reply, ReplyCache, content_key, request_body
 from care_jax.evaluation.rubrics import Rubric, Rubrics
-from care_jax.evaluation.statistics import Agreement, agreement
+from care_jax.evaluation.statistics import RaterAgreement, agreement
 
 MAX_TOKENS = 1024  # 256, as others set it, cuts some comments before the rating
 DEFAULT_JUDGE = "gpt-4o"
@@ -78,7 +78,7 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
 
-def pending(work: Sequence[Job], cache: Cache, tries: int) -> int:
+def pending(work: Sequence[Job], cache: ReplyCache, tries: int) -> int:
     """How many first calls are left: distinct requests without a usable or a last answer in the cache."""
     left = set()
     for job in work:
@@ -132,7 +132,7 @@ def _judgement(rubric: Rubric, reply: Reply) -> Judgement:
 def by_model(
     work: Sequence[Job],
     opened: Any,
-    cache: Cache,
+    cache: ReplyCache,
     tries: int,
     mesh: Any = None,
     progress: Callable[[], None] = lambda: None,
@@ -256,14 +256,14 @@ def account(work: Sequence[Job], judgements: Sequence[Judgement]) -> dict[str, A
     }
 
 
-def against_humans(lines: Sequence[Mapping[str, Any]]) -> Agreement | None:
+def against_humans(lines: Sequence[Mapping[str, Any]]) -> RaterAgreement | None:
     """The judge's agreement with people's ratings, where lines hold `human_rating`; None where none does."""
     pairs = [(line["rating"], _number(line.get("human_rating"))) for line in lines if line["rating"] is not None]
     both = [(judge, human) for judge, human in pairs if human is not None]
     return agreement([a for a, _ in both], [b for _, b in both]) if both else None
 
 
-def against_judge(lines: Sequence[Mapping[str, Any]], path: str) -> Agreement:
+def against_judge(lines: Sequence[Mapping[str, Any]], path: str) -> RaterAgreement:
     """The agreement with another judge's output of the same answers."""
     fields = Fields.make(ALIASES, None)
     other = {_identity(fields, one.row): _number(one.row.get("rating")) for one in read_answers(path)}

@@ -12,7 +12,7 @@ from care_jax.data.rows.files import SAMPLE
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedModel:
     """name: what reports call it. folder: where its files lie on this machine."""
 
     name: str
@@ -46,7 +46,7 @@ def system_name(path: str) -> str:
     return place.parent.name if place.name == "export" else place.name
 
 
-def open_model(path: str, mesh: Mesh, dtype: str = "float32") -> Opened:
+def open_model(path: str, mesh: Mesh, dtype: str = "float32") -> LoadedModel:
     """Loads a model; dtype: of its weights and of the computation. `sample` has random weights, always the same."""
     folder = model_folder(path)
     tokenizer = load_tokenizer(str(folder))
@@ -55,4 +55,4 @@ def open_model(path: str, mesh: Mesh, dtype: str = "float32") -> Opened:
         params = models.init_params(model, 0, mesh, param_dtype=dtype)
     else:
         model, params = models.from_pretrained(folder, dtype, mesh)
-    return Opened(system_name(path), folder, model, params, tokenizer)
+    return LoadedModel(system_name(path), folder, model, params, tokenizer)

@@ -160,7 +160,7 @@ class Rubrics:
         return self.rubrics[_BY_CONTENT.get(category_id(category) if category else "", "entities_opinion")]
 
 
-def load(folder: str | None, criteria: Criteria) -> Rubrics:
+def load_rubrics(folder: str | None, criteria: Criteria) -> Rubrics:
     """This library's rubrics, or with a folder those of its entities_opinion.txt, norms_commonsense.txt, literacy.txt.
 
     The keys of `Rubrics.rubrics` name what a text is used for. So by content the published norms_commonsense.txt lies

@@ -98,7 +98,7 @@ def paired(groups: Sequence[Sequence[tuple[float, float]]], seed: int = 0) -> Pa
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class RaterAgreement:
     """How two raters of the same items agree; a measure is None where it is not defined (a rater without variance)."""
 
     n: int
@@ -109,7 +109,7 @@ class Agreement:
     mean_difference: float
 
 
-def agreement(a: Sequence[float], b: Sequence[float]) -> Agreement:
+def agreement(a: Sequence[float], b: Sequence[float]) -> RaterAgreement:
     """Pearson, Spearman (ties by mean rank), Cohen's kappa plain and with quadratic weights, of ratings on one scale.
 
     For kappa ratings are rounded to whole numbers. mean_difference: of a minus b.
@@ -117,11 +117,11 @@ def agreement(a: Sequence[float], b: Sequence[float]) -> Agreement:
     if len(a) != len(b):
         raise ValueError(f"agreement: {len(a)} and {len(b)} ratings")
     if not a:
-        return Agreement(0, None, None, None, None, float("nan"))
+        return RaterAgreement(0, None, None, None, None, float("nan"))
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
     rank = [_ranks(values) for values in (x, y)]
     whole = [np.floor(values + 0.5).astype(int) for values in (x, y)]
-    return Agreement(
+    return RaterAgreement(
         len(a),
         _correlation(x, y),
         _correlation(*rank),

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from care_jax import sharding
+from care_jax import hardware
+from care_jax.distributed import is_writer
 from care_jax.errors import UserError, nearest
+from care_jax.hardware import precision
 from care_jax.models import kernels
-from care_jax.sharding import is_writer, precision
 
 IMPLEMENTATIONS = ("auto", "xla", "xla_chunked", *kernels.KERNELS)
 
@@ -64,7 +65,7 @@ def choose(implementation: str, *, length: int, head_dim: int, soft_cap: float |
     if implementation != "auto":
         return implementation
     plain = "xla" if length <= _DENSE_LENGTH else "xla_chunked"
-    platform = sharding.platform()
+    platform = hardware.platform()
     if platform != "tpu":
         # The GPU's kernel takes neither shared prompts nor windows, so that it serves few runs: by name only.
         _say(f"attention: auto is {plain} on {platform}, in rows {_LENGTHS[plain]} {_DENSE_LENGTH}")
@@ -178,7 +179,7 @@ def attend(
     queries = (q, jnp.arange(length) + offset, positions, segment_ids, prompt_segment_ids)
     keys = (k, v, key_positions, key_segment_ids)
     whole = implementation == "xla" or length <= CHUNK
-    chunk = min(CHUNK, _CACHED) if whole or sharding.platform() == "cpu" else CHUNK
+    chunk = min(CHUNK, _CACHED) if whole or hardware.platform() == "cpu" else CHUNK
 
     def piece(start: int, stop: int) -> jax.Array:
         mine = [x[start:stop] if x.ndim == 1 else x[:, start:stop] for x in queries]

@@ -17,10 +17,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from care_jax.errors import UserError
+from care_jax.hardware import platform, precision
 from care_jax.models import arch as arch_lib
 from care_jax.models import attention as attention_lib
 from care_jax.models.arch import Arch, LayerKind, Rope, Tree
-from care_jax.sharding import constrain, platform, precision
+from care_jax.sharding import constrain
 
 REMAT = ("none", "dots", "full", "offload")
 _ACTIVATIONS = {
@@ -31,7 +32,7 @@ _ACTIVATIONS = {
 
 
 @flax.struct.dataclass
-class Cache:
+class KeyValueCache:
     """Keys and values of the tokens so far, for decoding; S places a row, filled from 0, the others in segment 0."""
 
     keys: Float[Array, "L B S K D"]
@@ -41,11 +42,11 @@ class Cache:
     filled: Int[Array, ""]
 
 
-def empty_cache(arch: Arch, batch: int, length: int, dtype: Any) -> Cache:
+def empty_cache(arch: Arch, batch: int, length: int, dtype: Any) -> KeyValueCache:
     """A cache of `length` places for `batch` rows."""
     shape = (arch.layers, batch, length, arch.kv_heads, arch.head_dim)
     places = jnp.zeros((batch, length), jnp.int32)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), places, places, jnp.zeros((), jnp.int32))
+    return KeyValueCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), places, places, jnp.zeros((), jnp.int32))
 
 
 class Places(NamedTuple):
@@ -173,10 +174,10 @@ def _attention(
     kind: jax.Array,
     places: Places,
     tables: list[tuple[jax.Array, jax.Array]],
-    cache: Cache | None,
+    cache: KeyValueCache | None,
     layer: jax.Array,
     implementation: str,
-) -> tuple[jax.Array, Cache | None]:
+) -> tuple[jax.Array, KeyValueCache | None]:
     """The attention branch of one layer, from normed x [B, T, d]; with a cache, writes this layer's keys into it."""
     q = linear(x, weights["q"], _part(lora, "q"), lora_scale)
     k = linear(x, weights["k"], _part(lora, "k"), lora_scale)
@@ -258,11 +259,11 @@ def forward(
     *,
     lora: Tree | None = None,
     lora_scale: float = 1.0,
-    cache: Cache | None = None,
+    cache: KeyValueCache | None = None,
     dtype: Any = jnp.float32,
     remat: str = "none",
     attention: str = "auto",
-) -> tuple[Float[Array, "B T d"], Cache | None]:
+) -> tuple[Float[Array, "B T d"], KeyValueCache | None]:
     """The final-normed hidden states of the tokens, in `dtype`, and the cache with them in it.
 
     positions default to 0..T-1, segment_ids to 1; prompt_segment_ids None: no prompt is shared (`attention.visible`).
@@ -289,7 +290,9 @@ def forward(
 
     tables = rope_tables(arch, positions, dtype)
 
-    def block(carry: tuple[jax.Array, Cache | None], layer: Any) -> tuple[tuple[jax.Array, Cache | None], None]:
+    def block(
+        carry: tuple[jax.Array, KeyValueCache | None], layer: Any
+    ) -> tuple[tuple[jax.Array, KeyValueCache | None], None]:
         x, cache = carry
         weights, adapters, kind, index = layer
         weights, adapters = jax.tree.map(functools.partial(_rounded, dtype=dtype), (weights, adapters))
@@ -392,8 +395,8 @@ class Decoder(nn.Module):
         positions: jax.Array | None,
         segment_ids: jax.Array | None,
         prompt_segment_ids: jax.Array | None,
-        cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
+        cache: KeyValueCache | None = None,
+    ) -> tuple[jax.Array, KeyValueCache | None]:
         return forward(
             self.arch,
             params,
@@ -439,8 +442,8 @@ class Decoder(nn.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
-        cache: Cache,
-    ) -> tuple[Float[Array, "B T d"], Cache]:
+        cache: KeyValueCache,
+    ) -> tuple[Float[Array, "B T d"], KeyValueCache]:
         """The hidden states of the next T tokens of each row, and the cache with them in it."""
         hidden, cache_now = self._forward(self._params(), tokens, positions, segment_ids, None, cache=cache)
         assert cache_now is not None

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 from jaxtyping import Array, Float, Int
 
-from care_jax import sharding
+from care_jax import hardware, sharding
 
 KERNELS = {"splash": "tpu", "pallas": "gpu"}
 
@@ -72,7 +72,7 @@ def refusal(
 
 
 def wrong_platform(kernel: str) -> str | None:
-    here = sharding.platform()
+    here = hardware.platform()
     if here == KERNELS[kernel] or INTERPRET:
         return None
     return f"it runs on a {KERNELS[kernel].upper()}, and the devices are of platform {here!r}"

@@ -17,13 +17,13 @@ from jax.sharding import Mesh, NamedSharding
 from safetensors.numpy import save_file
 
 from care_jax import sharding
+from care_jax.distributed import is_writer
 from care_jax.errors import UserError, nearest
 from care_jax.models import arch as arch_lib
 from care_jax.models.arch import Arch, Tree, Weight
 from care_jax.models.decoder import Decoder
 from care_jax.models.hf import export, safetensors_io
 from care_jax.models.hf import weights as loading
-from care_jax.sharding import is_writer
 
 # PEFT's name of a linear map -> where it lies in a block's tree.
 TARGETS = {
@@ -239,6 +239,6 @@ def load_adapter(
     declared = declarations(model.arch, r, names)
     loading.check(declared, found, f"{folder}: its tensors do not fit the model and r={r}")
     dtype = jnp.dtype(param_dtype)
-    lora = arch_lib.map_weights(lambda path, weight: loading.load(path, weight, found, dtype, mesh), declared)
+    lora = arch_lib.map_weights(lambda path, weight: loading.load_weights(path, weight, found, dtype, mesh), declared)
     scale = config["lora_alpha"] / (r**0.5 if config.get("use_rslora") else r)
     return model.clone(lora_scale=scale), lora

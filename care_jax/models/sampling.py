@@ -33,7 +33,7 @@ def _width(longest: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class GeneratedAnswer:
     """The tokens after the prompt, without the stop token; finish_reason as in OpenAI's interface."""
 
     tokens: tuple[int, ...]
@@ -148,7 +148,7 @@ def generate(
     lora: Tree | None = None,
     batch_size: int = 16,
     mesh: Mesh | None = None,
-) -> Iterator[Answer]:
+) -> Iterator[GeneratedAnswer]:
     """Answers to prompts of token ids, in their order, a batch at a time.
 
     temperature 0 is greedy. seeds: one a prompt (default its number). On a mesh a batch's rows are spread over data and
@@ -196,4 +196,4 @@ def generate(
         for made in to_host(out)[: len(rows)]:
             answer = tuple(int(token) for token in itertools.takewhile(lambda token: token >= 0, made))
             stopped = bool(answer) and answer[-1] in stop
-            yield Answer(answer[:-1] if stopped else answer, "stop" if stopped else "length")
+            yield GeneratedAnswer(answer[:-1] if stopped else answer, "stop" if stopped else "length")

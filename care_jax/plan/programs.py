@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from care_jax import sharding
+from care_jax import hardware, sharding
 from care_jax.plan import flops, hlo
 from care_jax.plan.shapes import Shapes
 from care_jax.training import placing
@@ -82,7 +82,7 @@ def _compile(
 ) -> tuple[Program, Any]:
     # A CPU multiplies no bfloat16: its compiler would hold all layers' weights in float32, which no other does.
     without = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
-    options = without if shapes.absent and sharding.platform() == "cpu" else None
+    options = without if shapes.absent and hardware.platform() == "cpu" else None
     began = time.perf_counter()
     traced = jitted.trace(*arguments)
     operations = flops.count(traced.jaxpr, trips)
@@ -99,7 +99,7 @@ def _compile(
         return Program(name, held, None, needed, operations, {}, time.perf_counter() - began), None
     seconds = time.perf_counter() - began
     # Small dimensions are padded on TPUs.
-    padding = compiled.memory_analysis().argument_size_in_bytes - placing.bytes_a_device(arguments)
+    padding = compiled.memory_analysis().argument_size_in_bytes - placing.bytes_per_device(arguments)
     program = Program(
         name,
         held,
@@ -122,7 +122,7 @@ def compile_train(shapes: Shapes, say: Callable[[str], None]) -> tuple[Program, 
         shapes.optimizer,
         (shapes.state_shardings, shapes.batch_shardings),
     )
-    held = {**held_by_state(shapes), "batch": placing.bytes_a_device(shapes.batch)}
+    held = {**held_by_state(shapes), "batch": placing.bytes_per_device(shapes.batch)}
     with jax.set_mesh(shapes.mesh):
         return _compile("train", jitted, (shapes.state, shapes.batch), held, shapes.layout.microbatches, shapes, say)
 
@@ -132,7 +132,7 @@ def compile_forward(shapes: Shapes, say: Callable[[str], None]) -> list[Program]
     state = shapes.state
     say("compiling the pass of the reference and of the evaluation")
     jitted = jax.jit(make_logps(shapes.model), out_shardings=sharding.replicated(shapes.mesh))
-    everything = held_by_state(shapes) | {"batch": placing.bytes_a_device(shapes.forward_batch)}
+    everything = held_by_state(shapes) | {"batch": placing.bytes_per_device(shapes.forward_batch)}
     with jax.set_mesh(shapes.mesh):
         arguments = state.variables(), shapes.forward_batch
         evaluation, _ = _compile("evaluation", jitted, arguments, everything, 1, shapes, say)
@@ -142,16 +142,19 @@ def compile_forward(shapes: Shapes, say: Callable[[str], None]) -> list[Program]
     if shapes.config.reference.mode == "precompute":  # before the optimizer's state is there
         held["optimizer"] = 0
         if shapes.config.reference.path is not None:  # another model than the start, beside it
-            held["reference"] = placing.bytes_a_device(state.params)
+            held["reference"] = placing.bytes_per_device(state.params)
     return [dataclasses.replace(evaluation, name="reference", held=held), evaluation]
 
 
 def held_by_state(shapes: Shapes) -> dict[str, int]:
     """Bytes a device of what a run holds from its first step to its last."""
     state = shapes.state
-    found = {"parameters": placing.bytes_a_device(state.params), "optimizer": placing.bytes_a_device(state.opt_state)}
+    found = {
+        "parameters": placing.bytes_per_device(state.params),
+        "optimizer": placing.bytes_per_device(state.opt_state),
+    }
     if state.lora is not None:
-        found["adapters"] = placing.bytes_a_device(state.lora)
+        found["adapters"] = placing.bytes_per_device(state.lora)
     if shapes.objective.needs_ref and shapes.config.reference.mode == "online":
         found["reference"] = found["parameters"]
     return found
@@ -159,9 +162,9 @@ def held_by_state(shapes: Shapes) -> dict[str, int]:
 
 def least(shapes: Shapes) -> int:
     """Bytes a device that the train step needs whatever the compiler does: state, batch, gradients."""
-    gradients = placing.bytes_a_device(shapes.state.trainable())
+    gradients = placing.bytes_per_device(shapes.state.trainable())
     width = {"float32": 4, "bfloat16": 2}
     if shapes.layout.microbatches > 1:
         kept = width[shapes.config.optimizer.accumulate_dtype] / width[shapes.config.model.param_dtype]
         gradients = int(gradients * kept) if shapes.state.lora is None else gradients
-    return sum(held_by_state(shapes).values()) + placing.bytes_a_device(shapes.batch) + gradients
+    return sum(held_by_state(shapes).values()) + placing.bytes_per_device(shapes.batch) + gradients

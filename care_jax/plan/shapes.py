@@ -11,7 +11,7 @@ import numpy as np
 from care_jax import models, sharding
 from care_jax.config import Config
 from care_jax.data.packing.capacities import round_up
-from care_jax.data.packing.plans import Batch, Layout
+from care_jax.data.packing.plans import Batch, BatchShape
 from care_jax.models import arch as arch_lib
 from care_jax.models import lora
 from care_jax.models.arch import Arch
@@ -27,7 +27,7 @@ _TYPICAL_TOKENS, _SHORTEST = 512, 8
 _STEPS = 100  # of the schedule: its length changes no size
 
 
-def layout_of(config: Config, objective: Objective) -> Layout:
+def layout_of(config: Config, objective: Objective) -> BatchShape:
     """The static sizes without the data: every token may be a completion's, so that nothing is larger in the run.
 
     One microbatch only where a step surely fits into one; else as many as a step of typical examples takes, at least
@@ -40,7 +40,7 @@ def layout_of(config: Config, objective: Objective) -> Layout:
     most = config.data.max_length * (2 if objective.view == "pairs" else 1)
     sure = not many and batch.packing and batch.examples * most <= slots
     typical = _TYPICAL_TOKENS * (4 if many else 1)
-    return Layout(
+    return BatchShape(
         rows=batch.microbatch_rows,
         row_length=batch.row_length,
         responses=responses,
@@ -55,7 +55,7 @@ def layout_of(config: Config, objective: Objective) -> Layout:
     )
 
 
-def abstract_batch(layout: Layout, mismatched: Layout | None = None) -> Batch:
+def abstract_batch(layout: BatchShape, mismatched: BatchShape | None = None) -> Batch:
     """The shapes and dtypes that `data.filling.fill` makes of a plan of this layout."""
     held = layout.microbatches
 
@@ -96,7 +96,7 @@ class Shapes:
     model: Decoder
     optimizer: Any
     mesh: jax.sharding.Mesh
-    layout: Layout
+    layout: BatchShape
     state: State
     state_shardings: State
     batch: Batch
@@ -107,7 +107,7 @@ class Shapes:
 
 
 def shapes(
-    config: Config, arch: Arch, mesh: jax.sharding.Mesh, layout: Layout | None = None, absent: bool = False
+    config: Config, arch: Arch, mesh: jax.sharding.Mesh, layout: BatchShape | None = None, absent: bool = False
 ) -> Shapes:
     """Raises UserError, with the numbers, for sizes that the mesh does not divide."""
     objective = objective_of(config)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from care_jax import sharding
+from care_jax import hardware
 from care_jax.errors import UserError, nearest
 from care_jax.hardware import CHIPS, Chip
 
@@ -83,7 +83,7 @@ def local(memory: int | None = None, card: str | None = None, count: int | None 
     unless `count` says more.
     """
     absent = memory is not None or card is not None or count is not None
-    sharding.claim_memory()
+    hardware.claim_memory()
     devices = _stand_ins(1 if count is None else count) if absent else list(jax.devices())
     chip = CHIPS[card] if card is not None else None if absent else CHIPS.get(devices[0].device_kind)
     memory = _memory(devices[0], chip) if memory is None else memory

@@ -78,7 +78,7 @@ def _rated(folder: pathlib.Path, task: TaskConfig, system: System) -> Iterator[O
         return
     values: dict[str, list[float]] = {}
     about: dict[str, records.Record] = {}
-    for record in records.load([str(file)]):
+    for record in records.load_records([str(file)]):
         item = record.id or record.item  # the id is the same whatever language the question is asked in
         about.setdefault(item, record)
         if record.value is not None:

@@ -128,7 +128,7 @@ class System:
     answers: AnswersConfig | None = None
 
 
-def load(path: str | os.PathLike[str]) -> Study:
+def load_study(path: str | os.PathLike[str]) -> Study:
     """The study in a YAML file, or of a name in configs/studies. Its relative recipe names are the shipped ones."""
     place = _find(path)
     try:

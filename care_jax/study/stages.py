@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from care_jax import config as configs
-from care_jax.data.rows.report import write_whole
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.responses import write_lines
 from care_jax.evaluation.answers.snippets import best_of, read_snippets
 from care_jax.evaluation.items import Options
 from care_jax.evaluation.tasks import registry
 from care_jax.study import jobs, results, tables
 from care_jax.study.jobs import Command
 from care_jax.study.spec import RunOf, Study, System, TaskConfig, place_of, runs, systems, task_folder
+from care_jax.textfiles import write_lines, write_whole
 
 
 class Paused(Exception):

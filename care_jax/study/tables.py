@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from care_jax.data.rows.report import markdown_table, write_whole
 from care_jax.evaluation.statistics import Interval, crossed
 from care_jax.study.results import LOGPS, Observation, point_text, table
 from care_jax.study.spec import Study
+from care_jax.textfiles import markdown_table, write_whole
 
 ALL = "all"
 Key = tuple[str, tuple[tuple[str, str], ...]]  # arm, point

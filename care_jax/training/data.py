@@ -16,13 +16,14 @@ from care_jax.config.blocks import SourceConfig, Split
 from care_jax.data import pipeline, preferences
 from care_jax.data.corpus import Corpus
 from care_jax.data.curation import leakage
-from care_jax.data.packing.plans import Batch, Layout
+from care_jax.data.packing.plans import Batch, BatchShape
 from care_jax.data.preferences import Unit
 from care_jax.data.questions import Question, Stored, is_ids
 from care_jax.data.readers.registry import Reading, read
-from care_jax.data.rows.report import write_report, write_whole
+from care_jax.data.rows.report import write_report
+from care_jax.distributed import is_writer
 from care_jax.errors import Leakage, UserError
-from care_jax.sharding import is_writer
+from care_jax.textfiles import write_whole
 from care_jax.training.evaluation.held_out import HeldOut, hold_out
 from care_jax.training.objective import Objective
 
@@ -39,8 +40,8 @@ class Prepared:
     stream: "grain.MapDataset[Unit]"
     examples: int
     steps: int
-    layout: Layout
-    mismatched: Layout | None
+    layout: BatchShape
+    mismatched: BatchShape | None
     held_out: HeldOut | None
     held_out_questions: int
     sequences: list[Sequence_]  # that the steps to be run and the evaluation need, each once

@@ -61,7 +61,7 @@ def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
 
 
 @contextlib.contextmanager
-def told(folder: object, standing: Callable[[], str]) -> Iterator[None]:
+def explain_failures(folder: object, standing: Callable[[], str]) -> Iterator[None]:
     """A full disk, a lost permission, a failing device or a lost process ends the run with one sentence, not with a
     traceback.
 

@@ -10,17 +10,19 @@ from typing import Any
 import jax
 
 from care_jax import config as configs
-from care_jax import models, sharding
+from care_jax import distributed, models, sharding
 from care_jax.config import Config
 from care_jax.data import pipeline
 from care_jax.data.chat import load_tokenizer
+from care_jax.distributed import is_writer, say
 from care_jax.evaluation.model import local_folder
 from care_jax.models import lora
-from care_jax.sharding import is_writer
+from care_jax.stopping import StopSignal
+from care_jax.textfiles import read_lines
 from care_jax.training import placing
 from care_jax.training.checks import alarms, before_start
 from care_jax.training.data import prepare
-from care_jax.training.errors import Diverged, RunFailed, told
+from care_jax.training.errors import Diverged, RunFailed, explain_failures
 from care_jax.training.evaluation.final_table import final_table
 from care_jax.training.evaluation.schedule import Evaluations
 from care_jax.training.evaluation.tasks import read_tasks, task_scores
@@ -28,13 +30,11 @@ from care_jax.training.export.card import write_card
 from care_jax.training.forward import reference as frozen
 from care_jax.training.forward.passes import ForwardPass
 from care_jax.training.objective import Objective, objective_of
-from care_jax.training.run.bucket import Path, Place, entered
+from care_jax.training.run.bucket import RunDirectory, StoragePath, run_directory
 from care_jax.training.run.checkpoints import Checkpoints
-from care_jax.training.run.directory import say
 from care_jax.training.run.manifest import Identity, identify, write_manifest
-from care_jax.training.run.metrics import Recorder, read_lines
+from care_jax.training.run.metrics import Recorder
 from care_jax.training.run.resume import Start, open_run, where
-from care_jax.training.signals import StopSignal
 from care_jax.training.state import Built, abstract_state, build, check_folder, like_saved, new_state
 from care_jax.training.step import State
 from care_jax.training.updates import Updates
@@ -46,7 +46,7 @@ __all__ = ["Diverged", "Run", "RunFailed", "repeat", "train"]
 class Run:
     """What `care_jax.train` returns. path: the run directory; metrics: the lines of metrics.jsonl."""
 
-    path: Path
+    path: StoragePath
     metrics: list[dict[str, Any]]
     model: Any
     params: Any
@@ -73,13 +73,13 @@ def _train(config: Config, repeats: tuple[Identity, str] | None) -> Run:
     objective = objective_of(config)
     before_start.whole_step(config, objective)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    with told(config.output_dir, lambda: "nothing was begun"), entered(config) as place:
+    with explain_failures(config.output_dir, lambda: "nothing was begun"), run_directory(config) as place:
         checkpoints = Checkpoints(place.home / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
         with (
-            told(place.home, checkpoints.standing),
+            explain_failures(place.home, checkpoints.resume_hint),
             checkpoints,
             jax.set_mesh(mesh),
-            StopSignal(config.checkpoint.grace_seconds, checkpoints.standing) as stop,
+            StopSignal(config.checkpoint.grace_seconds, checkpoints.resume_hint) as stop,
         ):
             begin = open_run(config, place.folder, checkpoints, mesh, repeats)
             place.keep()  # what cannot be written is said now
@@ -89,7 +89,7 @@ def _train(config: Config, repeats: tuple[Identity, str] | None) -> Run:
 
 def _run(
     begin: Start,
-    place: Place,
+    place: RunDirectory,
     objective: Objective,
     mesh: jax.sharding.Mesh,
     stop: StopSignal,
@@ -120,7 +120,7 @@ def _run(
 
     # ---- The reference: what it says of every response that is needed, before the first step.
     layout = pipeline.mismatched_layout(data.layout, data.corpus)
-    state_bytes = placing.bytes_a_device(placing.placed_shapes(*abstract_state(built, mesh)))
+    state_bytes = placing.bytes_per_device(placing.placed_shapes(*abstract_state(built, mesh)))
     forward = ForwardPass(built.model, data.corpus, layout, mesh, stop, state_bytes)
     reference = frozen.reference(config, objective, built, data, forward, folder, mesh)
     if start is None and reference.precomputed and reference.own:
@@ -157,7 +157,7 @@ def _run(
         if is_writer():
             write_card(folder, folder / "export")
         place.keep(export=True)
-        sharding.barrier("export kept")  # those that have ended would not wait for the writer
+        distributed.barrier("export kept")  # those that have ended would not wait for the writer
         say(f"exported to {place.home / 'export'}")
     _say(None if data.held_out is None else final_table(recorder.lines))
     recorder.close()

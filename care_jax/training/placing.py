@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from care_jax import sharding
+from care_jax import hardware, sharding
 from care_jax.data.packing.plans import Batch
 from care_jax.training.step import State
 
@@ -87,7 +87,7 @@ def placed_shapes(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
-def bytes_a_device(tree: Any) -> int:
+def bytes_per_device(tree: Any) -> int:
     """Bytes that each device holds of a tree of placed shapes."""
     total = 0
     for leaf in jax.tree.leaves(tree):
@@ -102,7 +102,7 @@ def bytes_beside_arguments(compiled: Any) -> int:
     """
     sizes = compiled.memory_analysis()
     results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    if sharding.platform() == "tpu":
+    if hardware.platform() == "tpu":
         # Not temp_size_in_bytes, which there exceeds what is allocated: libtpu takes programs with which it and the
         # arguments are more than the chip's memory (docs/scale.md).
         return sizes.peak_memory_in_bytes - sizes.argument_size_in_bytes + results + sizes.generated_code_size_in_bytes

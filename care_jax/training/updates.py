@@ -15,8 +15,9 @@ from care_jax import models
 from care_jax.config import Config, steps_of
 from care_jax.data import pipeline
 from care_jax.data.packing.plans import Batch
+from care_jax.distributed import is_writer, say
 from care_jax.errors import UserError
-from care_jax.sharding import is_writer
+from care_jax.stopping import Interrupted, StopSignal
 from care_jax.training import placing
 from care_jax.training.checks import before_start
 from care_jax.training.checks.alarms import Alarms, chosen_tokens
@@ -24,13 +25,11 @@ from care_jax.training.checks.nonfinite import Diagnosis, Finding
 from care_jax.training.data import Prepared
 from care_jax.training.errors import Diverged, RunFailed
 from care_jax.training.evaluation.schedule import Evaluations
-from care_jax.training.forward.reference import Frozen
+from care_jax.training.forward.reference import Reference
 from care_jax.training.objective import LOG_RATIO, Objective
 from care_jax.training.run.checkpoints import Checkpoints
-from care_jax.training.run.directory import say
 from care_jax.training.run.metrics import Recorder
 from care_jax.training.run.profile import Trace
-from care_jax.training.signals import Interrupted, StopSignal
 from care_jax.training.state import Built, train_program
 from care_jax.training.step import State
 
@@ -38,7 +37,7 @@ _SHOWN = 8  # questions of a step that a message names
 
 
 @dataclasses.dataclass(frozen=True)
-class _Flight:
+class PendingStep:
     """A step that was dispatched and not recorded yet."""
 
     number: int
@@ -65,7 +64,7 @@ class Updates:
         checkpoints: Checkpoints,
         built: Built,
         data: Prepared,
-        reference: Frozen,
+        reference: Reference,
         recorder: Recorder,
         evaluations: Evaluations,
         meta: dict[str, Any],
@@ -74,7 +73,7 @@ class Updates:
         self._stop, self._checkpoints, self._built, self._data = stop, checkpoints, built, data
         self._reference, self._recorder, self._evaluations, self._meta = reference, recorder, evaluations, meta
         self._alarms, self._diagnosis = Alarms(), Diagnosis(built.model, objective)
-        self._flight: _Flight | None = None
+        self._flight: PendingStep | None = None
         self._parameters = models.num_params(built.model.arch)
         self._trace = Trace(config.profile, folder / "profile", data.steps)
 
@@ -102,7 +101,7 @@ class Updates:
             dispatched, tokens = time.perf_counter(), chosen_tokens(self._objective.view, host_batch)
             state, metrics = compiled(state, batch)
             self._settle(state)
-            self._flight = _Flight(number, metrics, told, dispatched, tokens, batch)
+            self._flight = PendingStep(number, metrics, told, dispatched, tokens, batch)
             if self._trace.ends_with(number):
                 self._settle(state)
                 self._trace.stop()
@@ -148,7 +147,7 @@ class Updates:
             except Exception as error:
                 raise RunFailed(
                     f"the batch of step {number} could not be made: {type(error).__name__}: {error}; "
-                    f"{self._checkpoints.standing()}"
+                    f"{self._checkpoints.resume_hint()}"
                 ) from error
             number = found[0] + 1
             yield found
@@ -177,7 +176,7 @@ class Updates:
         flight, self._flight = self._flight, None
         jax.block_until_ready(flight.metrics)
         # The one before was under way when it was dispatched, as another may be when a signal comes.
-        self._stop.expect(time.perf_counter() - flight.dispatched, self._checkpoints.expected_seconds())
+        self._stop.estimate_stop(time.perf_counter() - flight.dispatched, self._checkpoints.expected_seconds())
         values = {name: np.asarray(value).item() for name, value in jax.device_get(flight.metrics).items()}
         skipped = int(values.pop("skipped"))
         log_ratio = values.pop(LOG_RATIO, 0.0)
@@ -198,7 +197,7 @@ class Updates:
         without = told.get("mismatched_tokens", 0)
         return 2.0 * self._parameters * (passes * (told["tokens"] - without) + without)
 
-    def _not_finite(self, flight: _Flight, values: dict[str, float], skipped: int, state: State) -> None:
+    def _not_finite(self, flight: PendingStep, values: dict[str, float], skipped: int, state: State) -> None:
         """Says which step, tensor and questions; raises Diverged where it was one too many in a row."""
         finding = self._diagnosis.first(state, flight.batch, values.get("kl", 0.0))
         questions, response = self._questions(flight.number, finding)
@@ -219,7 +218,7 @@ class Updates:
                 self._checkpoints.wait()
             raise Diverged(
                 f"step {flight.number}: {skipped} updates in a row were not finite (nonfinite.max_consecutive); first "
-                f"non-finite tensor: {finding.tensor}; {self._checkpoints.standing()}"
+                f"non-finite tensor: {finding.tensor}; {self._checkpoints.resume_hint()}"
             )
 
     def _questions(self, number: int, finding: Finding) -> tuple[list[str], str | None]:

@@ -13,7 +13,7 @@ from care_jax.data import chat, pipeline
 from care_jax.data.corpus import tokenize
 from care_jax.data.packing.capacities import make_layout, mismatched_layout
 from care_jax.data.packing.fill import fill, unpack
-from care_jax.data.packing.plans import Layout, mismatched_sequences, plan_responses, plan_step
+from care_jax.data.packing.plans import BatchShape, mismatched_sequences, plan_responses, plan_step
 from care_jax.data.preferences import Unit, make_units
 from care_jax.data.readers.registry import read
 from care_jax.errors import UserError
@@ -84,7 +84,7 @@ def test_hosts_together_hold_exactly_the_one_host_step(shapes, hosts):
 
 def test_shared_prompt_layout_by_hand():
     corpus = corpora.corpus_of([(2, [3, 1])])
-    layout = Layout(rows=1, row_length=8, responses=3, completions=5)
+    layout = BatchShape(rows=1, row_length=8, responses=3, completions=5)
     batch = fill(plan_step([Unit(0, (0, 1), ((0, 1),))], corpus, layout), corpus)
     assert batch.tokens[0].tolist() == [[1, 2, 3, 4, 5, 6, 0, 0]]
     assert batch.positions[0].tolist() == [[0, 1, 2, 3, 4, 2, 0, 0]]

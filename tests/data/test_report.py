@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from care_jax import textfiles
 from care_jax.data.readers.registry import read
 from care_jax.data.rows import report
 from tests.data.rows import care_row, write
@@ -47,5 +48,5 @@ def test_several_sources_add_up(tmp_path):
 
 def test_nothing_is_left_behind_by_a_failed_write(tmp_path):
     with pytest.raises(UnicodeEncodeError):
-        report.write_whole(tmp_path / "x.json", "\ud800")
+        textfiles.write_whole(tmp_path / "x.json", "\ud800")
     assert list(tmp_path.iterdir()) == []

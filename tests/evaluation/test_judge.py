@@ -13,7 +13,7 @@ import pytest
 from care_jax import cli
 from care_jax.errors import UserError
 from care_jax.evaluation import endpoint, judge, rubrics
-from care_jax.evaluation.endpoint import Cache, Client, Endpoint, content_key
+from care_jax.evaluation.endpoint import Client, Endpoint, ReplyCache, content_key
 from tests.evaluation.servers import Server, completion
 
 CATEGORIES = ("Cultural entities", "Cultural commonsense", "Social norms", "Opinion", "Literacy")
@@ -70,7 +70,7 @@ def test_criteria_both_ways_and_from_the_published_files(tmp_path):
     folder = published(tmp_path)
     names = ("entities", "opinion", "norms", "commonsense", "literacy")
     found = {
-        (source, criteria): [rubrics.load(source, criteria).of(name).name for name in names]
+        (source, criteria): [rubrics.load_rubrics(source, criteria).of(name).name for name in names]
         for source in (None, folder)
         for criteria in ("by_content", "as_published")
     }
@@ -80,10 +80,12 @@ def test_criteria_both_ways_and_from_the_published_files(tmp_path):
     assert found[None, "as_published"] == swapped
     assert found[folder, "as_published"] == [f"{name}.txt" for name in own]
     assert found[folder, "by_content"] == [f"{name}.txt" for name in swapped]
-    assert rubrics.load(folder, "by_content").of("Social norms").prompt("q", "a", "r").startswith("literacy q a r")
+    assert (
+        rubrics.load_rubrics(folder, "by_content").of("Social norms").prompt("q", "a", "r").startswith("literacy q a r")
+    )
     (tmp_path / "literacy.txt").write_text("no fields")
     with pytest.raises(UserError, match=r"literacy.txt has no \{question\} and no \{response\}"):
-        rubrics.load(folder, "by_content")
+        rubrics.load_rubrics(folder, "by_content")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_a_bad_day_all_judged_or_counted(tmp_path, capsys):
             failed = number % 60 == 0
             assert line["rating"] == (None if failed else rating_of(number))
             assert ("judge_failed" in line) is failed
-            assert line["rubric"] == rubrics.load(None, "by_content").of(CATEGORIES[number % 5]).name
+            assert line["rubric"] == rubrics.load_rubrics(None, "by_content").of(CATEGORIES[number % 5]).name
         # Once more: everything is in the cache, the failures with their three judgements too.
         calls, before = sum(server.calls.values()), out.read_bytes()
         assert cli.main([*words, *FLAGS]) == 0
@@ -284,12 +286,12 @@ def test_retry_after_is_a_number_or_a_date():
 
 def test_a_torn_cache_is_gone_on_with(tmp_path):
     path = tmp_path / "cache.jsonl"
-    cache = Cache(path)
+    cache = ReplyCache(path)
     cache.put("a", {"text": "1"})
     cache.close()
     with open(path, "a") as file:
         file.write('{"key": "b", "te')
-    cache = Cache(path)
+    cache = ReplyCache(path)
     assert cache.get("a")["text"] == "1"
     assert cache.get("b") is None
     cache.put("c", {"text": "3"})
@@ -343,9 +345,9 @@ def test_requests_out_answers_in_and_a_second_round(tmp_path, capsys):
 
 
 def test_answers_to_other_answers_are_not_taken(tmp_path):
-    work = judge.jobs(write(tmp_path / "a.jsonl", rows(2)), rubrics.load(None, "by_content"), "j")
+    work = judge.jobs(write(tmp_path / "a.jsonl", rows(2)), rubrics.load_rubrics(None, "by_content"), "j")
     changed = [{**row, "response": row["response"] + "!"} for row in rows(2)]
-    other = judge.jobs(write(tmp_path / "b.jsonl", changed), rubrics.load(None, "by_content"), "j")
+    other = judge.jobs(write(tmp_path / "b.jsonl", changed), rubrics.load_rubrics(None, "by_content"), "j")
     assert not {job.custom_id for job in work} & {job.custom_id for job in other}
 
 

@@ -50,9 +50,9 @@ def folders(tmp_path):
 
 
 def test_cells_averages_and_differences_by_hand(folders):
-    found = tables.make(records.load(folders), "base")
+    found = tables.make(records.load_records(folders), "base")
     base = {place: [] for place in CELLS}
-    for record in records.load(folders[:1]):
+    for record in records.load_records(folders[:1]):
         base[record.culture, record.category].append(record.value)
     for place, values in base.items():
         cell = found.cell("care_eval", "cell", "base", *place)
@@ -91,14 +91,14 @@ def test_three_categories_make_a_radar(tmp_path):
         for n in range(3)
     ]
     (tmp_path / "rated.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = records.load([str(tmp_path / "rated.jsonl")])
+    found = records.load_records([str(tmp_path / "rated.jsonl")])
     names = [path.name for path in tables.write(tables.make(found), found, tmp_path / "out")]
     assert "radar_care_eval.png" in names
 
 
 def test_two_folders_of_one_system_go_by_their_folders(tmp_path):
     folders = [rated(tmp_path / name, "same", 0.0) for name in ("first", "second")]
-    assert {record.system for record in records.load(folders)} == {"first", "second"}
+    assert {record.system for record in records.load_records(folders)} == {"first", "second"}
 
 
 def test_mistakes(folders, tmp_path, capsys):
@@ -110,7 +110,7 @@ def test_mistakes(folders, tmp_path, capsys):
 
 
 def test_the_page_holds_texts_as_data_alone(folders):
-    html = page.page(records.load(folders), list(SYSTEMS))
+    html = page.page(records.load_records(folders), list(SYSTEMS))
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1]
     assert "</script><b>" not in html
     assert "http://" not in html
@@ -163,7 +163,7 @@ def test_the_page_in_a_headless_browser(folders, tmp_path):
     home = os.environ.get("CARE_JAX_BROWSER")
     if home is None or shutil.which("node") is None:
         pytest.skip("CARE_JAX_BROWSER names no folder with puppeteer-core and @sparticuz/chromium")
-    (tmp_path / "index.html").write_text(page.page(records.load(folders), list(SYSTEMS)), encoding="utf-8")
+    (tmp_path / "index.html").write_text(page.page(records.load_records(folders), list(SYSTEMS)), encoding="utf-8")
     script = tmp_path / "look.mjs"
     script.write_text(LOOK)
     (tmp_path / "node_modules").symlink_to(os.path.join(home, "node_modules"))

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from tiny_models import GOLDEN
 
 import care_jax.models as models
-from care_jax import sharding
+from care_jax import hardware, sharding
 from care_jax.errors import UserError
 from care_jax.models import attention, kernels
 
@@ -150,12 +150,12 @@ def refused(implementation: str, **changes) -> str:
 def test_what_cannot_serve_says_why_and_what_to_set(monkeypatch):
     assert "did you mean 'xla_chunked'" in refused("xla_chunk")
     assert "splash cannot serve: it runs on a TPU, and the devices are of platform 'cpu'" in refused("splash")
-    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    monkeypatch.setattr(hardware, "platform", lambda: "tpu")
     assert "it runs on a GPU" in refused("pallas")
     assert "set batch.share_prompts: false" in refused("splash", shared_prompts=True, window=255)
     monkeypatch.setattr(kernels, "_BACKWARD", "another signature")
     assert "has another backward pass" in refused("splash")
-    monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+    monkeypatch.setattr(hardware, "platform", lambda: "gpu")
     assert "no soft cap, and the model's attention is capped at 50 (model.attention: auto" in refused(
         "pallas", soft_cap=50.0
     )
@@ -181,7 +181,7 @@ def test_auto_says_once_what_it_chose(monkeypatch, capsys):
     assert attention.choose("auto", length=512, window=4, **call) == "xla"
     assert attention.choose("auto", length=256, window=None, **call) == "xla"
     assert attention.choose("auto", length=8192, window=None, **call) == "xla_chunked"
-    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    monkeypatch.setattr(hardware, "platform", lambda: "tpu")
     assert attention.choose("auto", length=512, window=512, **call) == "splash"
     assert attention.choose("auto", length=512, window=4, **call) == "xla"
     lines = capsys.readouterr().err.splitlines()

@@ -28,7 +28,7 @@ def test_greedy_answers_are_those_without_a_cache(name):
     tiny = tiny_model(name)
     answers = list(sampling.generate(tiny.model, tiny.params, PROMPTS, max_tokens=16, batch_size=4))
     for prompt, answer in zip(PROMPTS, answers, strict=True):
-        assert answer == sampling.Answer(whole_rows(tiny, prompt, 16), "length")
+        assert answer == sampling.GeneratedAnswer(whole_rows(tiny, prompt, 16), "length")
 
 
 def test_an_answer_depends_on_its_seed_and_not_on_its_batch():
@@ -51,7 +51,7 @@ def test_a_stop_token_ends_its_own_row_only():
     stopped = list(sampling.generate(tiny.model, tiny.params, PROMPTS[:4], stop_ids=[stop], **settings))
     for before, after in zip(free, stopped, strict=True):
         end = before.tokens.index(stop) if stop in before.tokens else None
-        assert after == sampling.Answer(before.tokens[:end], "length" if end is None else "stop")
+        assert after == sampling.GeneratedAnswer(before.tokens[:end], "length" if end is None else "stop")
 
 
 def test_a_mesh_answers_alike():

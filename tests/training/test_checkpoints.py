@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from care_jax.errors import UserError
-from care_jax.training.errors import ProcessLost, RunFailed, told
+from care_jax.training.errors import ProcessLost, RunFailed, explain_failures
 from care_jax.training.run.checkpoints import Checkpoints
 from care_jax.training.step import State
 from tests.training.damage import harm, no_privileges
@@ -72,7 +72,7 @@ def test_the_newest_and_the_best_stay(tmp_path):
 def test_no_checkpoint_is_none(tmp_path):
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         assert checkpoints.latest() is None
-        assert "starts again" in checkpoints.standing()
+        assert "starts again" in checkpoints.resume_hint()
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -142,23 +142,23 @@ def test_a_save_that_fails_is_told_of_and_harms_nothing(copied, capsys):
 
 def test_a_failing_machine_is_one_sentence(tmp_path):
     full = pytest.raises(RunFailed, match=r"here: No space left on device; no checkpoint")
-    with full, told("there", lambda: "no checkpoint"):
+    with full, explain_failures("there", lambda: "no checkpoint"):
         raise OSError(28, "No space left on device", "here")
-    with pytest.raises(FileNotFoundError), told("there", str):
+    with pytest.raises(FileNotFoundError), explain_failures("there", str):
         (tmp_path / "nothing").read_text()
-    with pytest.raises(UserError), told("there", str):
+    with pytest.raises(UserError), explain_failures("there", str):
         raise UserError("output_dir: Permission denied")
 
 
 def test_a_lost_process_is_one_sentence(monkeypatch):
     gone = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Read error: Connection reset by peer\nmore")
-    with pytest.raises(jax.errors.JaxRuntimeError), told("there", str):
+    with pytest.raises(jax.errors.JaxRuntimeError), explain_failures("there", str):
         raise gone  # alone there is no other
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     lost = pytest.raises(
         ProcessLost, match=r"another process of this run is gone \(UNKNOWN: Gloo .* peer\); no checkpoint"
     )
-    with lost, told("there", lambda: "no checkpoint"):
+    with lost, explain_failures("there", lambda: "no checkpoint"):
         raise gone
-    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE"), told("there", str):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE"), explain_failures("there", str):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")

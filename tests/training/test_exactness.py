@@ -12,7 +12,7 @@ import pytest
 from care_jax import losses
 from care_jax.data import pipeline
 from care_jax.data.corpus import Corpus, Encodings, build
-from care_jax.data.packing.plans import Batch, Layout, plan_step
+from care_jax.data.packing.plans import Batch, BatchShape, plan_step
 from care_jax.data.preferences import make_units
 from care_jax.data.questions import Question, Response
 from care_jax.training.step import init_state, make_step
@@ -43,7 +43,7 @@ def batch(view: str, needs_kl: bool, **switches: bool) -> tuple[Batch, int]:
     """One step over all questions, in a layout of sizes that hold whatever the switches; how many responses it runs."""
     options = {"desirable_min": 1.0, "undesirable_max": 0.0} if view == "unpaired" else {}
     units = make_units(corpus().questions, view, policy="all", unit="group", **options)
-    layout = Layout(18, 32, 18, 18 * 16, 16, 4, 3, microbatches=1, **switches)
+    layout = BatchShape(18, 32, 18, 18 * 16, 16, 4, 3, microbatches=1, **switches)
     plan = plan_step(units, corpus(), layout, layout if needs_kl else None)
 
     def reference(questions: np.ndarray, responses: np.ndarray) -> np.ndarray:

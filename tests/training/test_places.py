@@ -165,7 +165,7 @@ def test_only_what_changed_is_copied(bucket, monkeypatch, tmp_path):
     bucket.put("five/run/reference/k/part-000000.safetensors", b"part", None)
     bucket.put("five/run/export/model.safetensors", b"large", None)
     monkeypatch.setattr(places, "_SECONDS", 0.01)
-    with places.entered(Config.from_any({}, **CONFIG, output_dir="gs://five/run/")) as place:
+    with places.run_directory(Config.from_any({}, **CONFIG, output_dir="gs://five/run/")) as place:
         here = sorted(str(path.relative_to(place.folder)) for path in place.folder.rglob("*") if path.is_file())
         assert here == [".lock", "metrics.jsonl", "reference/k/part-000000.safetensors"]
         before = len(bucket.writes)

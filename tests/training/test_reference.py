@@ -11,14 +11,14 @@ import pytest
 import care_jax.models as models
 from care_jax.data import pipeline
 from care_jax.data.chat import load_tokenizer
-from care_jax.data.packing.plans import Layout
+from care_jax.data.packing.plans import BatchShape
 from care_jax.data.readers.registry import read
 from care_jax.data.rows.files import SAMPLE
 from care_jax.errors import UserError
 from care_jax.sharding import make_mesh, sharding
+from care_jax.stopping import StopSignal
 from care_jax.training.forward import passes
-from care_jax.training.forward.cache import Cache, digest, fill_cache, fingerprint
-from care_jax.training.signals import StopSignal
+from care_jax.training.forward.cache import ReferenceCache, digest, fill_cache, fingerprint
 from tests.training.damage import harm, no_privileges
 
 KEY = {"weights": "w", "dtype": "float32"}
@@ -41,66 +41,66 @@ def test_a_killed_pass_goes_on_in_the_same_layout(tmp_path):
         return jnp.asarray([10.0 * number, 10.0 * number + 1, -1.0]), np.array([0, 1])
 
     ran = []
-    cache = Cache(tmp_path, KEY)
+    cache = ReferenceCache(tmp_path, KEY)
     cache.add([names[1], names[4]], np.array([10.0, 11.0]), write=True)
-    again = Cache(tmp_path, KEY)
+    again = ReferenceCache(tmp_path, KEY)
     assert fill_cache(again, names, microbatches, run, write=True) == 2
     assert ran == [0, 2]
     expected = [0, 10, 20, 1, 11, 21]
     np.testing.assert_array_equal(again.values(names), expected)
-    np.testing.assert_array_equal(Cache(tmp_path, KEY).values(names), expected)
+    np.testing.assert_array_equal(ReferenceCache(tmp_path, KEY).values(names), expected)
 
 
 def test_of_the_same_tokens_twice_the_first_number_stays(tmp_path):
     (one,) = digests(1)
-    cache = Cache(tmp_path, KEY)
+    cache = ReferenceCache(tmp_path, KEY)
     cache.add([one], np.array([-1.0]), write=True)
     cache.add([one], np.array([-1.00003]), write=True)
     assert cache.values([one]) == -1.0
-    assert Cache(tmp_path, KEY).values([one]) == -1.0
+    assert ReferenceCache(tmp_path, KEY).values([one]) == -1.0
 
 
 def test_another_model_or_a_damaged_file_is_refused(tmp_path):
-    cache = Cache(tmp_path, KEY)
+    cache = ReferenceCache(tmp_path, KEY)
     cache.add(digests(2), np.array([1.0, 2.0]), write=True)
-    other = Cache(tmp_path, KEY | {"weights": "other"})
+    other = ReferenceCache(tmp_path, KEY | {"weights": "other"})
     assert digests(2)[0] not in other
     (part,) = cache.folder.glob("part-*")
     shutil.copy(part, other.folder)
     with pytest.raises(UserError, match="was made for"):
-        Cache(tmp_path, KEY | {"weights": "other"})
+        ReferenceCache(tmp_path, KEY | {"weights": "other"})
     data = bytearray(part.read_bytes())
     data[-1] ^= 1
     part.write_bytes(bytes(data))
     with pytest.raises(UserError, match="damaged"):
-        Cache(tmp_path, KEY)
+        ReferenceCache(tmp_path, KEY)
     part.write_bytes(bytes(data[:20]))
     with pytest.raises(UserError, match="damaged"):
-        Cache(tmp_path, KEY)
+        ReferenceCache(tmp_path, KEY)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_of_twenty_damaged_caches_none_gives_a_wrong_number(open_folder, seed):
     """Either the reason is said, or what is missing is missing (and computed anew), or nothing that counts is hurt."""
     tmp_path, names = open_folder, digests(12)
-    cache = Cache(tmp_path, KEY)
+    cache = ReferenceCache(tmp_path, KEY)
     for part in range(3):
         cache.add(names[4 * part : 4 * part + 4], np.arange(4.0) + 4 * part, write=True)
     kind = harm(cache.folder, seed)
     caught = None
     with contextlib.suppress(UserError), no_privileges(tmp_path):
-        caught = Cache(tmp_path, KEY)
+        caught = ReferenceCache(tmp_path, KEY)
     if caught is None:
         reason = pytest.raises(UserError, match=f"{cache.folder}.*(damaged|was made for|cannot be read)")
         with reason, no_privileges(tmp_path):
-            Cache(tmp_path, KEY)
+            ReferenceCache(tmp_path, KEY)
         return
     known = [index for index, name in enumerate(names) if name in caught]
     np.testing.assert_array_equal(caught.values([names[index] for index in known]), np.asarray(known, np.float32))
     assert kind.startswith("delete") == (len(known) == 8)
     if kind.startswith("delete"):
         caught.add(digests(13)[12:], np.array([12.0]), write=True)
-        assert sum(name in Cache(tmp_path, KEY) for name in digests(13)) == 9, "no part is written over"
+        assert sum(name in ReferenceCache(tmp_path, KEY) for name in digests(13)) == 9, "no part is written over"
 
 
 def test_the_fingerprint_sees_values_and_places_and_no_mesh():
@@ -121,7 +121,7 @@ def test_a_pass_takes_the_largest_microbatch_that_the_memory_holds(monkeypatch):
     sequences = [(q, corpus.response_id(q, number)) for q, count in enumerate(counts) for number in range(count)]
     model = models.from_config(SAMPLE / "model")
     mesh = make_mesh(1, 8, 1)
-    layout = Layout(rows=8, row_length=128, responses=128, completions=1024)
+    layout = BatchShape(rows=8, row_length=128, responses=128, completions=1024)
 
     def run(limit, beside=0):
         monkeypatch.setattr(passes, "memory_limit", lambda: limit)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from care_jax.errors import UserError
-from care_jax.training.run.directory import held
+from care_jax.training.run.directory import lock_folder
 
 HOLDS = """
 import fcntl, time
@@ -26,13 +26,13 @@ def test_a_folder_in_use_is_refused_until_its_run_dies(tmp_path):
     try:
         assert other.stdout.readline() == b"ready\n"
         refused = pytest.raises(UserError, match=r"output_dir: .* is in use: process 7 of there is running there")
-        with refused, held(tmp_path, patience=0.2):
+        with refused, lock_folder(tmp_path, patience=0.2):
             raise AssertionError("two at once")
     finally:
         other.kill()
-    with held(tmp_path):  # and waits for what the kill left to do
+    with lock_folder(tmp_path):  # and waits for what the kill left to do
         assert (tmp_path / ".lock").read_text().startswith("process ")
-    with held(tmp_path, patience=0.0):
+    with lock_folder(tmp_path, patience=0.0):
         pass
     other.wait()
 
@@ -42,5 +42,5 @@ def test_a_file_system_without_locks_breaks_no_run(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", no_locks)
-    with held(tmp_path, patience=0.0):
+    with lock_folder(tmp_path, patience=0.0):
         pass

@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-from care_jax.training import notices
-from care_jax.training.signals import StopSignal
+from care_jax import stopping
+from care_jax.stopping import StopSignal
 from tests.serving import serving
 
 WAITING = """
 import sys, time
-from care_jax.training.signals import Interrupted, StopSignal
+from care_jax.stopping import Interrupted, StopSignal
 grace = float(sys.argv[2]) if sys.argv[2:] else None
 try:
     with StopSignal(grace, lambda: "the last good checkpoint is that of step 4") as stop:
@@ -108,14 +108,14 @@ def test_a_notice_of_the_cloud_asks(monkeypatch, capfd):
 
 def test_the_notice_is_waited_for():
     with metadata_server("FALSE", 503, "FALSE", "TRUE") as (host, asked):
-        assert notices.preempted(host, threading.Event(), pause=0.01)
+        assert stopping.preempted(host, threading.Event(), pause=0.01)
     where = "/computeMetadata/v1/instance/preempted?wait_for_change=true&timeout_sec=60&last_etag="
     assert [path for path, _ in asked] == [where + etag for etag in ("0", "e1", "e1", "e3")]
 
 
 def test_a_server_that_fails_is_not_asked_for_ever(capsys):
     with metadata_server(404) as (host, asked):
-        assert not notices.preempted(host, threading.Event(), pause=0.001)
+        assert not stopping.preempted(host, threading.Event(), pause=0.001)
     assert len(asked) == 6
     assert "is heard as SIGTERM alone" in capsys.readouterr().err
 
@@ -124,11 +124,11 @@ def test_no_other_machine_is_asked(monkeypatch, tmp_path):
     monkeypatch.delenv("GCE_METADATA_HOST", raising=False)
     monkeypatch.delenv("NO_GCE_CHECK", raising=False)
     product = tmp_path / "product_name"
-    monkeypatch.setattr(notices, "_PRODUCT", product)
-    assert notices.metadata_host() is None
+    monkeypatch.setattr(stopping, "_PRODUCT", product)
+    assert stopping.metadata_host() is None
     product.write_text("Standard PC\n")
-    assert notices.metadata_host() is None
+    assert stopping.metadata_host() is None
     product.write_text("Google Compute Engine\n")
-    assert notices.metadata_host() == "metadata.google.internal"
+    assert stopping.metadata_host() == "metadata.google.internal"
     monkeypatch.setenv("NO_GCE_CHECK", "true")
-    assert notices.metadata_host() is None
+    assert stopping.metadata_host() is None

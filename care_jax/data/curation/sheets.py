@@ -20,8 +20,8 @@ from typing import Any
 from care_jax.data.questions import parse_category, parse_culture, question_key
 from care_jax.data.rows import fields as f
 from care_jax.data.rows.files import Row, describe, open_rows
-from care_jax.data.rows.report import write_whole
 from care_jax.errors import UserError
+from care_jax.textfiles import write_whole
 
 _COLUMNS = ("item", "question", "response", "rating", "comment")
 _SYSTEM = {"response": ("response",), "system": ("system", "source", "model"), "prompt": ("prompt",)}
@@ -134,7 +134,7 @@ def _harmless(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class SheetAgreement:
     """How far raters agree. alpha: Krippendorff's, ordinal, over items of two ratings or more; None without such.
 
     items: item -> (raters, mean, range). unrated: items that nobody rated.
@@ -145,7 +145,7 @@ class Agreement:
     unrated: int
 
 
-def import_sheets(sheets: Sequence[str], key: str) -> tuple[list[dict[str, Any]], Agreement]:
+def import_sheets(sheets: Sequence[str], key: str) -> tuple[list[dict[str, Any]], SheetAgreement]:
     """Rows in CARE's schema from filled sheets (human_rating is the raters' mean; `ratings` holds each), and agreement.
 
     Blank ratings are not rated. `UserError` names the sheet and line of a rating that is none, or an unknown item.
@@ -201,7 +201,7 @@ def _filled(sheet: str) -> list[tuple[int, str, str]]:
     ]
 
 
-def _agreement(ratings: Mapping[str, Mapping[str, float]], raters: Sequence[str]) -> Agreement:
+def _agreement(ratings: Mapping[str, Mapping[str, float]], raters: Sequence[str]) -> SheetAgreement:
     items = {
         item: (len(given), sum(given.values()) / len(given), max(given.values()) - min(given.values()))
         for item, given in ratings.items()
@@ -216,7 +216,7 @@ def _agreement(ratings: Mapping[str, Mapping[str, float]], raters: Sequence[str]
             raise UserError("agreement between raters needs krippendorff: pip install krippendorff") from error
         table = [[given.get(rater, float("nan")) for given in shared] for rater in raters]
         alpha = float(krippendorff.alpha(reliability_data=table, level_of_measurement="ordinal"))
-    return Agreement(alpha, items, len(ratings) - len(items))
+    return SheetAgreement(alpha, items, len(ratings) - len(items))
 
 
 def _cell(found: Mapping[str, Any]) -> tuple[str, str]:

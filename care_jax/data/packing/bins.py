@@ -11,7 +11,7 @@ _MANY = 1024  # clusters; of more, best fit alone leaves little over, and is wha
 _SLACK = 0.01  # of a row, that may stay empty when a subset fills it
 
 
-class Room(NamedTuple):
+class Capacity(NamedTuple):
     """What one microbatch holds at most: rows of row_length tokens, responses, completion tokens, pairs, lists.
 
     one_a_row: every sequence alone in its row. share_prompts: a prompt stands once in a row. merge: a response that
@@ -46,7 +46,7 @@ class Cluster:
     uses: list[int] = field(default_factory=list)
     parts: "list[Cluster]" = field(default_factory=list)
 
-    def size(self, room: Room) -> int:
+    def size(self, room: Capacity) -> int:
         """Tokens it takes in one row."""
         copies = 1 if room.share_prompts and not room.one_a_row else len(self.names)
         return sum(self.lengths) + copies * self.prompt
@@ -68,7 +68,7 @@ class Bin:
         "total",
     )
 
-    def __init__(self, room: Room):
+    def __init__(self, room: Capacity):
         self.free = [room.row_length] * room.rows
         self.total = room.row_length * room.rows
         self.prompts: list[set[int]] = [set() for _ in range(room.rows)]
@@ -87,7 +87,7 @@ class Bin:
         other.completions, other.pairs, other.groups = self.completions, self.pairs, self.groups
         return other
 
-    def fit(self, cluster: Cluster, room: Room, only: int | None = None) -> list[tuple[int, int]] | None:
+    def fit(self, cluster: Cluster, room: Capacity, only: int | None = None) -> list[tuple[int, int]] | None:
         """(position in the cluster, row) of every response to add, or None where there is no room.
 
         only: the one row that may take it.
@@ -152,7 +152,7 @@ class Bin:
             found.append((i, row))
         return found
 
-    def add(self, cluster: Cluster, rows: list[tuple[int, int]], room: Room) -> None:
+    def add(self, cluster: Cluster, rows: list[tuple[int, int]], room: Capacity) -> None:
         """Takes the cluster in, where `fit` said."""
         question, slots = cluster.question, [-1] * len(cluster.names)
         self.prompt_lengths[question] = cluster.prompt
@@ -185,7 +185,7 @@ class TooLarge(Exception):
         self.cluster = cluster
 
 
-def pack(clusters: Sequence[Cluster], room: Room, enough: int = 1) -> list[Bin]:
+def pack(clusters: Sequence[Cluster], room: Capacity, enough: int = 1) -> list[Bin]:
     """The fewest microbatches found, the same for the same clusters in the same order. Raises TooLarge.
 
     enough: so many are as good as fewer.
@@ -208,7 +208,7 @@ def pack(clusters: Sequence[Cluster], room: Room, enough: int = 1) -> list[Bin]:
     return best
 
 
-def _complete(by_size: Sequence[Cluster], room: Room) -> list[Bin]:
+def _complete(by_size: Sequence[Cluster], room: Capacity) -> list[Bin]:
     """Microbatch by microbatch: the largest cluster left, then into each row those of the others whose sizes fill it
     to the last tokens, then into what is left over several rows the best that can be found.
     """
@@ -249,7 +249,7 @@ def _take(indices: Sequence[int], left: list[Cluster], sizes: list[int]) -> None
         sizes.pop(i)
 
 
-def _fill_row(bin_: Bin, row: int, left: list[Cluster], sizes: list[int], room: Room) -> Bin:
+def _fill_row(bin_: Bin, row: int, left: list[Cluster], sizes: list[int], room: Capacity) -> Bin:
     """Fills one row with whole clusters, if some of those left fill it to the last tokens; takes them from `left`."""
     subset = next(_subsets(sizes, bin_.free[row], 1), ())
     if bin_.free[row] - sum(sizes[i] for i in subset) > _SLACK * room.row_length:
@@ -261,7 +261,7 @@ def _fill_row(bin_: Bin, row: int, left: list[Cluster], sizes: list[int], room: 
     return filled
 
 
-def _fill_rows(bin_: Bin, left: list[Cluster], sizes: list[int], room: Room) -> Bin:
+def _fill_rows(bin_: Bin, left: list[Cluster], sizes: list[int], room: Capacity) -> Bin:
     """Fills the microbatch as well as a few subsets allow, divided over rows; takes them from `left`."""
     step = max(1, room.row_length // 128)
     for subset in itertools.islice(_subsets(sizes, bin_.total, step), _TRIES):
@@ -293,7 +293,7 @@ def _subsets(sizes: Sequence[int], space: int, step: int) -> Iterator[tuple[int,
         yield tuple(reversed(taken))
 
 
-def _filled(bin_: Bin, clusters: Sequence[Cluster], room: Room, row: int | None = None) -> Bin | None:
+def _filled(bin_: Bin, clusters: Sequence[Cluster], room: Capacity, row: int | None = None) -> Bin | None:
     """A copy of the bin with all of these in it (in this row, if one is given), or None."""
     copy = bin_.copy()
     for cluster in clusters:
@@ -304,7 +304,7 @@ def _filled(bin_: Bin, clusters: Sequence[Cluster], room: Room, row: int | None 
     return copy
 
 
-def _best_fit(clusters: Sequence[Cluster], room: Room, divided: set[int]) -> list[Bin]:
+def _best_fit(clusters: Sequence[Cluster], room: Capacity, divided: set[int]) -> list[Bin]:
     bins: list[Bin] = []
     by_room: list[tuple[int, int]] = []  # (free tokens, number) of every bin, fullest first
     for cluster in clusters:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from care_jax.data.corpus import Corpus
 from care_jax.data.packing.bins import Bin
-from care_jax.data.packing.plans import Layout, atoms_of, refusal
+from care_jax.data.packing.plans import BatchShape, atoms_of, refusal
 from care_jax.data.preferences import Unit
 from care_jax.errors import UserError
 
@@ -23,14 +23,14 @@ def make_layout(
     share_responses: bool = True,
     share_prompts: bool = True,
     longest_completion: int = 0,
-) -> Layout:
+) -> BatchShape:
     """Sizes for a run over these units: room for the largest of them, and for what an average microbatch holds with
     plenty to spare where a size costs nothing (responses, pairs, lists), 15 % where it costs a pass through the
     vocabulary (completion tokens). longest_completion: of other sequences that will be laid out too (evaluation).
     Raises UserError for a unit that does not fit, with what it needs.
     """
     free = 2**60
-    layout = Layout(rows, row_length, free, free, free, free, 1, 0, packing, share_responses, share_prompts)
+    layout = BatchShape(rows, row_length, free, free, free, free, 1, 0, packing, share_responses, share_prompts)
     room = layout.room(True)
     totals, largest = [0] * 5, [0] * 5  # tokens, completion tokens, responses, pairs, lists
     width = 1
@@ -63,7 +63,7 @@ def make_layout(
     )
 
 
-def mismatched_layout(layout: Layout, corpus: Corpus) -> Layout:
+def mismatched_layout(layout: BatchShape, corpus: Corpus) -> BatchShape:
     """The layout of KTO's mismatched completions: the same rows, sized for single responses of any two questions."""
     slots = layout.rows * layout.row_length
     return dataclasses.replace(

@@ -13,7 +13,7 @@ from flax import struct
 from jaxtyping import Int64
 
 from care_jax.data.corpus import Corpus
-from care_jax.data.packing.bins import Bin, Cluster, Room, TooLarge, pack
+from care_jax.data.packing.bins import Bin, Capacity, Cluster, TooLarge, pack
 from care_jax.data.packing.positions import lay_out
 from care_jax.data.preferences import Unit
 from care_jax.errors import UserError
@@ -49,7 +49,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchShape:
     """The static sizes of a batch, the same in every step of a run (so that the step is compiled once).
 
     rows M, row_length R, responses S, completions C, pairs P, groups G, width K, microbatches A (as many as the fullest
@@ -68,8 +68,8 @@ class Layout:
     share_responses: bool = True
     share_prompts: bool = True
 
-    def room(self, merge: bool) -> Room:
-        return Room(
+    def room(self, merge: bool) -> Capacity:
+        return Capacity(
             self.rows,
             self.row_length,
             self.responses,
@@ -92,7 +92,7 @@ class StepPlan:
     position. pairs: columns microbatch, chosen slot, rejected slot. lists: (microbatch, slots).
     """
 
-    layout: Layout
+    layout: BatchShape
     count: int  # microbatches that hold anything
     sequences: Int64[np.ndarray, "responses 2"]
     lengths: Int64[np.ndarray, " responses"]
@@ -123,7 +123,7 @@ class StepPlan:
 # --- from units to clusters ------------------------------------------------------------------------------------------
 
 
-def atoms_of(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> list[tuple[Cluster, Unit]]:
+def atoms_of(units: Sequence[Unit], corpus: Corpus, layout: BatchShape) -> list[tuple[Cluster, Unit]]:
     """What may not be divided: units, or their pairs as units of their own, each with its responses as a cluster."""
     parts: list[Unit] = []
     for unit in units:
@@ -200,7 +200,9 @@ def _slots_of(bins: Sequence[Bin], merge: bool) -> dict[int, tuple[int, list[int
 # --- plans -----------------------------------------------------------------------------------------------------------
 
 
-def plan_step(units: Sequence[Unit], corpus: Corpus, layout: Layout, mismatched: Layout | None = None) -> StepPlan:
+def plan_step(
+    units: Sequence[Unit], corpus: Corpus, layout: BatchShape, mismatched: BatchShape | None = None
+) -> StepPlan:
     """Lays out the units of one step in the fewest microbatches found.
 
     Atoms (a unit with shared responses, a pair without, a labelled response) never straddle a microbatch, those of one
@@ -244,12 +246,12 @@ def plan_step(units: Sequence[Unit], corpus: Corpus, layout: Layout, mismatched:
     )
 
 
-def count_step(units: Sequence[Unit], corpus: Corpus, layout: Layout, known: int) -> int:
+def count_step(units: Sequence[Unit], corpus: Corpus, layout: BatchShape, known: int) -> int:
     """Microbatches of the plan of these units, without making the rest of it; `known` where they are no more."""
     return max(known, len(_packed(units, corpus, layout, max(1, known))[2]))
 
 
-def _packed(units: Sequence[Unit], corpus: Corpus, layout: Layout, enough: int = 1) -> tuple[list, bool, list[Bin]]:
+def _packed(units: Sequence[Unit], corpus: Corpus, layout: BatchShape, enough: int = 1) -> tuple[list, bool, list[Bin]]:
     """(atoms, whether a response stands once for all of them, the microbatches)."""
     atoms = atoms_of(units, corpus, layout)
     # A response that two labelled units name is two units, and stands twice.
@@ -257,7 +259,7 @@ def _packed(units: Sequence[Unit], corpus: Corpus, layout: Layout, enough: int =
     return atoms, merge, _pack(_gathered([cluster for cluster, _ in atoms], merge), layout, merge, corpus, enough)
 
 
-def plan_responses(corpus: Corpus, sequences: Sequences, layout: Layout) -> StepPlan:
+def plan_responses(corpus: Corpus, sequences: Sequences, layout: BatchShape) -> StepPlan:
     """Lays out sequences, (question, response id) each, as training rows; `plan.microbatch` and `plan.slot` in the
     order of `sequences` say where each one's number will be. Units' weights are 1 on every response.
     """
@@ -282,7 +284,7 @@ def plan_responses(corpus: Corpus, sequences: Sequences, layout: Layout) -> Step
     )
 
 
-def _packed_responses(corpus: Corpus, sequences: Sequences, layout: Layout) -> list[Bin]:
+def _packed_responses(corpus: Corpus, sequences: Sequences, layout: BatchShape) -> list[Bin]:
     names = [(int(response),) for _, response in sequences]
     prompts, lengths = _lengths(corpus, np.asarray([question for question, _ in sequences], np.int64), names)
     clusters = [
@@ -314,23 +316,23 @@ def mismatched_sequences(units: Sequence[Unit], corpus: Corpus) -> list[tuple[in
     return found
 
 
-def count_mismatched(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> int:
+def count_mismatched(units: Sequence[Unit], corpus: Corpus, layout: BatchShape) -> int:
     """Microbatches that the mismatched completions of these units need."""
     return len(_packed_responses(corpus, mismatched_sequences(units, corpus), layout))
 
 
-def _plan_mismatched(units: Sequence[Unit], corpus: Corpus, layout: Layout) -> StepPlan:
+def _plan_mismatched(units: Sequence[Unit], corpus: Corpus, layout: BatchShape) -> StepPlan:
     return plan_responses(corpus, mismatched_sequences(units, corpus), layout)
 
 
-def _pack(clusters: Sequence[Cluster], layout: Layout, merge: bool, corpus: Corpus, enough: int = 1) -> list[Bin]:
+def _pack(clusters: Sequence[Cluster], layout: BatchShape, merge: bool, corpus: Corpus, enough: int = 1) -> list[Bin]:
     try:
         return pack(clusters, layout.room(merge), enough)
     except TooLarge as error:
         raise UserError(refusal(error.cluster, layout, merge, corpus)) from None
 
 
-def refusal(cluster: Cluster, layout: Layout, merge: bool, corpus: Corpus) -> str:
+def refusal(cluster: Cluster, layout: BatchShape, merge: bool, corpus: Corpus) -> str:
     longest = cluster.prompt + max(cluster.lengths)
     name = repr(corpus.key(cluster.question).split("\t")[-1][:80])
     if longest > layout.row_length:
@@ -347,7 +349,7 @@ def refusal(cluster: Cluster, layout: Layout, merge: bool, corpus: Corpus) -> st
     )
 
 
-def rows_needed(cluster: Cluster, layout: Layout, merge: bool = True) -> int:
+def rows_needed(cluster: Cluster, layout: BatchShape, merge: bool = True) -> int:
     """Rows that the cluster takes in a microbatch of its own."""
     room = layout.room(merge)._replace(responses=2**60, completions=2**60, pairs=2**60, groups=2**60)
     return next(

@@ -32,7 +32,7 @@ def assistant_turn(text: str) -> tuple[Message, ...]:
 
 
 @dataclass(slots=True)
-class _Answer:
+class _RatedAnswer:
     content: Content
     ratings: list[float | None]
     source: str
@@ -50,7 +50,7 @@ class Groups:
 
     report: Report
     about: dict[Any, dict[str, Any]] = field(default_factory=dict)
-    answers: dict[Any, dict[Any, _Answer]] = field(default_factory=dict)
+    answers: dict[Any, dict[Any, _RatedAnswer]] = field(default_factory=dict)
     # Rows of one question come with one text: its key is made once. With `every_response`, texts that differ at all are
     # apart, as each response is scored behind its own row's words.
     keys: dict[tuple[str, str | None], Any] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Groups:
         words = (row.number, len(self.answers[place])) if self.report.every_response else plain_text(response)
         same = self.answers[place].get(words)
         if same is None:
-            self.answers[place][words] = _Answer(response, [rating], source, row.number, name)
+            self.answers[place][words] = _RatedAnswer(response, [rating], source, row.number, name)
             return
         conflict = rating not in same.ratings
         reason = "conflicting_duplicate" if conflict else "duplicate"

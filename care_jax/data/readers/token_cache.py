@@ -20,8 +20,9 @@ from jaxtyping import Int32, Int64
 from care_jax.data.preferences import content_hash
 from care_jax.data.questions import Question, Response, Stored, is_ids, is_messages, normalise
 from care_jax.data.rows.files import TOKEN_CACHE, Row, Rows
-from care_jax.data.rows.report import Report, write_report, write_whole
+from care_jax.data.rows.report import Report, write_report
 from care_jax.errors import UserError
+from care_jax.textfiles import write_whole
 
 _VERSION = 1
 _TOKENS, _INDEX = "tokens.array_record", "index.npz"

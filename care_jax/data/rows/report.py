@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -122,25 +121,3 @@ def write_report(folder: str | os.PathLike[str], reports: Sequence[Report]) -> d
     write_whole(place / "data_report.json", json.dumps(account, ensure_ascii=False, indent=2) + "\n")
     write_whole(place / "rejected_rows.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in rejected))
     return account
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file aside and renames it into place, so that it is never seen half written."""
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    except BaseException:
-        os.unlink(aside)
-        raise
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table, and an empty one behind it."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    return [line(head), "|" + "---|" * len(head), *map(line, rows), ""]

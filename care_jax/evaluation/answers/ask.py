@@ -8,8 +8,8 @@ from care_jax.data.preferences import stable_hash
 from care_jax.data.questions import Content, is_messages, plain_text
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.prompts import Asked
-from care_jax.evaluation.answers.responses import write_lines
-from care_jax.evaluation.endpoint import Cache, Client, Endpoint, request_body
+from care_jax.evaluation.endpoint import Client, Endpoint, ReplyCache, request_body
+from care_jax.textfiles import write_lines
 
 
 def ask_file(
@@ -45,7 +45,7 @@ def ask_file(
         )
         for one, number in wanted
     ]
-    cache = Cache(path.with_name(path.name + ".cache.jsonl"))
+    cache = ReplyCache(path.with_name(path.name + ".cache.jsonl"))
     client = Client(endpoint, cache)
     lines: list[Mapping[str, Any]] = [{} for _ in wanted]
     try:

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from care_jax.data.readers.rated import user_turn
+from care_jax.distributed import is_writer
 from care_jax.evaluation.answers.prompts import Asked
-from care_jax.evaluation.answers.responses import read_answers, write_lines
+from care_jax.evaluation.answers.responses import read_answers
 from care_jax.evaluation.items import Item
-from care_jax.sharding import is_writer
+from care_jax.textfiles import write_lines
 
 
 def asked(items: Sequence[Item], task: str) -> list[Asked]:

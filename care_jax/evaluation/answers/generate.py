@@ -20,12 +20,12 @@ from tqdm import tqdm
 from care_jax.data import chat
 from care_jax.data.preferences import stable_hash
 from care_jax.data.readers.rated import user_turn
+from care_jax.distributed import is_writer
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.prompts import Asked, read_prompts
-from care_jax.evaluation.answers.responses import dump_line
-from care_jax.evaluation.model import Opened
+from care_jax.evaluation.model import LoadedModel
 from care_jax.models import sampling
-from care_jax.sharding import is_writer
+from care_jax.textfiles import dump_line
 
 __all__ = ["Asked", "Settings", "answer_file", "answers", "read_prompts", "stop_ids"]
 _BATCH = 16
@@ -45,7 +45,7 @@ class Settings:
     batch_size: int = _BATCH
 
 
-def stop_ids(opened: Opened, template: str = "model") -> tuple[int, ...]:
+def stop_ids(opened: LoadedModel, template: str = "model") -> tuple[int, ...]:
     """The ids that end an answer: the model's own, the tokenizer's EOS, and what the template ends a turn with."""
     tokenizer = opened.tokenizer
     found = set(sampling.eos_ids(opened.folder))
@@ -59,7 +59,7 @@ def stop_ids(opened: Opened, template: str = "model") -> tuple[int, ...]:
 
 
 def answers(
-    opened: Opened, asked: Sequence[Asked], settings: Settings, mesh: Mesh | None = None, skip: int = 0
+    opened: LoadedModel, asked: Sequence[Asked], settings: Settings, mesh: Mesh | None = None, skip: int = 0
 ) -> Iterator[dict[str, Any]]:
     """The lines of all answers behind the first `skip`: the row's fields, `response`, `finish_reason`, `system`.
 
@@ -94,7 +94,7 @@ def answers(
 
 
 def answer_file(
-    opened: Opened,
+    opened: LoadedModel,
     asked: Sequence[Asked],
     out: str | pathlib.Path,
     settings: Settings,

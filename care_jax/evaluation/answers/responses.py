@@ -9,7 +9,6 @@ from typing import Any
 from care_jax.data.questions import normalise
 from care_jax.data.rows.fields import Fields
 from care_jax.data.rows.files import open_rows
-from care_jax.data.rows.report import write_whole
 from care_jax.errors import UserError
 from care_jax.evaluation.items import Item
 
@@ -107,19 +106,3 @@ def match(items: Sequence[Item], answers: Iterable[Answer]) -> Matched:
         if one.response is not None or one.logps is not None:  # else a line that says there is no answer
             found.setdefault(str(named[0]), []).append(one)
     return Matched(found, unmatched, tuple(systems))
-
-
-def write_lines(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """JSON lines, written aside and renamed into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(dump_line(row) for row in rows))
-
-
-def dump_line(row: Mapping[str, Any]) -> str:
-    """One JSON line; half a surrogate pair, which is no UTF-8, is escaped."""
-    text = json.dumps(row, ensure_ascii=False, default=str)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        text = json.dumps(row, default=str)
-    return text + "\n"

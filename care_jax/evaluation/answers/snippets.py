@@ -8,8 +8,8 @@ from typing import Any
 from care_jax.data.rows.fields import Fields
 from care_jax.data.rows.files import open_rows
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.responses import write_lines
 from care_jax.evaluation.items import Item
+from care_jax.textfiles import write_lines
 
 _FIELDS = {
     "question_id": ("question_id", "id"),

@@ -10,9 +10,10 @@ from care_jax.data.questions import culture_id, parse_culture, question_key
 from care_jax.data.readers.rated import good_rows, user_turn
 from care_jax.data.rows import fields as f
 from care_jax.data.rows.files import open_rows
-from care_jax.data.rows.report import Report, write_whole
+from care_jax.data.rows.report import Report
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.prompts import Asked
+from care_jax.textfiles import write_whole
 
 _FIELDS = {name: f.RATED[name] for name in ("question", "culture", "translated")}
 _PROMPT = (

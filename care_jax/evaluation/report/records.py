@@ -37,7 +37,7 @@ class Record:
     missing: bool = False
 
 
-def load(paths: Sequence[str]) -> list[Record]:
+def load_records(paths: Sequence[str]) -> list[Record]:
     """All judged (`rating`) and scored (`score`) lines under the folders or files, each folder a system's.
 
     A line's own `system` names it, unless two of the paths use the same name: then the folders do.

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from care_jax.data.questions import CATEGORIES
-from care_jax.data.rows.report import markdown_table, write_whole
 from care_jax.errors import UserError, nearest
 from care_jax.evaluation.report.records import Record
 from care_jax.evaluation.statistics import interval, paired
+from care_jax.textfiles import markdown_table, write_whole
 
 ALL = "all"
 

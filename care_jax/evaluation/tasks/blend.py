@@ -20,7 +20,7 @@ from care_jax.data.questions import culture_id
 from care_jax.data.rows.files import open_rows, shorten
 from care_jax.errors import UserError, nearest
 from care_jax.evaluation.answers.responses import Matched
-from care_jax.evaluation.items import Item, Options, Outcome, Scored, Taken, limited, summarize
+from care_jax.evaluation.items import Item, Options, Outcome, Scored, TaskItems, limited, summarize
 from care_jax.evaluation.language import detect
 from care_jax.evaluation.tasks.parsing import blend_choice
 
@@ -46,7 +46,7 @@ class Annotated:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_short(path: str, options: Options) -> Taken:
+def read_short(path: str, options: Options) -> TaskItems:
     """Items of `{Country}_data*.json`, one file, a folder of them, or the hub's rows; prompts and topics beside them.
 
     Excluded, as by the authors: unanswerable (no-answer and not-applicable together at least 3), unknown (idk at least
@@ -75,7 +75,7 @@ def read_short(path: str, options: Options) -> Taken:
                 excluded[reason] += 1
             else:
                 items.append(item)
-    return Taken(limited(items, options, path), excluded, tuple(dict.fromkeys(notes)))
+    return TaskItems(limited(items, options, path), excluded, tuple(dict.fromkeys(notes)))
 
 
 def _country(file: pathlib.Path) -> str:
@@ -283,7 +283,7 @@ def _folded(word: str) -> str:
     return unicodedata.normalize("NFD", word).replace("\u0301", "").lower()
 
 
-def score_short(taken: Taken, matched: Matched, options: Options) -> Outcome:
+def score_short(taken: TaskItems, matched: Matched, options: Options) -> Outcome:
     """SEM-B: 100 x the share of items whose response holds an answer. SEM-W: weighted by that answer's votes.
 
     Without a response an item counts 0. Of several responses to one item the mean is taken.
@@ -328,7 +328,7 @@ def _hit(item: Item, response: str, strict: bool) -> tuple[float, str | None]:
 # --- multiple choice -------------------------------------------------------------------------------------------------
 
 
-def read_choices(path: str, options: Options) -> Taken:
+def read_choices(path: str, options: Options) -> TaskItems:
     """Items of mc_questions_file*.csv (a file, a folder of them) or the hub's rows. `unit`: the question's ID."""
     items = []
     for row in open_rows(path):
@@ -357,7 +357,7 @@ def read_choices(path: str, options: Options) -> Taken:
                 secret=choices,
             )
         )
-    return Taken(limited(items, options, path))
+    return TaskItems(limited(items, options, path))
 
 
 def _choices(value: Any, place: str) -> dict[str, str]:

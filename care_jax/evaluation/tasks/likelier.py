@@ -9,7 +9,7 @@ from care_jax.data.rows.fields import Fields
 from care_jax.data.rows.files import Row, open_rows
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import Matched
-from care_jax.evaluation.items import Item, Options, Outcome, Scored, Taken, limited, summarize
+from care_jax.evaluation.items import Item, Options, Outcome, Scored, TaskItems, limited, summarize
 
 _MASKS = ("[MASK]", "<mask>", "<MASK>")
 _CLOZE = {
@@ -36,7 +36,7 @@ _PAIRS = {
 _FOREIGN = ("western", "foreign", "other")
 
 
-def read_cloze(path: str, options: Options) -> Taken:
+def read_cloze(path: str, options: Options) -> TaskItems:
     """Rows of a prompt, native and foreign names (a name, a JSON list, or names between |); or CAMeL's two tables.
 
     A folder of prompts*.csv (prompt, type) and entities*.csv (entity, type, culture) is CAMeL's, its workbooks saved as
@@ -46,7 +46,7 @@ def read_cloze(path: str, options: Options) -> Taken:
     place = pathlib.Path(path).expanduser()
     prompts = sorted(place.rglob("*prompts*.csv")) if place.is_dir() else []
     items = _camel(place, prompts, options) if prompts else _rows(path, options)
-    return Taken(limited(items, options, path))
+    return TaskItems(limited(items, options, path))
 
 
 def _rows(path: str, options: Options) -> list[Item]:
@@ -121,7 +121,7 @@ def _found(path: str, fields: Fields, *needed: str) -> Any:
         yield row, found
 
 
-def read_pairs(path: str, options: Options) -> Taken:
+def read_pairs(path: str, options: Options) -> TaskItems:
     """Rows of a stereotyped statement and its contrast, both scored whole (SHADES, by a column map)."""
     fields, items = Fields.make(_PAIRS, options.columns), []
     for row, found in _found(path, fields, "stereotyped", "contrast"):
@@ -139,21 +139,21 @@ def read_pairs(path: str, options: Options) -> Taken:
                 whole=True,
             )
         )
-    return Taken(limited(items, options, path))
+    return TaskItems(limited(items, options, path))
 
 
-def score_comparisons(taken: Taken, matched: Matched, options: Options) -> Outcome:
+def score_comparisons(taken: TaskItems, matched: Matched, options: Options) -> Outcome:
     """The mean over items of the share of pairs (native, foreign) in which the foreign text is likelier: CAMeL's
     Cultural Bias Score (Naous et al. 2024)."""
     return _score(taken, matched, "cultural bias score", lambda native, foreign: foreign > native)
 
 
-def score_pairs(taken: Taken, matched: Matched, options: Options) -> Outcome:
+def score_pairs(taken: TaskItems, matched: Matched, options: Options) -> Outcome:
     """The share of pairs in which the stereotyped statement is the likelier; half of them is neutral."""
     return _score(taken, matched, "stereotype preferred", lambda stereotyped, contrast: stereotyped > contrast)
 
 
-def _score(taken: Taken, matched: Matched, metric: str, prefers: Any) -> Outcome:
+def _score(taken: TaskItems, matched: Matched, metric: str, prefers: Any) -> Outcome:
     scored = []
     for item in taken.items:
         answers = matched.answers.get(item.id, [])

@@ -14,7 +14,7 @@ from care_jax.data.rows.fields import Fields
 from care_jax.data.rows.files import Row, open_rows, shorten
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import Answer, Matched
-from care_jax.evaluation.items import Item, Options, Outcome, Scored, Taken, limited, summarize
+from care_jax.evaluation.items import Item, Options, Outcome, Scored, TaskItems, limited, summarize
 from care_jax.evaluation.tasks import parsing
 
 LETTERS = "ABCDEFGHIJ"
@@ -46,12 +46,12 @@ _GROUPS = (
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_mcq(path: str, options: Options) -> Taken:
+def read_mcq(path: str, options: Options) -> TaskItems:
     """Any table of question, options (a list, or a column each) and the right one (index, letter or text)."""
     return _read(path, options, lambda found, choices, options: ("", _plain(found["question"], choices)))
 
 
-def read_include(path: str, options: Options) -> Taken:
+def read_include(path: str, options: Options) -> TaskItems:
     """INCLUDE's rows, of either revision (`choices`, or option_a to option_d).
 
     In parity the prompt is lm-evaluation-harness's, byte for byte: its description runs into the question, and a space
@@ -77,7 +77,7 @@ def _plain(question: Any, choices: Sequence[str]) -> str:
     return "\n".join([str(question).strip(), *lines, "Answer:"])
 
 
-def read_culturalbench(path: str, options: Options) -> Taken:
+def read_culturalbench(path: str, options: Options) -> TaskItems:
     """CulturalBench's easy rows (four options) or its hard ones (a statement an option); CulturalTeaming's too."""
     first = next(iter(open_rows(path)), None)
     fields = Fields.make(ALIASES, options.columns)
@@ -86,7 +86,7 @@ def read_culturalbench(path: str, options: Options) -> Taken:
     return read_hard(path, options) if hard else read_mcq(path, options)
 
 
-def read_hard(path: str, options: Options) -> Taken:
+def read_hard(path: str, options: Options) -> TaskItems:
     """CulturalBench-Hard: an item for each row, true or false; the rows of one question count together."""
     fields, items = Fields.make(ALIASES, options.columns), []
     for row, found in _rows(path, fields):
@@ -110,7 +110,7 @@ def read_hard(path: str, options: Options) -> Taken:
         )
     wanted = limited(items, Options(language=options.language), path)
     units = list(dict.fromkeys(item.unit for item in wanted))[: options.limit]
-    return Taken([item for item in wanted if item.unit in set(units)])
+    return TaskItems([item for item in wanted if item.unit in set(units)])
 
 
 def _truth(value: Any, row: Row) -> bool:
@@ -125,7 +125,7 @@ _Kind = tuple[str, ...]
 _Prompt = Callable[[Mapping[str, Any], Sequence[str], Options], tuple[str, str]]
 
 
-def _read(path: str, options: Options, prompt: _Prompt) -> Taken:
+def _read(path: str, options: Options, prompt: _Prompt) -> TaskItems:
     fields, items = Fields.make(ALIASES, options.columns), []
     excluded: Counter[str] = Counter()
     parts: dict[int, tuple[_Kind, str, str]] = {}
@@ -154,7 +154,7 @@ def _read(path: str, options: Options, prompt: _Prompt) -> Taken:
     if options.num_fewshot:
         examples = _examples(options, fields, prompt)
         items = [replace(one, prompt=_with_examples(one, *parts[id(one)], examples, options)) for one in items]
-    return Taken(items, excluded)
+    return TaskItems(items, excluded)
 
 
 def _kind(found: Mapping[str, Any]) -> _Kind:
@@ -272,7 +272,7 @@ _GEOMLAMA = {
 }
 
 
-def read_geomlama(path: str, options: Options) -> Taken:
+def read_geomlama(path: str, options: Options) -> TaskItems:
     """GeoMLAMA's gd_prompt_{lang}.tsv: several right answers among the candidates; blank rows only separate."""
     fields, items = Fields.make(_GEOMLAMA, options.columns), []
     for row, found in _rows(path, fields):
@@ -299,14 +299,14 @@ def read_geomlama(path: str, options: Options) -> Taken:
                 whole=True,
             )
         )
-    return Taken(limited(items, options, path))
+    return TaskItems(limited(items, options, path))
 
 
 def _listed(value: Any) -> list[str]:
     return [part.strip() for part in str(value).replace("，", ",").split(",") if part.strip()]
 
 
-def score_geomlama(taken: Taken, matched: Matched, options: Options) -> Outcome:
+def score_geomlama(taken: TaskItems, matched: Matched, options: Options) -> Outcome:
     """|top n of the candidates and the right ones| / n, n being how many are right."""
     scored = []
     for item in taken.items:
@@ -331,7 +331,7 @@ def _ranking(item: Item, answer: Answer) -> list[int] | None:
 # --- scoring ---------------------------------------------------------------------------------------------------------
 
 
-def score_choices(taken: Taken, matched: Matched, options: Options, parse: Any = None) -> Outcome:
+def score_choices(taken: TaskItems, matched: Matched, options: Options, parse: Any = None) -> Outcome:
     """acc: the share of items whose option is right; no answer, or one that says nothing, is wrong.
 
     parse(item, text, options) -> letter; default `parsing.option_letter`.
@@ -339,7 +339,7 @@ def score_choices(taken: Taken, matched: Matched, options: Options, parse: Any =
     return summarize([_score(item, matched, options, parse) for item in taken.items], "acc")
 
 
-def score_units(taken: Taken, matched: Matched, options: Options) -> Outcome:
+def score_units(taken: TaskItems, matched: Matched, options: Options) -> Outcome:
     """acc: the share of units (questions) of which every item is right."""
     units: dict[str, list[Scored]] = {}
     for item in taken.items:

@@ -9,10 +9,10 @@ from care_jax.data.rows.fields import Fields
 from care_jax.data.rows.files import open_rows
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import Matched
-from care_jax.evaluation.items import Item, Options, Outcome, Scored, Taken, limited, summarize
+from care_jax.evaluation.items import Item, Options, Outcome, Scored, TaskItems, limited, summarize
 
 
-def read_care(path: str, options: Options) -> Taken:
+def read_care(path: str, options: Options) -> TaskItems:
     """CARE's evaluation questions: {Arabic,Chinese,Japanese}-test.json, a folder of them, or the hub's rows.
 
     The id is `culture-number`, by the place in the culture's file. The reference stays the native one also when the
@@ -47,7 +47,7 @@ def read_care(path: str, options: Options) -> Taken:
             )
         )
     dropped = Counter({reason: count for reason, count in reading.report.dropped.items() if count})
-    return Taken(limited(items, options, path), dropped)
+    return TaskItems(limited(items, options, path), dropped)
 
 
 _GLOBE = {
@@ -59,7 +59,7 @@ _GLOBE = {
 }
 
 
-def read_globe(path: str, options: Options) -> Taken:
+def read_globe(path: str, options: Options) -> TaskItems:
     """LLM-GLOBE's items by a column map (question, dimension, language): rated 1 to 7 by the rubric `globe`.
 
     The published files were not seen; name the columns by --columns where they differ.
@@ -85,10 +85,10 @@ def read_globe(path: str, options: Options) -> Taken:
                 fields={**about, "rubric": "globe"},
             )
         )
-    return Taken(limited(items, options, path))
+    return TaskItems(limited(items, options, path))
 
 
-def score_rated(taken: Taken, matched: Matched, options: Options) -> Outcome:
+def score_rated(taken: TaskItems, matched: Matched, options: Options) -> Outcome:
     """The mean of the judge's ratings, which stand in the lines of `care-jax judge`'s output.
 
     An answer that was not judged has no rating, and no part in the mean.

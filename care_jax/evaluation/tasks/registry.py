@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from care_jax.errors import UserError, nearest
 from care_jax.evaluation.answers.responses import Answer, Matched, match
-from care_jax.evaluation.items import Item, Options, Outcome, Taken
+from care_jax.evaluation.items import Item, Options, Outcome, TaskItems
 from care_jax.evaluation.language import detect
 from care_jax.evaluation.statistics import interval
 from care_jax.evaluation.tasks import blend, likelier, multiple_choice, rated
@@ -27,8 +27,8 @@ class Task:
     summary: str
     source: str
     licence: str
-    read: Callable[[str, Options], Taken]
-    score: Callable[[Taken, Matched, Options], Outcome]
+    read: Callable[[str, Options], TaskItems]
+    score: Callable[[TaskItems, Matched, Options], Outcome]
     metric: str
     max_tokens: int = 256
     temperature: float = 0.0
@@ -36,20 +36,20 @@ class Task:
     fewshot: bool = False  # examples may stand before its questions
 
 
-def _blend_choices(taken: Taken, matched: Matched, options: Options) -> Outcome:
+def _blend_choices(taken: TaskItems, matched: Matched, options: Options) -> Outcome:
     return multiple_choice.with_unit_macro(
         multiple_choice.score_choices(taken, matched, options, parse=blend.choice_of)
     )
 
 
-def _blend_read(path: str, options: Options) -> Taken:
+def _blend_read(path: str, options: Options) -> TaskItems:
     taken = blend.read_choices(path, options)
     # Options are compared by their letters; their wordings serve the parser.
     items = [dataclasses.replace(item, choices=tuple(f" {letter}" for letter in item.letters)) for item in taken.items]
     return dataclasses.replace(taken, items=items)
 
 
-def _culturalbench(taken: Taken, matched: Matched, options: Options) -> Outcome:
+def _culturalbench(taken: TaskItems, matched: Matched, options: Options) -> Outcome:
     hard = any(item.unit is not None for item in taken.items)
     return (multiple_choice.score_units if hard else multiple_choice.score_choices)(taken, matched, options)
 
@@ -107,7 +107,7 @@ def find(name: str, options: Options) -> tuple[Task, Options]:
     raise UserError(f"--task: found {name!r}{nearest(wanted, list(TASKS))}, expected one of {', '.join(TASKS)}")
 
 
-def read(task: Task, path: str | None, options: Options) -> Taken:
+def read(task: Task, path: str | None, options: Options) -> TaskItems:
     """The task's items; without a path those of its hub dataset. Ids are unique, or the file is refused."""
     if options.num_fewshot and not task.fewshot:
         able = ", ".join(one.name for one in TASKS.values() if one.fewshot)
@@ -140,7 +140,7 @@ def by_logprob(task: Task, options: Options, has_weights: bool) -> bool:
     return has_weights and (options.method == "logprob" or (options.method == "auto" and not task.generated))
 
 
-def score(task: Task, taken: Taken, answers: Sequence[Answer], options: Options) -> tuple[dict[str, Any], Outcome]:
+def score(task: Task, taken: TaskItems, answers: Sequence[Answer], options: Options) -> tuple[dict[str, Any], Outcome]:
     """(result, outcome). result: `task system n excluded missing failed score metric interval scores by by_n ...`.
 
     n: items that count; missing: of these without an answer; failed: of these with one that nothing could be made of.

@@ -16,11 +16,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
+from care_jax.distributed import barrier, is_writer
 from care_jax.errors import UserError
 from care_jax.models import arch as arch_lib
 from care_jax.models.arch import Arch, Rope, Tree, Weight
 from care_jax.models.decoder import Decoder
-from care_jax.sharding import barrier, is_writer
 
 SHARD_BYTES = 5_000_000_000
 

@@ -140,6 +140,6 @@ def from_pretrained(
     weights.check(declared, found, f"{folder}: its tensors do not fit its config.json ({arch.family})")
     dtype_of_params = jnp.dtype(model.dtype if param_dtype is None else param_dtype)
     params = arch_lib.map_weights(
-        lambda name, weight: weights.load(name, weight, found, dtype_of_params, mesh), declared
+        lambda name, weight: weights.load_weights(name, weight, found, dtype_of_params, mesh), declared
     )
     return model, params

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from care_jax.distributed import is_writer
 from care_jax.errors import UserError
-from care_jax.sharding import is_writer
 
 # What a folder is asked for: never code, never pickles.
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "*.spm", "*.tiktoken")

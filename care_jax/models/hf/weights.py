@@ -36,7 +36,7 @@ def place(path: str, weight: Weight, piece: Callable[[Index], np.ndarray], mesh:
     return jax.block_until_ready(jax.make_array_from_callback(weight.shape, placed, shared_piece))
 
 
-def load(path: str, weight: Weight, found: dict[str, Tensor], dtype: Any, mesh: Mesh | None) -> jax.Array:
+def load_weights(path: str, weight: Weight, found: dict[str, Tensor], dtype: Any, mesh: Mesh | None) -> jax.Array:
     """One weight from its tensors, in `dtype`; the host holds at most this weight's own pieces."""
 
     def piece(index: Index) -> np.ndarray:

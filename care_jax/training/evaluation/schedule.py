@@ -6,15 +6,15 @@ import time
 from typing import Any
 
 from care_jax.config import Config, steps_of
-from care_jax.data.rows.report import write_whole
-from care_jax.sharding import is_writer
+from care_jax.distributed import is_writer
+from care_jax.textfiles import read_lines, write_whole
 from care_jax.training.data import Prepared
 from care_jax.training.evaluation import held_out
 from care_jax.training.evaluation.tasks import TaskScores
 from care_jax.training.forward.passes import ForwardPass
-from care_jax.training.forward.reference import Frozen
+from care_jax.training.forward.reference import Reference
 from care_jax.training.objective import Objective
-from care_jax.training.run.metrics import Recorder, plain, read_lines
+from care_jax.training.run.metrics import Recorder, plain
 from care_jax.training.step import State
 
 HELD_OUT = "held_out.jsonl"  # each held-out question's accuracies, before training and at the end
@@ -29,7 +29,7 @@ class Evaluations:
         objective: Objective,
         data: Prepared,
         forward: ForwardPass,
-        reference: Frozen,
+        reference: Reference,
         recorder: Recorder,
         folder: pathlib.Path,
         tasks: TaskScores | None,

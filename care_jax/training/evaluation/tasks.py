@@ -12,8 +12,8 @@ from care_jax.config.blocks import TaskConfig
 from care_jax.errors import UserError
 from care_jax.evaluation.answers import by_model, generate, logprobs
 from care_jax.evaluation.answers.responses import Answer
-from care_jax.evaluation.items import Options, Taken
-from care_jax.evaluation.model import Opened
+from care_jax.evaluation.items import Options, TaskItems
+from care_jax.evaluation.model import LoadedModel
 from care_jax.evaluation.tasks import registry
 from care_jax.models import lora
 from care_jax.training.step import State
@@ -25,7 +25,7 @@ class _Prepared:
     config: TaskConfig
     task: registry.Task
     options: Options
-    taken: Taken
+    taken: TaskItems
 
 
 def read_tasks(config: Config) -> list[_Prepared]:
@@ -80,14 +80,14 @@ class TaskScores:
     def run(self, state: State) -> dict[str, Any]:
         """`eval/LABEL/score`, and `eval/LABEL/missing` and `failed`, of every task."""
         params = state.params if state.lora is None else lora.merge(self._model, state.params, state.lora)
-        opened = Opened(self._config.name, self._source, self._model, params, self._tokenizer)
+        opened = LoadedModel(self._config.name, self._source, self._model, params, self._tokenizer)
         found: dict[str, Any] = {}
         for one in self._prepared:
             result, _ = registry.score(one.task, one.taken, self._answers(one, opened), one.options)
             found |= {f"eval/{one.label}/{name}": result[name] for name in ("score", "missing", "failed")}
         return found
 
-    def _answers(self, one: _Prepared, opened: Opened) -> list[Answer]:
+    def _answers(self, one: _Prepared, opened: LoadedModel) -> list[Answer]:
         items = one.taken.items
         if registry.by_logprob(one.task, one.options, has_weights=True):
             encoded = [logprobs.encode(opened.tokenizer, i, one.config.chat_template or "none") for i in items]

@@ -8,9 +8,8 @@ import yaml
 
 from care_jax import config as configs
 from care_jax.config import Config
-from care_jax.data.rows.report import markdown_table, write_whole
+from care_jax.textfiles import markdown_table, read_lines, write_whole
 from care_jax.training.evaluation.final_table import final_table
-from care_jax.training.run.metrics import read_lines
 
 _LANGUAGES = {"arab": "ar", "chinese": "zh", "japanese": "ja"}
 

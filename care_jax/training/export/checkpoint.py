@@ -8,12 +8,12 @@ import jax
 from care_jax import config as configs
 from care_jax import models, sharding
 from care_jax.data.chat import load_tokenizer
+from care_jax.distributed import is_writer
 from care_jax.errors import UserError
 from care_jax.evaluation.model import local_folder
 from care_jax.models import lora
-from care_jax.sharding import is_writer
 from care_jax.training.export.card import write_card
-from care_jax.training.run.bucket import Place, copied, delivered, is_remote
+from care_jax.training.run.bucket import RunDirectory, copied, delivered, is_remote
 from care_jax.training.run.checkpoints import Checkpoints
 from care_jax.training.state import load_model, new_adapters
 
@@ -31,12 +31,12 @@ def export_run(run: str | pathlib.Path, folder: str | pathlib.Path, *, adapter: 
         if is_remote(run):
             place = stack.enter_context(copied(str(run), write=False))
         else:
-            place = Place(pathlib.Path(run), pathlib.Path(run))
+            place = RunDirectory(pathlib.Path(run), pathlib.Path(run))
         target = stack.enter_context(delivered(folder))
         return _export(place, target, adapter)
 
 
-def _export(place: Place, folder: pathlib.Path, adapter: bool) -> int:
+def _export(place: RunDirectory, folder: pathlib.Path, adapter: bool) -> int:
     run = place.folder
     if not (run / "config.yaml").is_file():
         raise UserError(f"{place.home}: not a run directory: it holds no config.yaml")

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from care_jax import sharding
+from care_jax import distributed
 from care_jax.errors import UserError
 
 Digest = bytes
@@ -52,7 +52,7 @@ def fingerprint(params: Any) -> str:
     return hashlib.blake2b(json.dumps([names, shapes, sums]).encode(), digest_size=16).hexdigest()
 
 
-class Cache:
+class ReferenceCache:
     """Reference logps by content. `key`: what they depend on beside the tokens (weights, dtype, attention)."""
 
     def __init__(self, folder: pathlib.Path, key: dict[str, Any]):
@@ -63,7 +63,7 @@ class Cache:
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self._parts():
             self._remember(self._read(path))
-        sharding.barrier("reference cache read")  # all processes must miss the same, before one of them adds to it
+        distributed.barrier("reference cache read")  # all processes must miss the same, before one of them adds to it
 
     def _parts(self) -> list[pathlib.Path]:
         return sorted(self.folder.glob("part-[0-9]*.safetensors"))
@@ -126,7 +126,7 @@ def _sha256(digests: np.ndarray, logps: np.ndarray) -> str:
 
 
 def fill_cache(
-    cache: Cache,
+    cache: ReferenceCache,
     digests: Sequence[Digest],
     microbatches: Sequence[Sequence[int]],
     run: Callable[[int], tuple[jax.Array, np.ndarray]],

@@ -9,18 +9,18 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from care_jax import sharding
+from care_jax import distributed, sharding
 from care_jax.data import pipeline
 from care_jax.data.corpus import Corpus
-from care_jax.data.packing.plans import Batch, Layout, StepPlan
+from care_jax.data.packing.plans import Batch, BatchShape, StepPlan
+from care_jax.distributed import is_writer
 from care_jax.errors import UserError
 from care_jax.hardware import SHARE
-from care_jax.sharding import is_writer
+from care_jax.stopping import StopSignal
 from care_jax.training import placing
 from care_jax.training.data import Sequence_
 from care_jax.training.errors import out_of_memory
-from care_jax.training.forward.cache import Cache, digest, fill_cache
-from care_jax.training.signals import StopSignal
+from care_jax.training.forward.cache import ReferenceCache, digest, fill_cache
 from care_jax.training.step import make_logps
 
 
@@ -60,7 +60,7 @@ class ForwardPass:
         self,
         model: Any,
         corpus: Corpus,
-        layout: Layout,
+        layout: BatchShape,
         mesh: jax.sharding.Mesh,
         stop: StopSignal,
         beside: int = 0,
@@ -94,7 +94,7 @@ class ForwardPass:
             )
             plan = pipeline.plan_responses(self._corpus, sequences, layout)
             filled = plan.tokens > layout.rows * layout.row_length // 2
-            if filled and not sharding.anywhere(not self._fits(plan, variables, limit - self._beside)):
+            if filled and not distributed.anywhere(not self._fits(plan, variables, limit - self._beside)):
                 return plan
         return pipeline.plan_responses(self._corpus, sequences, self._layout)
 
@@ -148,7 +148,7 @@ class ForwardPass:
     def digests(self, sequences: Sequence[Sequence_]) -> list[bytes]:
         return [digest(*self._corpus.sequence(*one)) for one in sequences]
 
-    def fill(self, cache: Cache, sequences: Sequence[Sequence_], variables: Any) -> int:
+    def fill(self, cache: ReferenceCache, sequences: Sequence[Sequence_], variables: Any) -> int:
         """Runs what the cache lacks, in the layout of the whole; returns how many microbatches were run."""
         plan = self._plan(sequences, variables)
         members = self._members(plan)

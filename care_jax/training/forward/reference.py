@@ -11,18 +11,18 @@ import numpy as np
 
 from care_jax.config import Config
 from care_jax.data.packing.plans import Batch
+from care_jax.distributed import say
 from care_jax.evaluation.model import local_folder
 from care_jax.training.data import Prepared, Sequence_
 from care_jax.training.errors import RunFailed
-from care_jax.training.forward.cache import Cache, fingerprint
+from care_jax.training.forward.cache import ReferenceCache, fingerprint
 from care_jax.training.forward.passes import ForwardPass
 from care_jax.training.objective import Objective
-from care_jax.training.run.directory import say
 from care_jax.training.state import Built, load_model
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen:
+class Reference:
     """needed: the loss has a reference. own: it is the start of the policy. params: None where all is computed."""
 
     needed: bool
@@ -58,7 +58,7 @@ def reference(
     forward: ForwardPass,
     folder: pathlib.Path,
     mesh: jax.sharding.Mesh,
-) -> Frozen:
+) -> Reference:
     """One pass over the distinct responses that the steps to be run and the evaluation need, unless it is cached.
 
     The reference is the starting weights, unless `reference.path` names another model. Fills `data.ref_logps`.
@@ -71,14 +71,14 @@ def reference(
     if precomputed:
         weights = built.weights if own else fingerprint(params)
         key = {"weights": weights, "dtype": config.model.dtype, "attention": config.model.attention}
-        cache = Cache(folder / "reference", key)
+        cache = ReferenceCache(folder / "reference", key)
         ran = forward.fill(cache, data.sequences, {"params": params})
         say(f"reference: {len(data.sequences)} sequences, {ran} microbatches run, the rest from {cache.folder}")
         values = cache.values(forward.digests(data.sequences))
         data.ref_logps = dict(zip(data.sequences, values.tolist()))
         _check_finite(data)
         params = None
-    return Frozen(objective.needs_ref, own, precomputed, params, data, forward)
+    return Reference(objective.needs_ref, own, precomputed, params, data, forward)
 
 
 def _check_finite(data: Prepared) -> None:

@@ -10,10 +10,10 @@ from care_jax import sharding
 from care_jax.data import pipeline
 from care_jax.data.corpus import Corpus
 from care_jax.data.packing.capacities import round_up
-from care_jax.data.packing.plans import Layout
+from care_jax.data.packing.plans import BatchShape
 from care_jax.data.questions import Question
+from care_jax.stopping import StopSignal
 from care_jax.training.forward.passes import ForwardPass
-from care_jax.training.signals import StopSignal
 
 _TOKENS = 8192  # of a microbatch, about: enough to keep a device busy, little to hold
 _NO_LIMIT = 2**30  # nothing is cut: a cut response would be another one
@@ -53,7 +53,7 @@ def score(
     return sorted(lines, key=lambda line: line["row"]), corpus  # stable: several of one row stay as they came
 
 
-def _layout(corpus: Corpus, mesh: jax.sharding.Mesh) -> Layout:
+def _layout(corpus: Corpus, mesh: jax.sharding.Mesh) -> BatchShape:
     """Rows of the longest sequence, as many as fill a microbatch or as the whole needs; prompts stand once."""
     counts = np.diff(corpus.first_response)
     prompts, completions = corpus.prompt_lengths, corpus.completion_lengths
@@ -65,7 +65,7 @@ def _layout(corpus: Corpus, mesh: jax.sharding.Mesh) -> Layout:
     slots = rows * length
     # An average microbatch's completion tokens and some more: each costs a pass through the vocabulary.
     average = int(1.15 * slots * completions.sum() / tokens)
-    return Layout(
+    return BatchShape(
         rows=rows,
         row_length=length,
         responses=round_up(min(slots // int(completions.min()), 16 + 4 * slots * len(completions) // tokens), 8),

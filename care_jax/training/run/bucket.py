@@ -22,15 +22,15 @@ import fsspec
 import jax
 from etils import epath
 
-from care_jax import sharding
+from care_jax import distributed
 from care_jax.config import Config
+from care_jax.distributed import is_writer, say
 from care_jax.errors import UserError
 from care_jax.models.hf.hub import cache_folder
-from care_jax.sharding import is_writer
 from care_jax.training.errors import RunFailed
-from care_jax.training.run.directory import held, make_folder, say
+from care_jax.training.run.directory import lock_folder, make_folder
 
-Path: TypeAlias = pathlib.Path | epath.Path
+StoragePath: TypeAlias = pathlib.Path | epath.Path
 
 _SECONDS = 30.0  # between two looks at what changed; more where copying takes long
 # Copied to the bucket and never back: nothing that a start reads. Orbax alone writes the checkpoints.
@@ -45,12 +45,12 @@ def is_remote(path: object) -> bool:
     return str(path).startswith("gs://")
 
 
-def path_of(path: str | os.PathLike[str]) -> Path:
+def path_of(path: str | os.PathLike[str]) -> StoragePath:
     """A path of the file system, or of a bucket: what Orbax takes for either."""
     return epath.Path(path) if is_remote(path) else pathlib.Path(path)
 
 
-def files(folder: Path) -> dict[str, int]:
+def files(folder: StoragePath) -> dict[str, int]:
     """Every file below the folder: its path inside, with /, and its size in bytes."""
     if isinstance(folder, pathlib.Path):
         found = (path for path in folder.rglob("*") if path.is_file())
@@ -59,14 +59,14 @@ def files(folder: Path) -> dict[str, int]:
     return {name.removeprefix(f"{root}/"): one["size"] for name, one in store.find(root, detail=True).items()}
 
 
-def size(path: Path) -> int | None:
+def size(path: StoragePath) -> int | None:
     """Of a file, in bytes; None where there is none."""
     if isinstance(path, pathlib.Path):
         return path.stat().st_size if path.is_file() else None
     return path.stat().length if path.is_file() else None
 
 
-def sha256(path: Path) -> str:
+def sha256(path: StoragePath) -> str:
     if isinstance(path, pathlib.Path):
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -80,7 +80,7 @@ def sha256(path: Path) -> str:
     return found.hexdigest()
 
 
-def remove(folder: Path, *, ignore_errors: bool = False) -> None:
+def remove(folder: StoragePath, *, ignore_errors: bool = False) -> None:
     """The folder and all in it. Raises OSError where that cannot be, of a bucket whatever gcsfs does; with
     `ignore_errors` what can be removed is.
     """
@@ -91,7 +91,7 @@ def remove(folder: Path, *, ignore_errors: bool = False) -> None:
         folder.rmtree(missing_ok=True)
 
 
-def move(folder: Path, target: Path) -> None:
+def move(folder: StoragePath, target: StoragePath) -> None:
     """Gives a folder another name. In a bucket every object is copied there and then removed."""
     if isinstance(folder, pathlib.Path):
         folder.rename(target)
@@ -116,13 +116,13 @@ def _store(path: str | os.PathLike[str]) -> tuple[Any, str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class RunDirectory:
     """folder: where this process reads and writes the run's files. home: where they are found when it is over, and
     where the checkpoints are; the same, but for a bucket.
     """
 
     folder: pathlib.Path
-    home: Path
+    home: StoragePath
     mirror: "Mirror | None" = None
 
     @property
@@ -140,7 +140,7 @@ class Place:
 
 
 @contextlib.contextmanager
-def entered(config: Config) -> Iterator[Place]:
+def run_directory(config: Config) -> Iterator[RunDirectory]:
     """The run directory of a configuration, made where it is not there, and this run's alone while entered.
 
     Raises UserError where it cannot be read or written in, or is in use.
@@ -150,15 +150,15 @@ def entered(config: Config) -> Iterator[Place]:
         if found := re.match(r"(\w+):/", where):
             raise UserError(f"output_dir: found {where}, expected a folder or gs://BUCKET/...: {found[1]} is not known")
         folder = make_folder(config)
-        with held(folder):
-            yield Place(folder, folder)
+        with lock_folder(folder):
+            yield RunDirectory(folder, folder)
         return
     with copied(where, write=True) as place:
         yield place
 
 
 @contextlib.contextmanager
-def copied(where: str, *, write: bool) -> Iterator[Place]:
+def copied(where: str, *, write: bool) -> Iterator[RunDirectory]:
     """A run directory in a bucket, its files copied into a folder of this process; with `write` what changes there is
     copied back, at the latest when this is left.
     """
@@ -166,16 +166,16 @@ def copied(where: str, *, write: bool) -> Iterator[Place]:
         with tempfile.TemporaryDirectory(prefix="care_jax-") as name:
             mirror = Mirror(where, pathlib.Path(name))
             mirror.pull()
-            yield Place(pathlib.Path(name), mirror.home)
+            yield RunDirectory(pathlib.Path(name), mirror.home)
         return
     folder = _here(where)
     folder.mkdir(parents=True, exist_ok=True)
-    with held(folder):
+    with lock_folder(folder):
         mirror = Mirror(where, folder)
         mirror.pull()
-        sharding.barrier("run directory copied")  # by all, before one of them changes it
+        distributed.barrier("run directory copied")  # by all, before one of them changes it
         with mirror:
-            yield Place(folder, mirror.home, mirror)
+            yield RunDirectory(folder, mirror.home, mirror)
         _empty(folder)
 
 
@@ -196,7 +196,7 @@ def delivered(where: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
                 _put(store, path, f"{root.rstrip('/')}/{path.name}")
             except Exception as error:
                 raise RunFailed(f"{where}/{path.name}: could not be written: {_short(error)}") from error
-        sharding.barrier("model delivered")
+        distributed.barrier("model delivered")
 
 
 def _here(where: str) -> pathlib.Path:

@@ -15,13 +15,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.future import ChainedFuture
 
-from care_jax import sharding
+from care_jax import distributed
+from care_jax.distributed import is_writer, say
 from care_jax.errors import UserError
-from care_jax.sharding import is_writer
 from care_jax.training.errors import RunFailed, machine_error, process_lost
 from care_jax.training.run import checksums
-from care_jax.training.run.bucket import Path, is_remote, move, path_of, remove
-from care_jax.training.run.directory import say
+from care_jax.training.run.bucket import StoragePath, is_remote, move, path_of, remove
 from care_jax.training.step import State
 
 # What a disk, a file system or another process does to a save. The save is told of and tried again at the next
@@ -79,8 +78,8 @@ class Checkpoints:
     may be going on elsewhere, in whose folder nothing is changed.
     """
 
-    def __init__(self, folder: Path, keep: int = 1, best: str | None = None, *, read_only: bool = False):
-        self.folder: Path = folder.absolute() if isinstance(folder, pathlib.Path) else folder
+    def __init__(self, folder: StoragePath, keep: int = 1, best: str | None = None, *, read_only: bool = False):
+        self.folder: StoragePath = folder.absolute() if isinstance(folder, pathlib.Path) else folder
         self._keep, self._best, self._read_only = keep, best, read_only
         self._good: int | None = None  # the newest that is known to be sound
         self._looked = False
@@ -111,7 +110,7 @@ class Checkpoints:
         """The committed checkpoints, ascending, sound or not."""
         return sorted(int(path.name) for path in self._below() if path.name.isdigit() and _committed(path))
 
-    def _below(self) -> list[Path]:
+    def _below(self) -> list[StoragePath]:
         return list(self.folder.iterdir()) if self.folder.exists() else []
 
     def latest(self) -> int | None:
@@ -153,9 +152,9 @@ class Checkpoints:
                 f"{error.filename}: the checkpoint of step {step} cannot be read ({error.strerror}). Make it readable; "
                 f"or move {self.folder / str(step)} away, and the one before is used"
             ) from None
-        return found or ("another process found it so" if sharding.anywhere(found is not None) else None)
+        return found or ("another process found it so" if distributed.anywhere(found is not None) else None)
 
-    def _set_aside(self, step: int) -> Path:
+    def _set_aside(self, step: int) -> StoragePath:
         number, target = 1, self.folder / f"{step}{_DAMAGED}"
         while target.exists():
             number, target = number + 1, self.folder / f"{step}{_DAMAGED}{number}"
@@ -163,7 +162,7 @@ class Checkpoints:
             move(self.folder / str(step), target)
         return target
 
-    def standing(self) -> str:
+    def resume_hint(self) -> str:
         """From where a run that ends now goes on."""
         good = self._good
         if self._pending is not None and _committed(self.folder / str(self._pending[0])):
@@ -215,7 +214,7 @@ class Checkpoints:
         """Waits for the save under way. Raises RunFailed where the newest save failed."""
         self._settle()
         if self._last_failure is not None:
-            raise RunFailed(f"{self._last_failure}; {self.standing()}")
+            raise RunFailed(f"{self._last_failure}; {self.resume_hint()}")
 
     def expected_seconds(self) -> float:
         """How long the last save took."""
@@ -244,7 +243,7 @@ class Checkpoints:
                 continue
         reason = machine_error(error) or " ".join(str(error).split())  # TensorStore's text begins with long paths
         self._last_failure = f"the state of step {step} could not be saved in {self.folder}: {reason[:500]}"
-        say(f"warning: {self._last_failure}; {self.standing()}. The next save is tried as configured")
+        say(f"warning: {self._last_failure}; {self.resume_hint()}. The next save is tried as configured")
         self._clear()
 
     def _tidy(self) -> None:
@@ -256,7 +255,7 @@ class Checkpoints:
             if step not in kept:
                 self._remove(self.folder / str(step))
 
-    def _remove(self, path: Path) -> None:
+    def _remove(self, path: StoragePath) -> None:
         try:
             if is_remote(path):  # where nothing is renamed: what has no commit is none
                 (path / checksums.COMMIT).unlink()
@@ -328,7 +327,7 @@ class Checkpoints:
             self._saver.close()
 
 
-def _committed(path: Path) -> bool:
+def _committed(path: StoragePath) -> bool:
     """Whether a save is whole: a folder appears by renaming, in a bucket a last object says so."""
     return (path / checksums.COMMIT).exists() if is_remote(path) else path.is_dir()
 

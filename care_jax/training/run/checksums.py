@@ -11,20 +11,20 @@ from typing import Any
 
 from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
-from care_jax.training.run.bucket import Path, files, sha256, size
+from care_jax.training.run.bucket import StoragePath, files, sha256, size
 
 SUMS = "sha256.json"
 # Orbax writes these two behind us, when it commits; they are read by no restore of ours.
 COMMIT, _METADATA = "commit_success.txt", "_CHECKPOINT_METADATA"
 
 
-def write_part(folder: Path, process: int) -> None:
+def write_part(folder: StoragePath, process: int) -> None:
     """The sums of what this process alone has written into a save that has not committed yet."""
     own = [name for name in files(folder) if name.split("/")[1:2] == [f"ocdbt.process_{process}"]]
     _part(folder, process).write_text(json.dumps(_sums(folder, own)), encoding="utf-8")
 
 
-def seal(folder: Path) -> None:
+def seal(folder: StoragePath) -> None:
     """Joins the parts of all processes and adds the files that are nobody's own. For one process, before the commit."""
     parts = sorted(folder.glob("sha256.process_*.json"))
     found: dict[str, Any] = {}
@@ -38,7 +38,7 @@ def seal(folder: Path) -> None:
         part.unlink()
 
 
-def damage(folder: Path, share: tuple[int, int] = (0, 1)) -> str | None:
+def damage(folder: StoragePath, share: tuple[int, int] = (0, 1)) -> str | None:
     """What is wrong with a committed checkpoint, or None. share: (i, n) looks at every n-th file from the i-th.
 
     Raises PermissionError where a file cannot be read: that is for the user to mend, and nothing is lost.
@@ -68,7 +68,7 @@ def damage(folder: Path, share: tuple[int, int] = (0, 1)) -> str | None:
     return _bookkeeping(folder)
 
 
-def _bookkeeping(folder: Path) -> str | None:
+def _bookkeeping(folder: StoragePath) -> str | None:
     """What Orbax writes when it commits: no number depends on it, but other tools read it."""
     for name in (COMMIT, _METADATA):
         if size(folder / name) is None:
@@ -85,7 +85,7 @@ def _bookkeeping(folder: Path) -> str | None:
     return None
 
 
-def _part(folder: Path, process: int) -> Path:
+def _part(folder: StoragePath, process: int) -> StoragePath:
     return folder / f"sha256.process_{process}.json"
 
 
@@ -94,7 +94,7 @@ def _final(name: str) -> str:
     return "/".join(part.split(TMP_DIR_SUFFIX)[0] for part in name.split("/"))
 
 
-def _sums(folder: Path, names: list[str]) -> dict[str, list[Any]]:
+def _sums(folder: StoragePath, names: list[str]) -> dict[str, list[Any]]:
     return {_final(name): [size(folder / name), sha256(folder / name)] for name in sorted(names)}
 
 

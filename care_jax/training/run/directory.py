@@ -6,11 +6,10 @@ import fcntl
 import os
 import pathlib
 import socket
-import sys
 import time
 from collections.abc import Iterator
 
-from care_jax import sharding
+from care_jax import distributed
 from care_jax.config import Config
 from care_jax.errors import UserError
 
@@ -33,16 +32,16 @@ def make_folder(config: Config) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def held(folder: pathlib.Path, patience: float = _DYING_SECONDS) -> Iterator[None]:
+def lock_folder(folder: pathlib.Path, patience: float = _DYING_SECONDS) -> Iterator[None]:
     """The folder is this run's alone while entered: the writer of its processes holds an advisory lock (POSIX), which
     its death sets free, however it dies. On a file system without locks nothing is held.
 
     patience: seconds to wait for one that is dying. Raises UserError, in every process, where another run has it.
     """
-    file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644) if sharding.is_writer() else None
+    file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644) if distributed.is_writer() else None
     try:
         owner = None if file is None else _lock(file, patience)
-        if sharding.anywhere(owner is not None):
+        if distributed.anywhere(owner is not None):
             raise UserError(
                 f"output_dir: {folder} is in use: {owner or 'another process'} is running there. "
                 "Wait for its end, or choose another output_dir"
@@ -71,9 +70,3 @@ def _lock(file: int, patience: float) -> str | None:
             os.ftruncate(file, 0)
             os.pwrite(file, f"process {os.getpid()} of {socket.gethostname()}".encode(), 0)
             return None
-
-
-def say(text: str) -> None:
-    """A line of progress on stderr, from one process."""
-    if sharding.is_writer():
-        print(text, file=sys.stderr, flush=True)

@@ -18,11 +18,10 @@ from care_jax import config as configs
 from care_jax.config import Config
 from care_jax.data.corpus import Corpus
 from care_jax.data.curation.catalogue import DATASETS
-from care_jax.data.rows.report import write_whole
+from care_jax.distributed import is_writer, say
 from care_jax.errors import UserError
 from care_jax.models.hf.export import CARRIED
-from care_jax.sharding import is_writer
-from care_jax.training.run.directory import say
+from care_jax.textfiles import write_whole
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "care-jax")
 

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import jax
 from tqdm import tqdm
 
-from care_jax import sharding
+from care_jax import distributed
 from care_jax.config import Config
+from care_jax.distributed import is_writer
 from care_jax.hardware import CHIPS
-from care_jax.sharding import is_writer
 
 Metrics = Mapping[str, Any]
 
@@ -42,7 +42,7 @@ class MetricsFile:
         self._file = None
         kept = [] if resume_step is None else [line for line in read_lines(path) if line["step"] <= resume_step]
         self.lines: list[dict[str, Any]] = kept
-        sharding.barrier("metrics read")
+        distributed.barrier("metrics read")
         if not writes:
             return
         aside = path.with_suffix(".jsonl.partial")
@@ -67,17 +67,6 @@ class MetricsFile:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-
-
-def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The whole lines of a file whose last one a kill may have cut."""
-    found: list[dict[str, Any]] = []
-    for text in path.read_text().split("\n")[:-1] if path.exists() else ():
-        try:
-            found.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return found
 
 
 def _write(file: Any, data: bytes) -> None:

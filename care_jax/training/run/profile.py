@@ -5,7 +5,7 @@ import pathlib
 import jax
 
 from care_jax.config import ProfileConfig
-from care_jax.training.run.directory import say
+from care_jax.distributed import say
 
 
 class Trace:

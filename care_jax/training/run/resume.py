@@ -9,13 +9,12 @@ from typing import Any
 import jax
 
 from care_jax import config as configs
-from care_jax import sharding
+from care_jax import distributed
 from care_jax.config import Config
-from care_jax.data.rows.report import write_whole
+from care_jax.distributed import is_writer, say
 from care_jax.errors import UserError
-from care_jax.sharding import is_writer
+from care_jax.textfiles import write_whole
 from care_jax.training.run.checkpoints import Checkpoints
-from care_jax.training.run.directory import say
 from care_jax.training.run.manifest import Identity
 
 
@@ -67,7 +66,7 @@ def open_run(
         assert before is not None
         _may_go_on(before, config)
         _say_what_rounds(before, config, meta["where"], where(mesh), step)
-    sharding.barrier("run directory read")  # by all, before one of them writes there
+    distributed.barrier("run directory read")  # by all, before one of them writes there
     if is_writer():
         try:
             write_whole(stored, configs.dump(config))

@@ -1,21 +1,28 @@
-"""A polite end: SIGTERM, Ctrl-C or a cloud's notice lets the step finish and be saved; a second Ctrl-C ends at once.
+"""How a process stops: SIGTERM, Ctrl-C and a cloud's notice let the work under way finish and be saved.
 
 SIGTERM is how job managers and clouds announce that a machine is taken away (Kubernetes and so GKE, SLURM, a virtual
-machine that shuts down). Signals are read by a thread from the pipe that the interpreter's own handler writes to, so
-that a second Ctrl-C is heard while the main thread waits for a device or a compiler. Of several processes all stop at
-the same step, whichever was told.
+machine that shuts down). A thread reads signals from the pipe that the interpreter's own handler writes to, so that a
+second Ctrl-C is heard while the main thread waits for a device or a compiler. Of several processes all stop at the
+same step, whichever of them was told.
+
+Google's metadata server: `instance/preempted` turns to TRUE about 30 s before a spot machine, also a TPU machine, is
+taken away (cloud.google.com/compute/docs/instances/create-use-spot; cloud.google.com/compute/docs/metadata). Not every
+job there gets a SIGTERM: a process of a login shell does not.
 """
 
+import contextlib
+import http.client
 import os
+import pathlib
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from care_jax.errors import ENDED_BY_USER, INTERRUPTED
-from care_jax.sharding import Agreement
-from care_jax.training import notices
 
 
 class Interrupted(Exception):
@@ -37,6 +44,8 @@ class StopSignal:
         self._expected = ""
         self._hearing, self._closed = threading.Lock(), threading.Event()
         self._deadline: threading.Timer | None = None
+        from care_jax.distributed import Agreement  # loads jax, which `interruptible` does without
+
         self._agreement = Agreement()
         self._before: dict[int, object] = {}
         self._pipe: tuple[int, int] | None = None
@@ -54,7 +63,7 @@ class StopSignal:
         if self.requested:
             raise Interrupted(f"stopped {where}: {_GOES_ON}")
 
-    def expect(self, step_seconds: float, save_seconds: float) -> None:
+    def estimate_stop(self, step_seconds: float, save_seconds: float) -> None:
         """How long a stop would take: what is under way took so long the last time, and a save (0: none yet)."""
         if save_seconds:
             each = f"steps under way {step_seconds:.0f} s, a save {save_seconds:.0f} s"
@@ -70,7 +79,7 @@ class StopSignal:
             threading.Thread(target=self._listen, args=(self._pipe[0],), daemon=True, name="signals").start()
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, _nothing)
-        host = notices.metadata_host()
+        host = metadata_host()
         if host is not None:
             threading.Thread(target=self._watch, args=(host,), daemon=True, name="preemption").start()
         return self
@@ -96,7 +105,7 @@ class StopSignal:
         os.close(pipe)
 
     def _watch(self, host: str) -> None:
-        if notices.preempted(host, self._closed):
+        if preempted(host, self._closed):
             self._hear("this machine is to be taken away, stopping")
 
     def _hear(self, what: str) -> None:
@@ -134,3 +143,89 @@ def _leave(text: str, status: int) -> None:
 
 def _nothing(number: int, frame: FrameType | None) -> None:
     """Makes the interpreter write the signal's number to the pipe, and nothing else happen."""
+
+
+_PRODUCT = pathlib.Path("/sys/class/dmi/id/product_name")  # what the firmware calls the machine
+
+
+_FLAVOR = {"Metadata-Flavor": "Google"}  # of the question and of the answer: no other server speaks so
+
+
+_WAIT_SECONDS = 60  # the server answers at once when the value changes, else after that long
+
+
+_TRIES = 6
+
+
+def metadata_host() -> str | None:
+    """The metadata server, on a machine of Google's alone; elsewhere None, so that nothing is ever asked.
+
+    GCE_METADATA_HOST names another one, and NO_GCE_CHECK=true asks none, as in Google's own libraries.
+    """
+    if os.environ.get("NO_GCE_CHECK", "").lower() == "true":
+        return None
+    if named := os.environ.get("GCE_METADATA_HOST"):
+        return named
+    try:
+        product = _PRODUCT.read_text(encoding="utf-8").strip()
+    except OSError:  # no such firmware: not Google's
+        return None
+    return "metadata.google.internal" if product in ("Google Compute Engine", "Google") else None
+
+
+def preempted(host: str, closed: threading.Event, pause: float = 1.0) -> bool:
+    """Waits until the machine is to go (True), `closed` is set, or the server fails too often in a row (False).
+
+    pause: seconds between two questions, and before the first retry.
+    """
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # what a proxy says is of another machine
+    etag, failed = "0", 0
+    while not closed.is_set():
+        url = f"http://{host}/computeMetadata/v1/instance/preempted"
+        request = urllib.request.Request(
+            f"{url}?wait_for_change=true&timeout_sec={_WAIT_SECONDS}&last_etag={etag}", headers=_FLAVOR
+        )
+        try:
+            with opener.open(request, timeout=_WAIT_SECONDS + 10) as answer:
+                if answer.headers.get("Metadata-Flavor") != "Google":
+                    raise OSError("not a metadata server")
+                value, etag, failed = answer.read(16).strip(), answer.headers.get("ETag", "0"), 0
+            if value == b"TRUE":
+                return True
+        except (OSError, http.client.HTTPException) as error:
+            failed += 1
+            if failed == _TRIES:
+                from care_jax.distributed import say
+
+                say(f"warning: {url} fails ({error}): that this machine is to be taken away is heard as SIGTERM alone")
+                return False
+        closed.wait(pause * 2**failed)
+    return False
+
+
+class Status:
+    """The exit status of what ran within `interruptible`: 0, or 75 after a signal."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Status]:
+    """What was under way ends by itself and is kept; the status then says to run again."""
+    status = Status()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if main else None
+    try:
+        yield status
+    except KeyboardInterrupt:
+        print("care-jax: stopped: the same command goes on from what is saved", file=sys.stderr)
+        status.value = INTERRUPTED
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,103 @@
+"""Several processes as one: how they start, wait for each other and agree, and which of them writes."""
+
+import os
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from care_jax.errors import UserError
+
+
+def is_writer() -> bool:
+    """Whether this process is the one of several that writes what all of them know."""
+    return jax.process_index() == 0
+
+
+# A process that is silent for so long is taken for dead, and the others end too: a job manager starts all again.
+_SILENCE_SECONDS = 30
+
+
+def start_processes() -> None:
+    """Joins the other processes of this job, before anything asks jax for a device; does nothing in a single process.
+
+    By address: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. By what jax finds out itself: in a step
+    of several SLURM tasks, on GKE's TPU hosts, and wherever CARE_JAX_DISTRIBUTED=auto (the hosts of a TPU VM).
+    Raises UserError where the address comes without the two numbers.
+    """
+    environment = os.environ
+    if jax.distributed.is_initialized():
+        return
+    options = {"heartbeat_timeout_seconds": _SILENCE_SECONDS, "shutdown_timeout_seconds": _SILENCE_SECONDS}
+    if "JAX_COORDINATOR_ADDRESS" in environment:
+        numbers = [environment.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+        if not all(number.isdecimal() for number in numbers):
+            raise UserError(
+                f"JAX_COORDINATOR_ADDRESS={environment['JAX_COORDINATOR_ADDRESS']} asks for JAX_NUM_PROCESSES and "
+                f"JAX_PROCESS_ID too, as numbers; found {numbers[0]!r} and {numbers[1]!r}"
+            )
+        jax.distributed.initialize(
+            num_processes=int(numbers[0]),
+            process_id=int(numbers[1]),
+            cluster_detection_method="deactivate",
+            **options,  # type: ignore[arg-type]
+        )
+    elif (
+        int(environment.get("SLURM_STEP_NUM_TASKS") or 1) > 1
+        or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+        or environment.get("CARE_JAX_DISTRIBUTED") == "auto"
+    ):
+        jax.distributed.initialize(**options)  # type: ignore[arg-type]
+
+
+def barrier(name: str) -> None:
+    """Waits until every process has reached this call; alone it does nothing."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def anywhere(value: bool) -> bool:
+    """Whether the value is true in some process. All processes call it, and wait for each other."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
+
+
+class Agreement:
+    """Lets all processes learn in the same call what one of them saw (a signal, a clock).
+
+    A single process gets its answer at once. Several processes get what any of them said one call earlier: the sum
+    over processes runs while the devices work, so that nobody waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._pending: jax.Array | None = None
+
+    def any(self, *said: bool) -> tuple[bool, ...]:
+        """For each value, whether it was true in some process. The number of values must not change between calls."""
+        if jax.process_count() == 1:
+            return said
+        counts, self._pending = self._pending, _sum_over_processes(np.asarray(said, np.int32))
+        return (False,) * len(said) if counts is None else tuple(bool(count) for count in np.asarray(counts))
+
+
+def _sum_over_processes(values: np.ndarray) -> jax.Array:
+    """Sums [n] int32 over processes, without waiting for the result."""
+    first_devices = [min(jax.local_devices(process_index=p), key=lambda d: d.id) for p in range(jax.process_count())]
+    mesh = Mesh(np.asarray(first_devices), ("process",))
+    spread = NamedSharding(mesh, PartitionSpec("process"))
+    values_per_process = jax.make_array_from_process_local_data(spread, values[None], (len(first_devices), len(values)))
+    return jax.jit(_total, out_shardings=NamedSharding(mesh, PartitionSpec()))(values_per_process)
+
+
+def _total(x: jax.Array) -> jax.Array:
+    return jnp.sum(x, axis=0)
+
+
+def say(text: str) -> None:
+    """A line of progress on stderr, from one process."""
+    if distributed.is_writer():
+        print(text, file=sys.stderr, flush=True)
