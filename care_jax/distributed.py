@@ -99,5 +99,5 @@ def _total(x: jax.Array) -> jax.Array:
 
 def say(text: str) -> None:
     """A line of progress on stderr, from one process."""
-    if distributed.is_writer():
+    if is_writer():
         print(text, file=sys.stderr, flush=True)

@@ -7,7 +7,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from care_jax.distributed import start_processes
 from care_jax.errors import UserError
+from care_jax.hardware import claim_memory
 
 MESH_AXES = ("data", "fsdp", "tensor")
 

@@ -34,13 +34,13 @@ class StopSignal:
 
     requested: whether all processes know by now that one was told to stop; heard_at: when this one was (monotonic).
     grace_seconds: how long after that the process may live: what has not ended by then is left without a save, with
-    exit status 75. standing: says from where the run then goes on.
+    exit status 75. resume_hint: says from where the run then goes on.
     """
 
-    def __init__(self, grace_seconds: float | None = None, standing: Callable[[], str] = lambda: _GOES_ON) -> None:
+    def __init__(self, grace_seconds: float | None = None, resume_hint: Callable[[], str] = lambda: _GOES_ON) -> None:
         self.requested = False
         self.heard_at: float | None = None
-        self._grace, self._standing = grace_seconds, standing
+        self._grace, self._resume_hint = grace_seconds, resume_hint
         self._expected = ""
         self._hearing, self._closed = threading.Lock(), threading.Event()
         self._deadline: threading.Timer | None = None
@@ -123,7 +123,7 @@ class StopSignal:
 
     def _too_late(self) -> None:
         _leave(
-            f"left without a save {self._grace:g} s after the signal (checkpoint.grace_seconds): {self._standing()}",
+            f"left without a save {self._grace:g} s after the signal (checkpoint.grace_seconds): {self._resume_hint()}",
             INTERRUPTED,
         )
 

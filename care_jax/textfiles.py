@@ -6,9 +6,11 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from care_jax.errors import UserError
+
+JsonObject: TypeAlias = dict[str, Any]  # one JSON object: what json.loads returns for {...}
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
@@ -49,9 +51,9 @@ def dump_line(row: Mapping[str, Any]) -> str:
     return text + "\n"
 
 
-def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_lines(path: pathlib.Path) -> list[JsonObject]:
     """The complete lines of a JSON lines file whose last line a kill may have cut; none where there is no file."""
-    lines: list[dict[str, Any]] = []
+    lines: list[JsonObject] = []
     for text in path.read_text().split("\n")[:-1] if path.exists() else ():
         try:
             lines.append(json.loads(text))

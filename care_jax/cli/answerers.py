@@ -156,8 +156,9 @@ class Answerer:
     def _writes(self) -> bool:
         if self._opened is None:
             return True
+        from care_jax.distributed import is_writer
 
-        return distributed.is_writer()
+        return is_writer()
 
     def _say(self, text: str) -> None:
         if self._writes():

@@ -6,7 +6,7 @@ import pathlib
 import sys
 from typing import Any
 
-from care_jax.cli.command import calls, command
+from care_jax.cli.command import at_least, calls, command
 from care_jax.errors import UserError
 
 _EVALUATE = """\

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from care_jax import sharding
 from care_jax.errors import UserError
 
-Tree = dict[str, Any]
+Params = dict[str, Any]  # a tree of weights: nested dicts whose leaves are arrays (or their declarations)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ _GEMMA_NORMS = {
 }
 
 
-def declarations(arch: Arch) -> Tree:
+def declarations(arch: Arch) -> Params:
     """The tree of `Weight`: {"embed", "blocks": {"attn", "mlp", norms}, "norm"[, "head"]}."""
     sizes = {
         "layers": arch.layers,
@@ -143,18 +143,18 @@ def declarations(arch: Arch) -> Tree:
             hf.insert(0 if inner_axes[0] != "embed" else len(rest), size)
         return Weight(shape, axes, init, name, tuple(hf), decay=init == "normal")
 
-    def linear(module: str, out: tuple[str, ...], into: tuple[str, ...], bias: bool) -> Tree:
+    def linear(module: str, out: tuple[str, ...], into: tuple[str, ...], bias: bool) -> Params:
         prefix = f"model.layers.{{i}}.{module}"
-        tree: Tree = {"weight": weight(f"{prefix}.weight", ("layers", *out, *into), "normal")}
+        tree: Params = {"weight": weight(f"{prefix}.weight", ("layers", *out, *into), "normal")}
         if bias:
             tree["bias"] = weight(f"{prefix}.bias", ("layers", *out), "zeros")
         return tree
 
-    def norm(name: str, axis: str) -> Tree:
+    def norm(name: str, axis: str) -> Params:
         return {"weight": weight(f"model.layers.{{i}}.{name}.weight", ("layers", axis), norm_init)}
 
     heads, kv_heads = ("heads", "head_dim"), ("kv_heads", "head_dim")
-    attention: Tree = {
+    attention: Params = {
         "q": linear("self_attn.q_proj", heads, ("embed",), arch.qkv_bias),
         "k": linear("self_attn.k_proj", kv_heads, ("embed",), arch.qkv_bias),
         "v": linear("self_attn.v_proj", kv_heads, ("embed",), arch.qkv_bias),
@@ -162,7 +162,7 @@ def declarations(arch: Arch) -> Tree:
     }
     if arch.qk_norm:
         attention |= {"q_norm": norm("self_attn.q_norm", "head_dim"), "k_norm": norm("self_attn.k_norm", "head_dim")}
-    blocks: Tree = {
+    blocks: Params = {
         "attn": attention,
         "mlp": {
             "gate": linear("mlp.gate_proj", ("mlp",), ("embed",), arch.mlp_bias),
@@ -172,7 +172,7 @@ def declarations(arch: Arch) -> Tree:
     }
     names = _GEMMA_NORMS if arch.gemma_norms else _NORMS
     blocks |= {ours: norm(theirs, "norm") for ours, theirs in names.items()}
-    tree: Tree = {
+    tree: Params = {
         "embed": {"weight": weight("model.embed_tokens.weight", ("vocab", "embed"), "normal")},
         "blocks": blocks,
         "norm": {"weight": weight("model.norm.weight", ("norm",), norm_init)},
@@ -186,7 +186,7 @@ def is_weight(x: Any) -> bool:
     return isinstance(x, Weight)
 
 
-def map_weights(function: Any, tree: Tree) -> Tree:
+def map_weights(function: Any, tree: Params) -> Params:
     """`function(path, weight)` at every leaf; the path is dotted, as in blocks.attn.q.weight."""
 
     def at(path: Any, weight: Weight) -> Any:
@@ -202,14 +202,14 @@ def initial(weight: Weight, key: jax.Array, std: float, dtype: Any) -> jax.Array
     return jnp.full(weight.shape, 0 if weight.init == "zeros" else 1, dtype)
 
 
-def initial_tree(arch: Arch, key: jax.Array, dtype: Any, tree: Tree | None = None) -> Tree:
+def initial_tree(arch: Arch, key: jax.Array, dtype: Any, tree: Params | None = None) -> Params:
     """Fresh parameters; each weight's key comes from its place in the tree, so that no mesh changes the numbers."""
     leaves, structure = jax.tree.flatten(declarations(arch) if tree is None else tree, is_leaf=is_weight)
     keys = [jax.random.fold_in(key, place) for place in range(len(leaves))]
     return jax.tree.unflatten(structure, [initial(leaf, k, arch.init_std, dtype) for leaf, k in zip(leaves, keys)])
 
 
-def param_shardings(arch: Arch, mesh: Mesh) -> Tree:
+def param_shardings(arch: Arch, mesh: Mesh) -> Params:
     """The tree of NamedSharding; UserError where a size does not divide by its mesh axis."""
 
     def place(path: str, weight: Weight) -> NamedSharding:
@@ -218,12 +218,12 @@ def param_shardings(arch: Arch, mesh: Mesh) -> Tree:
     return map_weights(place, declarations(arch))
 
 
-def decay_mask(arch: Arch) -> Tree:
+def decay_mask(arch: Arch) -> Params:
     """The tree of bool for weight decay: False on norms and biases."""
     return map_weights(lambda _, weight: weight.decay, declarations(arch))
 
 
-def abstract_params(arch: Arch, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Tree:
+def abstract_params(arch: Arch, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Params:
     """The tree of ShapeDtypeStruct, placed where a mesh is given: what restoring a checkpoint or compiling needs."""
 
     def leaf(path: str, weight: Weight) -> jax.ShapeDtypeStruct:

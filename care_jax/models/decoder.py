@@ -20,7 +20,7 @@ from care_jax.errors import UserError
 from care_jax.hardware import platform, precision
 from care_jax.models import arch as arch_lib
 from care_jax.models import attention as attention_lib
-from care_jax.models.arch import Arch, LayerKind, Rope, Tree
+from care_jax.models.arch import Arch, LayerKind, Params, Rope
 from care_jax.sharding import constrain
 
 REMAT = ("none", "dots", "full", "offload")
@@ -149,7 +149,7 @@ def _product_backward(saved: Any, gradient: Any) -> tuple[Any, Any]:
 _product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
-def linear(x: jax.Array, weight: Tree, lora: Tree | None, lora_scale: float, dims: int = 1) -> jax.Array:
+def linear(x: jax.Array, weight: Params, lora: Params | None, lora_scale: float, dims: int = 1) -> jax.Array:
     """x W^T + b, and the adapter's lora_scale * (x A^T) B^T where there is one (Hu et al. 2021)."""
     out = _contract(x, weight["weight"], dims)
     if "bias" in weight:
@@ -159,7 +159,7 @@ def linear(x: jax.Array, weight: Tree, lora: Tree | None, lora_scale: float, dim
     return out
 
 
-def _part(lora: Tree | None, *names: str) -> Tree | None:
+def _part(lora: Params | None, *names: str) -> Params | None:
     for name in names:
         lora = None if lora is None else lora.get(name)
     return lora
@@ -168,8 +168,8 @@ def _part(lora: Tree | None, *names: str) -> Tree | None:
 def _attention(
     arch: Arch,
     x: jax.Array,
-    weights: Tree,
-    lora: Tree | None,
+    weights: Params,
+    lora: Params | None,
     lora_scale: float,
     kind: jax.Array,
     places: Places,
@@ -236,7 +236,7 @@ def _rounded(weight: jax.Array, dtype: Any) -> jax.Array:
     return weight if weight.dtype == dtype else jax.lax.optimization_barrier(weight).astype(dtype)
 
 
-def _mlp(arch: Arch, x: jax.Array, weights: Tree, lora: Tree | None, lora_scale: float) -> jax.Array:
+def _mlp(arch: Arch, x: jax.Array, weights: Params, lora: Params | None, lora_scale: float) -> jax.Array:
     gate = linear(x, weights["gate"], _part(lora, "gate"), lora_scale)
     up = linear(x, weights["up"], _part(lora, "up"), lora_scale)
 
@@ -251,13 +251,13 @@ def _mlp(arch: Arch, x: jax.Array, weights: Tree, lora: Tree | None, lora_scale:
 
 def forward(
     arch: Arch,
-    params: Tree,
+    params: Params,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
     prompt_segment_ids: Int[Array, "B T"] | None = None,
     *,
-    lora: Tree | None = None,
+    lora: Params | None = None,
     lora_scale: float = 1.0,
     cache: KeyValueCache | None = None,
     dtype: Any = jnp.float32,
@@ -340,12 +340,12 @@ def forward(
     return rms_norm(x, params["norm"]["weight"].astype(dtype), arch), cache
 
 
-def head_weight(arch: Arch, params: Tree) -> Float[Array, "V d"]:
+def head_weight(arch: Arch, params: Params) -> Float[Array, "V d"]:
     """The output head: the (unscaled) embedding where tied."""
     return params["embed" if arch.tied else "head"]["weight"]
 
 
-def logits_of(arch: Arch, params: Tree, hidden: Float[Array, "B T d"]) -> Float[Array, "B T V"]:
+def logits_of(arch: Arch, params: Params, hidden: Float[Array, "B T d"]) -> Float[Array, "B T V"]:
     """Logits in float32, the final soft cap applied; the product takes the compute dtype, accumulated in float32."""
     head = head_weight(arch, params).astype(hidden.dtype)
     logits = jnp.einsum(
@@ -373,7 +373,7 @@ class Decoder(nn.Module):
     lora_scale: float | None = None
     shared_prompts: bool = True
 
-    def _params(self) -> Tree:
+    def _params(self) -> Params:
         params = {}
         for name, tree in arch_lib.declarations(self.arch).items():
             params[name] = self.param(
@@ -381,7 +381,7 @@ class Decoder(nn.Module):
             )
         return params
 
-    def _lora(self) -> Tree | None:
+    def _lora(self) -> Params | None:
         if not self.has_variable("lora", "blocks"):
             return None
         if self.lora_scale is None:
@@ -390,7 +390,7 @@ class Decoder(nn.Module):
 
     def _forward(
         self,
-        params: Tree,
+        params: Params,
         tokens: jax.Array,
         positions: jax.Array | None,
         segment_ids: jax.Array | None,

@@ -20,7 +20,7 @@ from care_jax import sharding
 from care_jax.distributed import is_writer
 from care_jax.errors import UserError, nearest
 from care_jax.models import arch as arch_lib
-from care_jax.models.arch import Arch, Tree, Weight
+from care_jax.models.arch import Arch, Params, Weight
 from care_jax.models.decoder import Decoder
 from care_jax.models.hf import export, safetensors_io
 from care_jax.models.hf import weights as loading
@@ -52,12 +52,12 @@ def targets(target_modules: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in TARGETS if name in names)
 
 
-def declarations(arch: Arch, r: int, target_modules: str | Sequence[str] = "all") -> Tree:
+def declarations(arch: Arch, r: int, target_modules: str | Sequence[str] = "all") -> Params:
     """The tree of `Weight` of the adapters: a [L, r, *in] and b [L, *out, r] for each target."""
     if r < 1:
         raise UserError(f"lora.r: {r}: a rank is at least 1")
     blocks = arch_lib.declarations(arch)["blocks"]
-    tree: Tree = {}
+    tree: Params = {}
     for name in targets(target_modules):
         part, which = TARGETS[name]
         base: Weight = blocks[part][which]["weight"]
@@ -98,7 +98,7 @@ def init(
     seed: int = 0,
     mesh: Mesh | None = None,
     param_dtype: Any = "float32",
-) -> Tree:
+) -> Params:
     """Fresh adapters: A uniform within 1/sqrt(inputs) as in PEFT, B zero. The same numbers on every mesh."""
     dtype = jnp.dtype(param_dtype)
     places = itertools.count()
@@ -115,7 +115,7 @@ def init(
     return arch_lib.map_weights(fresh, declarations(model.arch, r, target_modules))
 
 
-def shardings(arch: Arch, r: int, target_modules: str | Sequence[str], mesh: Mesh) -> Tree:
+def shardings(arch: Arch, r: int, target_modules: str | Sequence[str], mesh: Mesh) -> Params:
     """The tree of NamedSharding of the adapters."""
 
     def at(path: str, weight: Weight) -> NamedSharding:
@@ -124,7 +124,7 @@ def shardings(arch: Arch, r: int, target_modules: str | Sequence[str], mesh: Mes
     return arch_lib.map_weights(at, declarations(arch, r, target_modules))
 
 
-def merge(model: Decoder, params: Tree, lora: Tree, dtype: Any = "float32") -> Tree:
+def merge(model: Decoder, params: Params, lora: Params, dtype: Any = "float32") -> Params:
     """The parameters with the adapters in them, W + alpha/r B A, for a model without a `lora` collection.
 
     Sums in float32; adapted weights come out in `dtype` (float32 loses nothing of the sum), the others as they are.
@@ -152,7 +152,7 @@ def _scale(model: Decoder) -> float:
     return model.lora_scale
 
 
-def _rank_and_targets(lora: Tree) -> tuple[int, tuple[str, ...]]:
+def _rank_and_targets(lora: Params) -> tuple[int, tuple[str, ...]]:
     blocks = lora["blocks"]
     names = tuple(name for name, (part, which) in TARGETS.items() if which in blocks.get(part, {}))
     part, which = TARGETS[names[0]]
@@ -160,7 +160,7 @@ def _rank_and_targets(lora: Tree) -> tuple[int, tuple[str, ...]]:
 
 
 def save_adapter(
-    folder: str | pathlib.Path, model: Decoder, lora: Tree, base: str, revision: str | None = None
+    folder: str | pathlib.Path, model: Decoder, lora: Params, base: str, revision: str | None = None
 ) -> None:
     """Writes a PEFT adapter folder: its config and safetensors. base: the model's path, or hub id (at `revision`)."""
     r, names = _rank_and_targets(lora)
@@ -215,7 +215,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 
 def load_adapter(
     folder: str | pathlib.Path, model: Decoder, mesh: Mesh | None = None, param_dtype: Any = "float32"
-) -> tuple[Decoder, Tree]:
+) -> tuple[Decoder, Params]:
     """The model with the scale of a PEFT adapter folder attached, and its adapters. UserError for what does not fit."""
     folder = pathlib.Path(folder)
     file = folder / "adapter_config.json"

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from care_jax import sharding
 from care_jax.errors import UserError
-from care_jax.models.arch import Tree
+from care_jax.models.arch import Params
 from care_jax.models.decoder import Decoder, empty_cache, logits_of
 from care_jax.models.hf.export import to_host
 
@@ -63,7 +63,7 @@ def nucleus(logits: Float[Array, "B V"], top_p: Float[Array, ""] | float) -> Flo
 @functools.partial(jax.jit, static_argnames=("model", "max_tokens", "greedy", "cut", "stop_ids"))
 def _answer_batch(
     model: Decoder,
-    variables: Tree,
+    variables: Params,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, " B"],
     seeds: Int[Array, " B"],
@@ -137,7 +137,7 @@ def _spread(x: np.ndarray, mesh: Mesh | None) -> jax.Array:
 
 def generate(
     model: Decoder,
-    params: Tree,
+    params: Params,
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int = 256,
@@ -145,7 +145,7 @@ def generate(
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
     stop_ids: Sequence[int] = (),
-    lora: Tree | None = None,
+    lora: Params | None = None,
     batch_size: int = 16,
     mesh: Mesh | None = None,
 ) -> Iterator[GeneratedAnswer]:

@@ -61,11 +61,11 @@ def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
 
 
 @contextlib.contextmanager
-def explain_failures(folder: object, standing: Callable[[], str]) -> Iterator[None]:
+def explain_failures(folder: object, resume_hint: Callable[[], str]) -> Iterator[None]:
     """A full disk, a lost permission, a failing device or a lost process ends the run with one sentence, not with a
     traceback.
 
-    standing: says from where the run can be taken up.
+    resume_hint: says from where the run can be taken up.
     """
     try:
         yield
@@ -75,10 +75,10 @@ def explain_failures(folder: object, standing: Callable[[], str]) -> Iterator[No
         if not process_lost(error):
             raise
         said = str(error).splitlines()[0][:200]
-        raise ProcessLost(f"another process of this run is gone ({said}); {standing()}") from error
+        raise ProcessLost(f"another process of this run is gone ({said}); {resume_hint()}") from error
     except (OSError, SafetensorError, ValueError) as error:
         reason = machine_error(error)
         if reason is None:
             raise
         place = getattr(error, "filename", None) or folder
-        raise RunFailed(f"{place}: {reason}; {standing()}") from error
+        raise RunFailed(f"{place}: {reason}; {resume_hint()}") from error

@@ -19,7 +19,7 @@ from care_jax.stopping import Interrupted, StopSignal
 grace = float(sys.argv[2]) if sys.argv[2:] else None
 try:
     with StopSignal(grace, lambda: "the last good checkpoint is that of step 4") as stop:
-        stop.expect(3.0, 4.0)
+        stop.estimate_stop(3.0, 4.0)
         print("ready", flush=True)
         for _ in range(100):
             time.sleep(0.1 if sys.argv[1] == "polite" else 30)  # a compiler, too, is waited for without a word

@@ -19,7 +19,7 @@ from typing import Any
 
 from care_jax.errors import UserError
 
-SAMPLE = pathlib.Path(__file__).parent / "sample"
+SAMPLE = pathlib.Path(__file__).parents[1] / "sample"
 TOKEN_CACHE = "prepared.json"
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _ARCHIVES = {

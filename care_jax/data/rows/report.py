@@ -12,6 +12,7 @@ from typing import Any
 from care_jax.data.questions import Question
 from care_jax.data.rows.files import Row
 from care_jax.errors import UserError
+from care_jax.textfiles import write_whole
 
 REASONS = (
     "unreadable",

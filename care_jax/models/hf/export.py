@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from care_jax.distributed import barrier, is_writer
 from care_jax.errors import UserError
 from care_jax.models import arch as arch_lib
-from care_jax.models.arch import Arch, Rope, Tree, Weight
+from care_jax.models.arch import Arch, Params, Rope, Weight
 from care_jax.models.decoder import Decoder
 
 SHARD_BYTES = 5_000_000_000
@@ -107,7 +107,7 @@ def to_host(x: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
-def _saved_dtype(model: Decoder, params: Tree) -> Any:
+def _saved_dtype(model: Decoder, params: Params) -> Any:
     """The parameters' dtype; or the narrower one that the checkpoint came in, where that loses nothing."""
     leaves = jax.tree.leaves(params)
     own = jnp.result_type(*leaves)
@@ -123,7 +123,7 @@ def _saved_dtype(model: Decoder, params: Tree) -> Any:
     return jnp.dtype(came) if all(bool(to_host(exact(leaf))) for leaf in leaves) else own
 
 
-def tensors(declared: Tree) -> Iterator[tuple[str, Weight, str, int | None]]:
+def tensors(declared: Params) -> Iterator[tuple[str, Weight, str, int | None]]:
     """(name in the file, declaration, dotted path in the tree, layer or None) of every tensor, sorted by name."""
     found = []
 
@@ -135,14 +135,14 @@ def tensors(declared: Tree) -> Iterator[tuple[str, Weight, str, int | None]]:
     yield from sorted(found, key=lambda entry: entry[0])
 
 
-def leaf_at(params: Tree, path: str) -> jax.Array:
+def leaf_at(params: Params, path: str) -> jax.Array:
     node: Any = params
     for name in path.split("."):
         node = node[name]
     return node
 
 
-def host_tensor(params: Tree, weight: Weight, path: str, layer: int | None) -> np.ndarray:
+def host_tensor(params: Params, weight: Weight, path: str, layer: int | None) -> np.ndarray:
     """One tensor of the file, in the file's shape, on this host (all processes must call)."""
     leaf = leaf_at(params, path)
     return to_host(leaf if layer is None else _layer(leaf, layer)).reshape(weight.hf_shape)
@@ -162,7 +162,7 @@ def _shards(arch: Arch, width: int, limit: int) -> list[list[tuple[str, Weight, 
     return shards
 
 
-def write_weights(folder: pathlib.Path, model: Decoder, params: Tree, shard_bytes: int = SHARD_BYTES) -> str:
+def write_weights(folder: pathlib.Path, model: Decoder, params: Params, shard_bytes: int = SHARD_BYTES) -> str:
     """Writes model.safetensors, or shards and their index, into `folder`; returns the dtype's name.
 
     One shard is on the host at a time. All processes call; process 0 writes.
@@ -230,7 +230,7 @@ def written_aside(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
 def save_pretrained(
     folder: str | pathlib.Path,
     model: Decoder,
-    params: Tree,
+    params: Params,
     tokenizer: Any = None,
     source: str | pathlib.Path | None = None,
     *,

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from care_jax.errors import UserError, nearest
 from care_jax.models import arch as arch_lib
 from care_jax.models import attention as attention_lib
-from care_jax.models.arch import Arch, Tree, Weight
+from care_jax.models.arch import Arch, Params, Weight
 from care_jax.models.decoder import REMAT, Decoder
 from care_jax.models.families import gemma, llama, qwen
 from care_jax.models.hf import safetensors_io, weights
@@ -80,7 +80,7 @@ def from_config(
     return _model(read_config(path), dtype, remat, attention, str(path))
 
 
-def init_params(model: Decoder, seed: int, mesh: Mesh | None = None, param_dtype: Any = "float32") -> Tree:
+def init_params(model: Decoder, seed: int, mesh: Mesh | None = None, param_dtype: Any = "float32") -> Params:
     """Fresh parameters from a seed: normal(0, init_std), zeros and ones, as declared.
 
     Drawn on the host, one weight at a time: the same numbers on every machine and mesh, and nothing to compile.
@@ -120,7 +120,7 @@ def from_pretrained(
     remat: str = "none",
     attention: str = "auto",
     revision: str | None = None,
-) -> tuple[Decoder, Tree]:
+) -> tuple[Decoder, Params]:
     """A model and its parameters from a folder, a hub id (at `revision`) or a URL; safetensors only.
 
     dtype: of the computation; param_dtype: of the weights, by default the same. Each weight goes straight to its place

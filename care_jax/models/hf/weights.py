@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from care_jax import sharding
 from care_jax.errors import UserError
 from care_jax.models import arch as arch_lib
-from care_jax.models.arch import Tree, Weight
+from care_jax.models.arch import Params, Weight
 from care_jax.models.hf.safetensors_io import DTYPES, Tensor
 
 Index = tuple[slice, ...]
@@ -97,7 +97,7 @@ def _by_rows(
     return jax.block_until_ready(jax.jit(lambda x: x.reshape(weight.shape), out_shardings=placed)(read))
 
 
-def check(declared: Tree, found: dict[str, Tensor], complaint: str) -> None:
+def check(declared: Params, found: dict[str, Tensor], complaint: str) -> None:
     """One UserError, `complaint` and a line for every missing, surplus or misshapen tensor."""
     expected: dict[str, tuple[int, ...]] = {}
     for weight in jax.tree.leaves(declared, is_leaf=arch_lib.is_weight):

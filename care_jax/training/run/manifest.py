@@ -169,7 +169,7 @@ def _card_licence(card: pathlib.Path) -> str | None:
 
 def _commit() -> str | None:
     """The git commit of the source tree, where the package runs from one."""
-    root = pathlib.Path(__file__).resolve().parents[2]
+    root = pathlib.Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
     done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)

@@ -18,6 +18,7 @@ from care_jax import distributed
 from care_jax.config import Config
 from care_jax.distributed import is_writer
 from care_jax.hardware import CHIPS
+from care_jax.textfiles import read_lines
 
 Metrics = Mapping[str, Any]
 
