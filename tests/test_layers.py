@@ -1,4 +1,4 @@
-"""Imports point one way, and `import care_jax` costs no jax."""
+"""Imports point one way without circles, folders and files are small, and `import care_jax` costs no jax."""
 
 import ast
 import pathlib
@@ -31,13 +31,33 @@ EXTRA = {("config", "losses")}
 ROOT = "__init__"
 
 
+# Within a part: the folders from the bottom; a folder imports those before it, never those after it or beside it.
+ROOMS = {
+    "models": [{"families"}, {"hf"}],
+    "data": [{"rows", "packing"}, {"readers"}, {"curation", "care_tfds"}],
+    "evaluation": [{"answers"}, {"tasks", "report"}],
+    "training": [{"run", "forward"}, {"evaluation"}, {"checks", "export"}],
+}
+MODULES, LINES = 12, 400  # at most, per folder and per file
+LONGER = {"logps.py"}
+
+
+def files() -> list[pathlib.Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def module_of(path: pathlib.Path) -> str:
+    """The dotted name of a file of the package; of `__init__.py` the package's."""
+    return ".".join(("care_jax", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
 def part_of(path: pathlib.Path) -> str:
     """The part of the package that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported(path: pathlib.Path) -> set[str]:
-    """The parts of care_jax that a file imports, at any depth, wherever the statement stands."""
+def imported_names(path: pathlib.Path) -> set[str]:
+    """What a file imports of care_jax, with dots, at any depth, wherever the statement stands."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -45,11 +65,12 @@ def imported(path: pathlib.Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: a relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name.split(".")[1] for name in names if name.startswith("care_jax.")}
+    return {name for name in names if name.startswith("care_jax.")}
 
 
-def files() -> list[pathlib.Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+def imported(path: pathlib.Path) -> set[str]:
+    """The parts of care_jax that a file imports."""
+    return {name.split(".")[1] for name in imported_names(path)}
 
 
 def test_every_part_has_a_layer():
@@ -64,6 +85,43 @@ def test_imports_point_down(path):
             continue
         assert RANK[other] < RANK[part], f"{path} of {part} imports {other}, which is not below it"
         assert other != "config" or RANK[part] >= RANK["training"], f"{path}: only training and above read config"
+
+
+@pytest.mark.parametrize("part", ROOMS)
+def test_folders_of_a_part_import_those_below(part):
+    rank = {name: number for number, names in enumerate(ROOMS[part]) for name in names}
+    folders = {path.parent.name for path in (PACKAGE / part).glob("*/*.py")}
+    assert folders == set(rank), f"the folders of {part} are those in ROOMS"
+    for room in rank:
+        for path in (PACKAGE / part / room).glob("*.py"):
+            for name in imported_names(path):
+                _, other_part, *rest = name.split(".")
+                other = rest[0] if other_part == part and rest else None
+                if other in rank and other != room:
+                    assert rank[other] < rank[room], f"{path} imports {name}, which is not below it"
+
+
+def test_there_is_no_circle_of_imports():
+    """Imports within functions count too."""
+    modules = {module_of(path): path for path in files()}
+    edges = {}
+    for name, path in modules.items():
+        targets = {target if target in modules else target.rpartition(".")[0] for target in imported_names(path)}
+        edges[name] = targets & modules.keys() - {name}
+    while leaves := {name for name, targets in edges.items() if not targets & edges.keys()}:
+        edges = {name: targets for name, targets in edges.items() if name not in leaves}
+    # `care_jax` names its parts lazily, as strings; what is left imports itself, or something that does.
+    assert not edges, f"a circle among {sorted(edges)}"
+
+
+def test_folders_and_files_are_small():
+    for folder in {path.parent for path in files()} - {PACKAGE / "losses"}:
+        modules = [path for path in folder.glob("*.py") if path.name not in ("__init__.py", "__main__.py")]
+        assert len(modules) <= MODULES, f"{folder} has {len(modules)} modules: a folder of its own for some of them?"
+    for path in files():
+        if path.name not in LONGER:
+            lines = len(path.read_text().splitlines())
+            assert lines <= LINES, f"{path} has {lines} lines: two files?"
 
 
 def test_the_walk_sees_every_way_to_import(tmp_path):
