@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 GIB = 2**30
 # The share of a device's memory that plans count on; the rest is for buffers of collectives and fragmentation.
-SHARE = 0.9
+MEMORY_FRACTION = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +47,8 @@ CHIPS: dict[str, Chip] = {
 def claim_memory() -> None:
     """Lets jax take 92 % of a GPU's memory; call it before jax is asked for a device.
 
-    jax takes three quarters by default (jax 0.10), and plans count on nine tenths (`SHARE`). A fraction that the
-    environment sets is kept.
+    jax takes three quarters by default (jax 0.10), and plans count on nine tenths (`MEMORY_FRACTION`). A fraction set
+    in the environment is kept.
     """
     if not {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys():
         os.environ["XLA_CLIENT_MEM_FRACTION"] = "0.92"

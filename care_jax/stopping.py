@@ -32,14 +32,14 @@ class Interrupted(Exception):
 class StopSignal:
     """While entered, hears SIGTERM and SIGINT (in the main thread; elsewhere never) and the notice of Google's cloud.
 
-    requested: whether all processes know by now that one was told to stop; heard_at: when this one was (monotonic).
+    requested: whether all processes know by now that one was told to stop; received_at: when this one was (monotonic).
     grace_seconds: how long after that the process may live: what has not ended by then is left without a save, with
     exit status 75. resume_hint: says from where the run then goes on.
     """
 
     def __init__(self, grace_seconds: float | None = None, resume_hint: Callable[[], str] = lambda: _GOES_ON) -> None:
         self.requested = False
-        self.heard_at: float | None = None
+        self.received_at: float | None = None
         self._grace, self._resume_hint = grace_seconds, resume_hint
         self._expected = ""
         self._hearing, self._closed = threading.Lock(), threading.Event()
@@ -53,7 +53,7 @@ class StopSignal:
 
     def poll(self, due: bool = False) -> bool:
         """Renews `requested`; returns whether `due` was true in some process. All processes call it equally often."""
-        stop, anywhere = self._agreement.any(self.heard_at is not None, due)
+        stop, anywhere = self._agreement.any(self.received_at is not None, due)
         self.requested |= stop
         return anywhere
 
@@ -97,7 +97,7 @@ class StopSignal:
 
     def _listen(self, pipe: int) -> None:
         while heard := os.read(pipe, 1):
-            if heard[0] == signal.SIGINT and self.heard_at is not None:
+            if heard[0] == signal.SIGINT and self.received_at is not None:
                 # Checkpoints, caches and exports appear by renaming, so nothing is left half-written.
                 _leave(f"ended at once; {_GOES_ON}", ENDED_BY_USER)
             if heard[0] in (signal.SIGINT, signal.SIGTERM):
@@ -105,14 +105,14 @@ class StopSignal:
         os.close(pipe)
 
     def _watch(self, host: str) -> None:
-        if preempted(host, self._closed):
+        if wait_for_preemption(host, self._closed):
             self._hear("this machine is to be taken away, stopping")
 
     def _hear(self, what: str) -> None:
         with self._hearing:
-            if self.heard_at is not None or self._closed.is_set():
+            if self.received_at is not None or self._closed.is_set():
                 return
-            self.heard_at = time.monotonic()
+            self.received_at = time.monotonic()
             limit = ""
             if self._grace is not None:
                 limit = f"; without a save if that takes more than {self._grace:g} s (checkpoint.grace_seconds)"
@@ -173,7 +173,7 @@ def metadata_host() -> str | None:
     return "metadata.google.internal" if product in ("Google Compute Engine", "Google") else None
 
 
-def preempted(host: str, closed: threading.Event, pause: float = 1.0) -> bool:
+def wait_for_preemption(host: str, closed: threading.Event, pause: float = 1.0) -> bool:
     """Waits until the machine is to go (True), `closed` is set, or the server fails too often in a row (False).
 
     pause: seconds between two questions, and before the first retry.
@@ -203,7 +203,7 @@ def preempted(host: str, closed: threading.Event, pause: float = 1.0) -> bool:
     return False
 
 
-class Status:
+class ExitStatus:
     """The exit status of what ran within `interruptible`: 0, or 75 after a signal."""
 
     def __init__(self) -> None:
@@ -211,9 +211,9 @@ class Status:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Status]:
+def interruptible() -> Iterator[ExitStatus]:
     """What was under way ends by itself and is kept; the status then says to run again."""
-    status = Status()
+    status = ExitStatus()
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -269,7 +269,7 @@ def test_the_nearest_change_is_compiled_and_fits(tiny, monkeypatch):
     assert found.changes == ("model.remat=full", "batch.microbatch_rows=8")
     assert seen == [("full", 64), ("full", 32), ("full", 16), ("full", 8)]
     assert found.program is passes[-1], "with 16 rows the train step fits, the evaluation does not"
-    assert found.program.total <= plan.SHARE * 10**9
+    assert found.program.total <= plan.MEMORY_FRACTION * 10**9
 
 
 def test_what_cannot_fit_is_not_compiled(tiny, monkeypatch):

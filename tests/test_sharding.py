@@ -5,7 +5,7 @@ import os
 import pytest
 
 from care_jax.errors import UserError
-from care_jax.hardware import SHARE
+from care_jax.hardware import MEMORY_FRACTION
 from care_jax.sharding import make_mesh, sharding
 
 
@@ -29,7 +29,7 @@ def test_a_run_takes_what_plans_count_on_unless_it_is_told(monkeypatch, name):
     """jax reads the variable when it first looks for GPUs."""
     monkeypatch.setattr(os, "environ", {})
     make_mesh()
-    assert SHARE < float(os.environ["XLA_CLIENT_MEM_FRACTION"]) < 1
+    assert MEMORY_FRACTION < float(os.environ["XLA_CLIENT_MEM_FRACTION"]) < 1
     monkeypatch.setattr(os, "environ", {name: "0.5"})
     make_mesh()
     assert os.environ == {name: "0.5"}

@@ -197,7 +197,7 @@ def _ask_endpoint(arguments: argparse.Namespace, asked: list[Any], dropped: Mapp
 
 def _export(arguments: argparse.Namespace) -> int:
     from care_jax.distributed import say
-    from care_jax.training.export.checkpoint import export_run
+    from care_jax.training.export.huggingface import export_run
 
     step = export_run(arguments.run_directory, arguments.folder, adapter=arguments.adapter)
     say(f"step {step} of {arguments.run_directory} exported to {arguments.folder}")

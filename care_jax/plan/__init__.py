@@ -10,7 +10,7 @@ from typing import Any
 
 from care_jax import sharding
 from care_jax.config import Config
-from care_jax.hardware import SHARE
+from care_jax.hardware import MEMORY_FRACTION
 from care_jax.models.arch import Arch
 from care_jax.plan.known import arch_of
 from care_jax.plan.programs import Program, compile_forward, compile_train
@@ -50,7 +50,7 @@ class Plan:
     @property
     def fits(self) -> bool | None:
         """None where the target's memory is not known."""
-        return None if self.target.memory is None else self.largest.total <= SHARE * self.target.memory
+        return None if self.target.memory is None else self.largest.total <= MEMORY_FRACTION * self.target.memory
 
     @property
     def ideal_seconds(self) -> float | None:
@@ -100,6 +100,6 @@ def compiled_step(config: Config, target: Target, say: Say = print) -> tuple[Sha
 
 
 __all__ = [
-    "SHARE", "Advice", "Plan", "Program", "Target",
+    "MEMORY_FRACTION", "Advice", "Plan", "Program", "Target",
     "compile_forward", "compile_train", "compiled_step", "plan", "prepare",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 from care_jax.config import Config
 from care_jax.errors import UserError
 from care_jax.models.arch import Arch
-from care_jax.plan import SHARE, Advice, Say, prepare
+from care_jax.plan import MEMORY_FRACTION, Advice, Say, prepare
 from care_jax.plan.programs import compile_forward, compile_train, least
 from care_jax.plan.shapes import Shapes
 from care_jax.plan.targets import Target
@@ -54,7 +54,7 @@ def candidates(config: Config, parts: int, spread: Changes) -> Iterator[Changes]
 def nearest_that_fits(config: Config, target: Target, arch: Arch, say: Say) -> Advice:
     """Tries changes in turn; one whose arrays alone are too many is passed over without compiling it."""
     assert target.memory is not None
-    limit = SHARE * target.memory
+    limit = MEMORY_FRACTION * target.memory
     mesh = prepare(config, target, arch).mesh.shape
 
     def prepared(changes: Changes) -> Shapes | None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from care_jax.plan import SHARE, Plan
+from care_jax.plan import MEMORY_FRACTION, Plan
 from care_jax.plan.programs import Program
 
 _GIB = 2**30
@@ -87,7 +87,7 @@ def verdict(plan: Plan) -> str:
     share = f"{gib(largest.total)} of {gib(target.memory)} GiB, {100 * largest.total / target.memory:.0f} %"
     if plan.fits:
         return f"fits: {share} ({largest.name})"
-    text = f"does not fit: {share} ({largest.name}); at most {100 * SHARE:.0f} % are counted on"
+    text = f"does not fit: {share} ({largest.name}); at most {100 * MEMORY_FRACTION:.0f} % are counted on"
     return text if plan.advice is None else f"{text}\n{advice_text(plan)}"
 
 

@@ -2,19 +2,17 @@
 
 import dataclasses
 import os
-import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from care_jax import config as configs
-from care_jax import distributed, models, sharding
+from care_jax import models, sharding
 from care_jax.config import Config
 from care_jax.data import pipeline
 from care_jax.data.chat import load_tokenizer
-from care_jax.distributed import is_writer, say
+from care_jax.distributed import say
 from care_jax.evaluation.model import local_folder
 from care_jax.models import lora
 from care_jax.stopping import StopSignal
@@ -26,15 +24,17 @@ from care_jax.training.errors import Diverged, RunFailed, explain_failures
 from care_jax.training.evaluation.final_table import final_table
 from care_jax.training.evaluation.schedule import Evaluations
 from care_jax.training.evaluation.tasks import read_tasks, task_scores
-from care_jax.training.export.card import write_card
+from care_jax.training.export.huggingface import write_export
 from care_jax.training.forward import reference as frozen
 from care_jax.training.forward.passes import ForwardPass
 from care_jax.training.objective import Objective, objective_of
-from care_jax.training.run.bucket import RunDirectory, StoragePath, run_directory
+from care_jax.training.run.bucket import StoragePath
 from care_jax.training.run.checkpoints import Checkpoints
-from care_jax.training.run.manifest import Identity, identify, write_manifest
+from care_jax.training.run.directory import RunDirectory, run_directory
+from care_jax.training.run.identity import Identity, identify
+from care_jax.training.run.manifest import write_manifest
 from care_jax.training.run.metrics import Recorder
-from care_jax.training.run.resume import Start, open_run, where
+from care_jax.training.run.resume import Start, numerics_environment, open_run
 from care_jax.training.state import Built, abstract_state, build, check_folder, like_saved, new_state
 from care_jax.training.step import State
 from care_jax.training.updates import Updates
@@ -71,7 +71,7 @@ def repeat(config: Config, identity: Identity, manifest: str) -> Run:
 
 def _train(config: Config, repeats: tuple[Identity, str] | None) -> Run:
     objective = objective_of(config)
-    before_start.whole_step(config, objective)
+    before_start.check_whole_step(config, objective)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     with explain_failures(config.output_dir, lambda: "nothing was begun"), run_directory(config) as place:
         checkpoints = Checkpoints(place.home / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
@@ -82,7 +82,7 @@ def _train(config: Config, repeats: tuple[Identity, str] | None) -> Run:
             StopSignal(config.checkpoint.grace_seconds, checkpoints.resume_hint) as stop,
         ):
             begin = open_run(config, place.folder, checkpoints, mesh, repeats)
-            place.keep()  # what cannot be written is said now
+            place.upload()  # what cannot be written is said now
             say(configs.summary(begin.config))
             return _run(begin, place, objective, mesh, stop, checkpoints)
 
@@ -96,7 +96,7 @@ def _run(
     checkpoints: Checkpoints,
 ) -> Run:
     config, start, folder = begin.config, begin.step, place.folder
-    if start is not None and begin.meta["last"] == start and place.exported:
+    if start is not None and begin.meta["last"] == start and place.has_export:
         say(f"{place.home} holds a finished run of {start} steps")
         model, params = models.from_pretrained(str(place.home / "export"), config.model.dtype, mesh)
         return Run(place.home, read_lines(folder / "metrics.jsonl"), model, params)
@@ -108,9 +108,9 @@ def _run(
     tokenizer = load_tokenizer(str(source))
     data = prepare(config, tokenizer, objective, folder)
     say(data.summary())
-    before_start.tokens(data, tokenizer)
-    before_start.best_metric(config, data)
-    _say(alarms.truncation(data.corpus.truncated, len(data.corpus.completion_lengths), config.data.max_length))
+    before_start.check_tokens(data, tokenizer)
+    before_start.check_best_metric(config, data)
+    _say(alarms.truncation_alarm(data.corpus.truncated, len(data.corpus.completion_lengths), config.data.max_length))
 
     # ---- The model on the mesh, and what trains it.
     built = build(config, mesh, source, data.steps)
@@ -124,11 +124,11 @@ def _run(
     forward = ForwardPass(built.model, data.corpus, layout, mesh, stop, state_bytes)
     reference = frozen.reference(config, objective, built, data, forward, folder, mesh)
     if start is None and reference.precomputed and reference.own:
-        before_start.reference(forward, data, {"params": built.params})
+        before_start.check_reference(forward, data, {"params": built.params})
 
     # ---- The state, new or from the checkpoint, and the updates.
     state, shardings = _state(built, mesh, checkpoints, start, reference.holds_start)
-    recorder = Recorder(config, folder, start, data.steps, place.keep)
+    recorder = Recorder(config, folder, start, data.steps, place.upload)
     tasks = task_scores(config, task_items, built.model, tokenizer, source, mesh, data.steps)
     evaluations = Evaluations(config, objective, data, forward, reference, recorder, folder, tasks)
     if start is not None:
@@ -142,7 +142,7 @@ def _run(
             "config": configs.dump(config),
             "last": data.steps,
             "identity": dataclasses.asdict(identity),
-            "where": where(mesh),
+            "where": numerics_environment(mesh),
         }
         updates = Updates(
             config, folder, objective, mesh, stop, checkpoints, built, data, reference, recorder, evaluations, meta
@@ -152,13 +152,8 @@ def _run(
 
     # ---- What is left behind.
     final = state.params if state.lora is None else lora.merge(built.model, state.params, state.lora)
-    if not place.exported:
-        export(folder / "export", built.model, final, tokenizer, source)
-        if is_writer():
-            write_card(folder, folder / "export")
-        place.keep(export=True)
-        distributed.barrier("export kept")  # those that have ended would not wait for the writer
-        say(f"exported to {place.home / 'export'}")
+    if not place.has_export:
+        write_export(place, built.model, final, tokenizer, source)
     _say(None if data.held_out is None else final_table(recorder.lines))
     recorder.close()
     return Run(place.home, recorder.lines, built.model, final)
@@ -175,13 +170,6 @@ def _state(
         state = checkpoints.restore(start, like_saved(built, abstract, shardings))
     built.params = built.adapters = None
     return state, shardings
-
-
-def export(folder: pathlib.Path, model: Any, params: Any, tokenizer: Any, source: pathlib.Path) -> None:
-    """The run's Hugging Face folder (it appears whole or not at all)."""
-    for left in folder.parent.glob(f".{folder.name}.*") if is_writer() else ():  # of an export that was killed
-        shutil.rmtree(left)
-    models.save_pretrained(folder, model, params, tokenizer=tokenizer, source=source)
 
 
 def _say(text: str | None) -> None:

@@ -20,7 +20,7 @@ from care_jax.errors import UserError
 from care_jax.stopping import Interrupted, StopSignal
 from care_jax.training import placing
 from care_jax.training.checks import before_start
-from care_jax.training.checks.alarms import Alarms, chosen_tokens
+from care_jax.training.checks.alarms import Alarms, mean_chosen_tokens
 from care_jax.training.checks.nonfinite import Diagnosis, Finding
 from care_jax.training.data import Prepared
 from care_jax.training.errors import Diverged, RunFailed
@@ -97,15 +97,15 @@ class Updates:
         saved_at = time.monotonic()
         self._recorder.start_clock()
         while True:
-            self._trace.before(number)
-            dispatched, tokens = time.perf_counter(), chosen_tokens(self._objective.view, host_batch)
+            self._trace.start_if_due(number)
+            dispatched, tokens = time.perf_counter(), mean_chosen_tokens(self._objective.view, host_batch)
             state, metrics = compiled(state, batch)
             self._settle(state)
             self._flight = PendingStep(number, metrics, told, dispatched, tokens, batch)
-            if self._trace.ends_with(number):
+            if self._trace.is_last(number):
                 self._settle(state)
                 self._trace.stop()
-            self._checkpoints.check()
+            self._checkpoints.poll()
 
             minutes = config.checkpoint.minutes
             clock = self._stop.poll(minutes is not None and time.monotonic() - saved_at >= 60 * minutes)
@@ -116,7 +116,7 @@ class Updates:
             if not last:
                 waiting = time.perf_counter()
                 number, host_batch, told = next(batches)
-                self._recorder.waited(time.perf_counter() - waiting)
+                self._recorder.record_input_wait(time.perf_counter() - waiting)
                 batch = self._place(host_batch, batch_shardings)
             if evaluating or saving:
                 self._settle(state)
@@ -161,7 +161,7 @@ class Updates:
         began = time.perf_counter()
         compiled = jitted.lower(state, batch).compile()
         seconds = time.perf_counter() - began
-        self._recorder.compiled(seconds)
+        self._recorder.record_compilation(seconds)
         say(f"train step compiled in {seconds:.1f} s")
         return compiled
 
@@ -176,17 +176,17 @@ class Updates:
         flight, self._flight = self._flight, None
         jax.block_until_ready(flight.metrics)
         # The one before was under way when it was dispatched, as another may be when a signal comes.
-        self._stop.estimate_stop(time.perf_counter() - flight.dispatched, self._checkpoints.expected_seconds())
+        self._stop.estimate_stop(time.perf_counter() - flight.dispatched, self._checkpoints.last_save_seconds)
         values = {name: np.asarray(value).item() for name, value in jax.device_get(flight.metrics).items()}
         skipped = int(values.pop("skipped"))
         log_ratio = values.pop(LOG_RATIO, 0.0)
         values["learning_rate"] = float(self._built.schedule(flight.number - 1))
-        self._recorder.step(flight.number, values, flight.told, self._flops(flight.told), flight.dispatched)
+        self._recorder.record_step(flight.number, values, flight.told, self._flops(flight.told), flight.dispatched)
         if skipped:
             self._not_finite(flight, values, skipped, state)
         elif flight.number == 1 and self._reference.needed and self._reference.own:
-            before_start.first_step(values, log_ratio, self._config.model.dtype, self._objective, flight.batch)
-        for text in self._alarms.look(flight.number, values, flight.chosen_tokens):
+            before_start.check_first_step(values, log_ratio, self._config.model.dtype, self._objective, flight.batch)
+        for text in self._alarms.check(flight.number, values, flight.chosen_tokens):
             say(text)
 
     def _flops(self, told: dict[str, Any]) -> float:
@@ -199,7 +199,7 @@ class Updates:
 
     def _not_finite(self, flight: PendingStep, values: dict[str, float], skipped: int, state: State) -> None:
         """Says which step, tensor and questions; raises Diverged where it was one too many in a row."""
-        finding = self._diagnosis.first(state, flight.batch, values.get("kl", 0.0))
+        finding = self._diagnosis.first_nonfinite(state, flight.batch, values.get("kl", 0.0))
         questions, response = self._questions(flight.number, finding)
         shown = ", ".join(repr(one[:60]) for one in questions[:_SHOWN])
         more = f" and {len(questions) - _SHOWN} more" if len(questions) > _SHOWN else ""
@@ -235,11 +235,11 @@ class Updates:
 
     def _end_early(self, number: int) -> None:
         """Raises Interrupted once the state is saved."""
-        seconds = self._checkpoints.expected_seconds()
+        seconds = self._checkpoints.last_save_seconds
         say(f"stopping behind step {number}: saving" + (f", {seconds:.0f} s the last time" if seconds else ""))
         self._checkpoints.wait()
         self._recorder.close()
-        heard = self._stop.heard_at
+        heard = self._stop.received_at
         took = "" if heard is None else f" {time.monotonic() - heard:.0f} s after the signal"
         raise Interrupted(
             f"stopped at step {number} of {self._data.steps}{took}; saved: the same command goes on from there"

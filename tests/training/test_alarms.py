@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from care_jax.training.checks.alarms import WINDOW, Alarms, chosen_tokens, truncation
+from care_jax.training.checks.alarms import WINDOW, Alarms, mean_chosen_tokens, truncation_alarm
 from tests.training.batches import groups, plain_batch
 
 WELL = {"loss": 0.5, "rewards/chosen": 0.2, "rewards/rejected": -0.3, "rewards/accuracies": 0.8, "logps/chosen": -80.0}
@@ -16,7 +16,7 @@ def said(*phases):
     alarms, found = Alarms(), []
     for phase in phases:
         for step in range(3 * WINDOW):
-            found += alarms.look(step, WELL | phase(step), 40.0)
+            found += alarms.check(step, WELL | phase(step), 40.0)
     return found
 
 
@@ -43,9 +43,9 @@ def test_nothing_left_to_learn():
 
 
 def test_truncation_above_a_twentieth():
-    assert "6 of 100 completions (6.0%)" in truncation(6, 100, 512)
-    assert truncation(5, 100, 512) is None
-    assert truncation(0, 0, 512) is None
+    assert "6 of 100 completions (6.0%)" in truncation_alarm(6, 100, 512)
+    assert truncation_alarm(5, 100, 512) is None
+    assert truncation_alarm(0, 0, 512) is None
 
 
 def test_tokens_of_the_chosen():
@@ -57,6 +57,6 @@ def test_tokens_of_the_chosen():
         segment_weights=np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]),
         desirable=np.array([[True, False, False], [True, False, False]]),
     )
-    assert chosen_tokens("pairs", batch) == pytest.approx(6)
-    assert chosen_tokens("unpaired", batch) == pytest.approx(6)
-    assert np.isnan(chosen_tokens("lists", batch))
+    assert mean_chosen_tokens("pairs", batch) == pytest.approx(6)
+    assert mean_chosen_tokens("unpaired", batch) == pytest.approx(6)
+    assert np.isnan(mean_chosen_tokens("lists", batch))

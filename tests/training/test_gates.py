@@ -16,7 +16,7 @@ from tests.training.batches import groups, plain_batch
 def first_step(loss, value, log_ratio=0.0):
     batch = jax.tree.map(jnp.asarray, plain_batch([groups(2), groups(3, seed=1)], rows=12))
     values = {"loss": value, "logps/chosen": -10.0, "logps/rejected": -11.0}
-    before_start.first_step(values, log_ratio, "float32", make_objective(loss), batch)
+    before_start.check_first_step(values, log_ratio, "float32", make_objective(loss), batch)
 
 
 @pytest.mark.parametrize(
@@ -25,11 +25,11 @@ def first_step(loss, value, log_ratio=0.0):
 )
 def test_the_loss_of_equal_logps_is_known(loss, value):
     first_step(loss, value + 1e-5)
-    with pytest.raises(before_start.GateError, match="in place of the policy's"):
+    with pytest.raises(before_start.CheckFailed, match="in place of the policy's"):
         first_step(loss, value * 1.05)
 
 
 def test_log_ratios_are_rounding_only():
     first_step(losses.dpo, math.log(2), 2e-4)
-    with pytest.raises(before_start.GateError, match=r"differ from its own reference's by 0\.001 "):
+    with pytest.raises(before_start.CheckFailed, match=r"differ from its own reference's by 0\.001 "):
         first_step(losses.dpo, math.log(2), 1e-3)

@@ -28,7 +28,7 @@ def tiny(tmp_path_factory):
 def first(tiny, change, loss=losses.dpo):
     model, params, batch = tiny
     params, batch = change(params, batch)
-    return Diagnosis(model, make_objective(loss)).first(init_state(params, optax.sgd(1.0)), batch, 0.0)
+    return Diagnosis(model, make_objective(loss)).first_nonfinite(init_state(params, optax.sgd(1.0)), batch, 0.0)
 
 
 def scaled(params, name, layer, factor):

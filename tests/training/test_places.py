@@ -13,10 +13,11 @@ from care_jax import models
 from care_jax.config import Config
 from care_jax.errors import UserError
 from care_jax.training.errors import RunFailed
-from care_jax.training.export.checkpoint import export_run
+from care_jax.training.export.huggingface import export_run
 from care_jax.training.run import bucket as places
 from care_jax.training.run import checkpoints as checkpoints_module
 from care_jax.training.run.checkpoints import Checkpoints
+from care_jax.training.run.directory import run_directory
 from tests.training.fake_bucket import Bucket, fake_gcs
 from tests.training.test_checkpoints import META, is_of, state
 
@@ -164,8 +165,8 @@ def test_only_what_changed_is_copied(bucket, monkeypatch, tmp_path):
     bucket.put("five/run/metrics.jsonl", b"1\n", None)
     bucket.put("five/run/reference/k/part-000000.safetensors", b"part", None)
     bucket.put("five/run/export/model.safetensors", b"large", None)
-    monkeypatch.setattr(places, "_SECONDS", 0.01)
-    with places.run_directory(Config.from_any({}, **CONFIG, output_dir="gs://five/run/")) as place:
+    monkeypatch.setattr(places, "_UPLOAD_SECONDS", 0.01)
+    with run_directory(Config.from_any({}, **CONFIG, output_dir="gs://five/run/")) as place:
         here = sorted(str(path.relative_to(place.folder)) for path in place.folder.rglob("*") if path.is_file())
         assert here == [".lock", "metrics.jsonl", "reference/k/part-000000.safetensors"]
         before = len(bucket.writes)
@@ -174,7 +175,7 @@ def test_only_what_changed_is_copied(bucket, monkeypatch, tmp_path):
         (place.folder / "config.yaml.part").write_text("unfinished")
         while bucket.objects["five/run/metrics.jsonl"] != b"1\n2\n":
             pass
-        place.keep()
+        place.upload()
         assert bucket.writes[before:] == ["five/run/metrics.jsonl"]
         (place.folder / "metrics.jsonl").write_text("3\n")
     assert bucket.objects["five/run/metrics.jsonl"] == b"3\n"

@@ -97,7 +97,7 @@ def test_a_notice_of_the_cloud_asks(monkeypatch, capfd):
         monkeypatch.setenv("GCE_METADATA_HOST", host)
         with StopSignal() as stop:
             deadline = time.monotonic() + 20
-            while stop.heard_at is None:
+            while stop.received_at is None:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             stop.poll()
@@ -108,14 +108,14 @@ def test_a_notice_of_the_cloud_asks(monkeypatch, capfd):
 
 def test_the_notice_is_waited_for():
     with metadata_server("FALSE", 503, "FALSE", "TRUE") as (host, asked):
-        assert stopping.preempted(host, threading.Event(), pause=0.01)
+        assert stopping.wait_for_preemption(host, threading.Event(), pause=0.01)
     where = "/computeMetadata/v1/instance/preempted?wait_for_change=true&timeout_sec=60&last_etag="
     assert [path for path, _ in asked] == [where + etag for etag in ("0", "e1", "e1", "e3")]
 
 
 def test_a_server_that_fails_is_not_asked_for_ever(capsys):
     with metadata_server(404) as (host, asked):
-        assert not stopping.preempted(host, threading.Event(), pause=0.001)
+        assert not stopping.wait_for_preemption(host, threading.Event(), pause=0.001)
     assert len(asked) == 6
     assert "is heard as SIGTERM alone" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
 from care_jax.config import ProfileConfig
-from care_jax.training.run.metrics import MetricsFile, TensorBoard, plain
+from care_jax.training.run.metrics import MetricsFile, TensorBoard, json_value
 from care_jax.training.run.profile import Trace
 
 
@@ -64,21 +64,21 @@ def test_a_trace_is_of_its_steps_and_ends_with_the_run(tmp_path, start, steps, t
     trace = Trace(ProfileConfig(start=start, steps=steps), tmp_path / "profile", taken)
     with trace:
         for number in range(1, taken + 1):
-            trace.before(number)
+            trace.start_if_due(number)
             jax.block_until_ready(jax.numpy.ones(3) + number)
-            if trace.ends_with(number):
+            if trace.is_last(number):
                 trace.stop()
     assert bool(list((tmp_path / "profile").rglob("*.xplane.pb"))) == traced
 
 
 def test_a_run_that_goes_on_or_stops_within_the_traced_steps(tmp_path):
     with Trace(ProfileConfig(start=2, steps=4), tmp_path / "profile", 9) as trace:
-        trace.before(4)  # resumed here, and stopped before the last of them
-        assert not trace.ends_with(4)
+        trace.start_if_due(4)  # resumed here, and stopped before the last of them
+        assert not trace.is_last(4)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
 def test_a_mean_over_nothing_is_null():
-    assert plain(math.nan) is None
-    assert plain(math.inf) is None
-    assert plain(0.5) == 0.5
+    assert json_value(math.nan) is None
+    assert json_value(math.inf) is None
+    assert json_value(0.5) == 0.5

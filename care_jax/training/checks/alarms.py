@@ -13,7 +13,7 @@ COLLAPSE = 1.0  # nats a token that the chosen responses may lose
 TRUNCATED = 0.05  # share of completions that may be cut
 
 
-def truncation(truncated: int, completions: int, max_length: int) -> str | None:
+def truncation_alarm(truncated: int, completions: int, max_length: int) -> str | None:
     """Completions cut at the maximum length beyond 5 %: the model would learn to prefer answers without an end."""
     if truncated <= TRUNCATED * completions:
         return None
@@ -23,7 +23,7 @@ def truncation(truncated: int, completions: int, max_length: int) -> str | None:
     )
 
 
-def chosen_tokens(view: str, batch: Batch) -> float:
+def mean_chosen_tokens(view: str, batch: Batch) -> float:
     """Mean completion tokens of the chosen responses of a step's batch (numpy); NaN where the view has no such side."""
     if view == "pairs":
         chosen = np.take_along_axis(batch.lengths, batch.pairs[..., 0], axis=-1)
@@ -44,7 +44,7 @@ class Alarms:
         self._first: list[float] = []  # logps a token of the first steps seen
         self._ringing: set[str] = set()
 
-    def look(self, step: int, values: Mapping[str, float], chosen_tokens: float) -> list[str]:
+    def check(self, step: int, values: Mapping[str, float], chosen_tokens: float) -> list[str]:
         """values: the metrics of a step; returns what is to be said."""
         a_token = values.get("logps/chosen", math.nan) / chosen_tokens
         self._recent.append({**values, "logp a token": a_token})

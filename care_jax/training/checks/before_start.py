@@ -24,11 +24,11 @@ from care_jax.training.objective import Objective
 LOGPS = ("logps/chosen", "logps/rejected")
 
 
-class GateError(RunFailed):
+class CheckFailed(RunFailed):
     """The run would train on numbers that cannot be right; the message says which and by how much."""
 
 
-def whole_step(config: Config, objective: Objective) -> None:
+def check_whole_step(config: Config, objective: Objective) -> None:
     """A loss that couples the pairs of a step needs to know how many there are. Raises UserError for groups."""
     if objective.whole_step and objective.view == "pairs" and config.batch.unit == "group":
         names = ", ".join(one.name for one in config.losses if losses.spec(losses.get(one.name)).whole_step)
@@ -38,7 +38,7 @@ def whole_step(config: Config, objective: Objective) -> None:
         )
 
 
-def best_metric(config: Config, data: Prepared) -> None:
+def check_best_metric(config: Config, data: Prepared) -> None:
     """`checkpoint.best` names a number of the evaluation. Raises UserError where none will be."""
     best = config.checkpoint.best
     if best is None:
@@ -51,7 +51,7 @@ def best_metric(config: Config, data: Prepared) -> None:
         raise UserError(f"checkpoint.best: found {best!r}{nearest(best, valid)}, expected one of {', '.join(valid)}")
 
 
-def tokens(data: Prepared, tokenizer: Any) -> None:
+def check_tokens(data: Prepared, tokenizer: Any) -> None:
     """Exactly one BOS in every prompt that was rendered, none in a completion; a completion ends its turn.
 
     Token ids that the user brought are used as they are. Raises UserError naming the question.
@@ -69,7 +69,7 @@ def tokens(data: Prepared, tokenizer: Any) -> None:
             )
 
 
-def reference(forward: ForwardPass, data: Prepared, variables: Mapping[str, Any]) -> None:
+def check_reference(forward: ForwardPass, data: Prepared, variables: Mapping[str, Any]) -> None:
     """One microbatch of the reference's own layout, run again with the policy's weights: equal to the bit."""
     members, logps = forward.first_microbatch(data.sequences, variables)
     sequences = [data.sequences[index] for index in members]
@@ -78,10 +78,12 @@ def reference(forward: ForwardPass, data: Prepared, variables: Mapping[str, Any]
     stored, logps = data.values(sequences)[first], logps[first]
     if not np.array_equal(stored, logps):
         worst = float(np.max(np.abs(stored - logps)))
-        raise GateError(f"reference logps do not repeat to the bit (largest difference {worst:.3g})")
+        raise CheckFailed(f"reference logps do not repeat to the bit (largest difference {worst:.3g})")
 
 
-def first_step(values: Mapping[str, float], log_ratio: float, dtype: str, objective: Objective, batch: Batch) -> None:
+def check_first_step(
+    values: Mapping[str, float], log_ratio: float, dtype: str, objective: Objective, batch: Batch
+) -> None:
     """At the first step the policy is its own reference: log-ratios are 0 within the rounding of another layout, and
     the loss is what the loss function gives for equal logps. batch: the step's, on the devices.
     """
@@ -89,7 +91,7 @@ def first_step(values: Mapping[str, float], log_ratio: float, dtype: str, object
     # Twice the tolerance of a mean margin: a mean of absolute values does not cancel.
     allowed = 2 * (2e-6 * logps + 1e-4 if dtype == "float32" else 1e-3 * logps)
     if log_ratio > allowed:
-        raise GateError(
+        raise CheckFailed(
             f"step 1: the policy's logps differ from its own reference's by {log_ratio:.3g} in the mean; "
             f"at most {allowed:.3g} is rounding"
         )
@@ -100,7 +102,7 @@ def first_step(values: Mapping[str, float], log_ratio: float, dtype: str, object
     # Twice again: the largest of the differences counts, not their mean.
     rounding = 2 * allowed * slope + 1e-4 * max(1.0, abs(expected))
     if abs(values["loss"] - expected) > rounding:
-        raise GateError(
+        raise CheckFailed(
             f"step 1: the loss is {values['loss']:.6g}; with the reference's logps in place of the policy's, which are "
             f"equal, it is {expected:.6g}, and at most {rounding:.3g} is rounding"
         )

@@ -34,7 +34,7 @@ class Diagnosis:
         self._logps = jax.jit(make_logps(model))
         self._share = jax.jit(self._gradient)
 
-    def first(self, state: State, batch: Batch, kl: float) -> Finding:
+    def first_nonfinite(self, state: State, batch: Batch, kl: float) -> Finding:
         """batch: on the devices, as the step took it. kl: KTO's z0 of the step, where the loss names it."""
         bad = _leaves(state.variables())
         if bad:

@@ -14,7 +14,7 @@ from care_jax.training.evaluation.tasks import TaskScores
 from care_jax.training.forward.passes import ForwardPass
 from care_jax.training.forward.reference import Reference
 from care_jax.training.objective import Objective
-from care_jax.training.run.metrics import Recorder, plain
+from care_jax.training.run.metrics import Recorder, json_value
 from care_jax.training.step import State
 
 HELD_OUT = "held_out.jsonl"  # each held-out question's accuracies, before training and at the end
@@ -69,13 +69,13 @@ class Evaluations:
             found |= self._tasks.run(state)
         if found:
             self._last = step, found
-            self._recorder.evaluation(step, found | {"eval/wall_seconds": time.perf_counter() - began})
+            self._recorder.record_evaluation(step, found | {"eval/wall_seconds": time.perf_counter() - began})
 
     def _write(self, step: int, lines: list[dict[str, Any]]) -> None:
         path = self._folder / HELD_OUT
         if is_writer():
             kept = [line for line in read_lines(path) if line["step"] != step and step != 0]
-            new = [{"step": step, **{name: plain(value) for name, value in line.items()}} for line in lines]
+            new = [{"step": step, **{name: json_value(value) for name, value in line.items()}} for line in lines]
             write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [*kept, *new]))
 
     def of(self, step: int) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from care_jax.data.corpus import Corpus
 from care_jax.data.packing.plans import Batch, BatchShape, StepPlan
 from care_jax.distributed import is_writer
 from care_jax.errors import UserError
-from care_jax.hardware import SHARE
+from care_jax.hardware import MEMORY_FRACTION
 from care_jax.stopping import StopSignal
 from care_jax.training import placing
 from care_jax.training.data import Sequence_
@@ -179,7 +179,7 @@ class ForwardPass:
 def memory_limit() -> int | None:
     """Bytes of a device's memory that are counted on; None where the backend does not say."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return None if limit is None else int(SHARE * limit)
+    return None if limit is None else int(MEMORY_FRACTION * limit)
 
 
 def _progress(items: Any, name: str) -> Any:

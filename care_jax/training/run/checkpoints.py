@@ -176,7 +176,7 @@ class Checkpoints:
     def save(self, step: int, state: State, meta: dict[str, Any], metrics: dict[str, Any] | None = None) -> None:
         """Starts a save of `state` after `step` updates; it is written beside the training and commits by renaming.
 
-        metrics: of an evaluation of this very state, or None. A failure is said, here or by `check`, and harms nothing
+        metrics: of an evaluation of this very state, or None. A failure is said, here or by `poll`, and harms nothing
         that was saved before.
         """
         self._settle()
@@ -190,7 +190,7 @@ class Checkpoints:
         except self._failures as error:
             self._failed(error)
 
-    def check(self) -> None:
+    def poll(self) -> None:
         """Says if the save under way has failed; costs nothing while it goes on."""
         if self._pending is None:
             return
@@ -216,8 +216,9 @@ class Checkpoints:
         if self._last_failure is not None:
             raise RunFailed(f"{self._last_failure}; {self.resume_hint()}")
 
-    def expected_seconds(self) -> float:
-        """How long the last save took."""
+    @property
+    def last_save_seconds(self) -> float:
+        """Of this start; 0 before the first save."""
         return self._save_seconds
 
     def _settle(self) -> None:

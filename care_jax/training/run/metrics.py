@@ -29,7 +29,7 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """A JSON value: null for what is not a number (a mean over nothing)."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -55,7 +55,7 @@ class MetricsFile:
         self._file = path.open("ab", buffering=0)
 
     def log(self, step: int, metrics: Metrics) -> None:
-        line = {"step": step, **{name: plain(value) for name, value in metrics.items()}}
+        line = {"step": step, **{name: json_value(value) for name, value in metrics.items()}}
         self.lines.append(line)
         if self._file is not None:
             _write(self._file, (json.dumps(line) + "\n").encode())
@@ -96,7 +96,7 @@ class TensorBoard:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
-        values = {name: plain(value) for name, value in metrics.items()}
+        values = {name: json_value(value) for name, value in metrics.items()}
         scalars = [
             Summary.Value(tag=name, simple_value=value)
             for name, value in values.items()
@@ -129,7 +129,7 @@ class WandB:
         self._run = wandb.init(project="care_jax", name=name, dir=str(folder), config=config, id=name, resume="allow")
 
     def log(self, step: int, metrics: Metrics) -> None:
-        self._run.log({name: plain(value) for name, value in metrics.items()}, step=step)
+        self._run.log({name: json_value(value) for name, value in metrics.items()}, step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -144,10 +144,10 @@ class Recorder:
         folder: pathlib.Path,
         resume_step: int | None,
         total: int,
-        keep: Callable[[], None] = lambda: None,
+        upload: Callable[[], None] = lambda: None,
     ):
-        """keep: brings what was written to where it must be before a checkpoint may commit."""
-        self._keep = keep
+        """upload: copies the files of the run to where they must be before a checkpoint may commit."""
+        self._upload = upload
         writes = is_writer()
         self._file = MetricsFile(folder / "metrics.jsonl", resume_step, writes)
         self._trackers: list[Tracker] = [self._file]
@@ -178,15 +178,15 @@ class Recorder:
         """The time of the first step begins here."""
         self._clock = time.perf_counter()
 
-    def compiled(self, seconds: float) -> None:
+    def record_compilation(self, seconds: float) -> None:
         """The train step was, before the first one."""
         self._compile_seconds = seconds
 
-    def waited(self, seconds: float) -> None:
+    def record_input_wait(self, seconds: float) -> None:
         """The loop stood still for input."""
         self._input_wait += seconds
 
-    def step(self, number: int, values: Metrics, host: Metrics, flops: float, dispatched: float) -> None:
+    def record_step(self, number: int, values: Metrics, host: Metrics, flops: float, dispatched: float) -> None:
         """One step's line: names as TRL logs them, then the batch, then what depends on the clock.
 
         flops: the step's, for `mfu`. dispatched: when the step was. It took the time since the one before was
@@ -218,7 +218,7 @@ class Recorder:
                 line["compile_seconds"], self._compile_seconds = self._compile_seconds, None
             self._log(number, line)
 
-    def evaluation(self, step: int, values: Metrics) -> None:
+    def record_evaluation(self, step: int, values: Metrics) -> None:
         self._log(step, values)
         self._clock = time.perf_counter()  # an evaluation is no step's time
 
@@ -228,7 +228,7 @@ class Recorder:
 
     def sync(self) -> None:
         self._file.sync()
-        self._keep()
+        self._upload()
 
     def close(self) -> None:
         self._bar.close()
@@ -255,5 +255,5 @@ def memory_peak() -> int | None:
 
 
 def _short(value: Any) -> str:
-    value = plain(value)
+    value = json_value(value)
     return "-" if value is None else f"{value:.3f}"

@@ -28,13 +28,13 @@ class Trace:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def before(self, number: int) -> None:
+    def start_if_due(self, number: int) -> None:
         """Step `number` is next."""
         if number in self._steps and not self._running:
             self._running = True
             jax.profiler.start_trace(str(self._folder))
 
-    def ends_with(self, number: int) -> bool:
+    def is_last(self, number: int) -> bool:
         return self._running and number == self._steps[-1]
 
     def stop(self) -> None:

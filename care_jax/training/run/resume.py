@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import errno
 import pathlib
 from typing import Any
 
@@ -15,7 +14,8 @@ from care_jax.distributed import is_writer, say
 from care_jax.errors import UserError
 from care_jax.textfiles import write_whole
 from care_jax.training.run.checkpoints import Checkpoints
-from care_jax.training.run.manifest import Identity
+from care_jax.training.run.directory import writing_in
+from care_jax.training.run.identity import Identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,19 +65,15 @@ def open_run(
     if step is not None:
         assert before is not None
         _may_go_on(before, config)
-        _say_what_rounds(before, config, meta["where"], where(mesh), step)
+        _say_what_rounds(before, config, meta["where"], numerics_environment(mesh), step)
     distributed.barrier("run directory read")  # by all, before one of them writes there
     if is_writer():
-        try:
+        with writing_in(config.output_dir):
             write_whole(stored, configs.dump(config))
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(f"output_dir: cannot write in {config.output_dir}: {error.strerror or error}") from None
     return Start(config, step, meta, repeats)
 
 
-def where(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def numerics_environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """What a run's roundings depend on beside its configuration."""
     return {
         "devices": mesh.size,
