@@ -1,102 +1,104 @@
-"""The sha256 of every file of a checkpoint: written before it commits, checked before it is used.
+"""The sha256 of every file of a checkpoint: written before it commits, verified before it is used.
 
-Orbax alone restores a flipped byte as a wrong value. Each process of a run writes the sums of its own files when they
-are written; the first joins them and adds the rest. `sha256.json` holds {files: {path: [bytes, sha256]}, sha256}, the
-last being that of the list itself.
+Orbax alone restores a flipped byte as a wrong value. Each process of a run writes the checksums of its own files as
+soon as they are written; the first process joins them and adds the rest. `sha256.json` holds
+{files: {path: [bytes, sha256]}, sha256}; the last is the checksum of the list itself.
 """
 
 import hashlib
 import json
-from typing import Any
 
 from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
+from care_jax.textfiles import JsonObject
 from care_jax.training.run.bucket import StoragePath, files, sha256, size
 
-SUMS = "sha256.json"
-# Orbax writes these two behind us, when it commits; they are read by no restore of ours.
+LIST = "sha256.json"
+# Orbax writes these two when it commits, after our list. Nothing that is restored depends on them.
 COMMIT, _METADATA = "commit_success.txt", "_CHECKPOINT_METADATA"
 
 
 def write_part(folder: StoragePath, process: int) -> None:
-    """The sums of what this process alone has written into a save that has not committed yet."""
-    own = [name for name in files(folder) if name.split("/")[1:2] == [f"ocdbt.process_{process}"]]
-    _part(folder, process).write_text(json.dumps(_sums(folder, own)), encoding="utf-8")
+    """Writes the checksums of the files that this process alone wrote into a save that has not committed yet."""
+    names = [name for name in files(folder) if name.split("/")[1:2] == [f"ocdbt.process_{process}"]]
+    part = folder / f"sha256.process_{process}.json"
+    part.write_text(json.dumps(_checksums(folder, names)), encoding="utf-8")
 
 
 def seal(folder: StoragePath) -> None:
-    """Joins the parts of all processes and adds the files that are nobody's own. For one process, before the commit."""
+    """Joins the parts of all processes and adds the files of no single process. One process calls it, before the
+    commit.
+    """
     parts = sorted(folder.glob("sha256.process_*.json"))
-    found: dict[str, Any] = {}
+    listed: JsonObject = {}
     for part in parts:
-        found |= json.loads(part.read_text(encoding="utf-8"))
-    behind = {COMMIT, _METADATA, *(part.name for part in parts)}
-    found |= _sums(folder, [name for name in files(folder) if name not in behind and _final(name) not in found])
-    text = json.dumps({"files": found, "sha256": _of_list(found)}, indent=1)
-    (folder / SUMS).write_text(text + "\n", encoding="utf-8")
+        listed |= json.loads(part.read_text(encoding="utf-8"))
+    unlisted = {COMMIT, _METADATA, *(part.name for part in parts)}
+    listed |= _checksums(folder, [n for n in files(folder) if n not in unlisted and _final_name(n) not in listed])
+    text = json.dumps({"files": listed, "sha256": _checksum_of(listed)}, indent=1)
+    (folder / LIST).write_text(text + "\n", encoding="utf-8")
     for part in parts:
         part.unlink()
 
 
 def damage(folder: StoragePath, share: tuple[int, int] = (0, 1)) -> str | None:
-    """What is wrong with a committed checkpoint, or None. share: (i, n) looks at every n-th file from the i-th.
+    """Returns what is wrong with a committed checkpoint, or None. share: (i, n) verifies every n-th file from the i-th.
 
-    Raises PermissionError where a file cannot be read: that is for the user to mend, and nothing is lost.
+    Raises PermissionError if a file cannot be read: the user can repair that, and nothing is lost.
     """
     try:
-        held = json.loads((folder / SUMS).read_text(encoding="utf-8"))
-        listed = held["files"]
-        whole = held["sha256"] == _of_list(listed)
+        sealed = json.loads((folder / LIST).read_text(encoding="utf-8"))
+        listed = sealed["files"]
+        intact = sealed["sha256"] == _checksum_of(listed)
     except FileNotFoundError:
-        return f"it misses {SUMS}"
+        return f"it misses {LIST}"
     except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        return f"{SUMS} is damaged"
-    for name, (expected, digest) in sorted(listed.items())[share[0] :: share[1]]:
+        intact = False
+    if not intact:
+        return f"{LIST} is damaged"
+    for name, (expected_bytes, expected_sha256) in sorted(listed.items())[share[0] :: share[1]]:
         try:
-            if (found := size(folder / name)) is None:
+            if (actual_bytes := size(folder / name)) is None:
                 return f"it misses {name}"
-            if found != expected:
-                return f"{name} holds {found} bytes, {expected} expected"
-            if sha256(folder / name) != digest:
+            if actual_bytes != expected_bytes:
+                return f"{name} holds {actual_bytes} bytes, expected {expected_bytes}"
+            if sha256(folder / name) != expected_sha256:
                 return f"{name} differs from its sha256"
         except PermissionError:
             raise
-        except OSError as error:  # a device that fails
+        except OSError as error:  # a failing device
             return f"{name}: {error.strerror}"
-    return _bookkeeping(folder)
+    return _commit_damage(folder)
 
 
-def _bookkeeping(folder: StoragePath) -> str | None:
-    """What Orbax writes when it commits: no number depends on it, but other tools read it."""
+def _commit_damage(folder: StoragePath) -> str | None:
+    """Verifies the two files that Orbax writes when it commits: no number depends on them, but other tools read
+    them.
+    """
     for name in (COMMIT, _METADATA):
         if size(folder / name) is None:
             return f"it misses {name}"
     try:
-        committed = (folder / COMMIT).read_text(encoding="utf-8")
-        about = json.loads((folder / _METADATA).read_text(encoding="utf-8"))
+        commit = (folder / COMMIT).read_text(encoding="utf-8")
+        metadata = json.loads((folder / _METADATA).read_text(encoding="utf-8"))
     except ValueError:
         return f"{_METADATA} or {COMMIT} is damaged"
-    if not committed.startswith("Checkpoint commit was successful"):
+    if not commit.startswith("Checkpoint commit was successful"):
         return f"{COMMIT} is damaged"
-    if not isinstance(about, dict) or set(about.get("item_handlers") or ()) != {"state", "meta"}:
+    if not isinstance(metadata, dict) or set(metadata.get("item_handlers") or ()) != {"state", "meta"}:
         return f"{_METADATA} is damaged"
     return None
 
 
-def _part(folder: StoragePath, process: int) -> StoragePath:
-    return folder / f"sha256.process_{process}.json"
-
-
-def _final(name: str) -> str:
-    """The path inside the checkpoint, once its parts have the names that they commit with."""
+def _final_name(name: str) -> str:
+    """Returns the path inside the checkpoint that a file of an uncommitted save will have."""
     return "/".join(part.split(TMP_DIR_SUFFIX)[0] for part in name.split("/"))
 
 
-def _sums(folder: StoragePath, names: list[str]) -> dict[str, list[Any]]:
-    return {_final(name): [size(folder / name), sha256(folder / name)] for name in sorted(names)}
+def _checksums(folder: StoragePath, names: list[str]) -> JsonObject:
+    """Returns {final path inside the checkpoint: [bytes, sha256]}."""
+    return {_final_name(name): [size(folder / name), sha256(folder / name)] for name in sorted(names)}
 
 
-def _of_list(files: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+def _checksum_of(listed: JsonObject) -> str:
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,94 @@
+"""Orbax's asynchronous saver of a state and its JSON, with checksums in each checkpoint and without its noise."""
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.future import ChainedFuture, Future
+
+from care_jax.textfiles import JsonObject
+from care_jax.training.run import checksums
+from care_jax.training.run.bucket import StoragePath, path_of
+
+
+class Saver:
+    """Saves one checkpoint at a time beside the training. Every method may raise the failure of an earlier save."""
+
+    def __init__(self) -> None:
+        _silence_failed_saves()
+        # Orbax would make the directories in a thread; made at once, a failure is raised by `save` itself.
+        options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        handler = _HandlerWithChecksums(
+            state=ocp.StandardCheckpointHandler(),
+            meta=ocp.JsonCheckpointHandler(),
+            composite_options=ocp.CompositeOptions(async_options=options),
+        )
+        self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
+
+    def save(self, folder: StoragePath, state: JsonObject, meta: JsonObject) -> None:
+        """Starts a save. state: a dict of arrays or of trees of them."""
+        arguments = _ArgsWithChecksums(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        self._checkpointer.save(folder, args=arguments)
+
+    def check_for_errors(self) -> None:
+        self._checkpointer.check_for_errors()
+
+    def wait(self) -> None:
+        self._checkpointer.wait_until_finished()
+
+    def close(self) -> None:
+        self._checkpointer.close()
+
+
+class _HandlerWithChecksums(ocp.CompositeCheckpointHandler):
+    """Writes the checksums of a save before Orbax commits it: each process those of its own files, the first the rest.
+
+    Orbax has no checksums of its own that a restore verifies.
+    """
+
+    async def async_save(self, directory: epath.Path, args: ocp.args.Composite) -> list[Future] | None:
+        futures = await super().async_save(directory, args)
+
+        def write_checksums() -> None:
+            checksums.write_part(path_of(directory), jax.process_index())
+
+        return [ChainedFuture(futures or [], write_checksums)]
+
+    def finalize(self, directory: epath.Path) -> None:
+        super().finalize(directory)
+        checksums.seal(path_of(directory))
+
+
+@ocp.args.register_with_handler(_HandlerWithChecksums, for_save=True, for_restore=True)
+class _ArgsWithChecksums(ocp.args.Composite):
+    """What `AsyncCheckpointer.save` must be called with, so that Orbax chooses our handler."""
+
+
+def _silence_failed_saves() -> None:
+    """Hides what Orbax prints about a failed save: `Checkpoints` reports it in one sentence.
+
+    This lasts for the life of the process, since late callbacks come after the last save too.
+    """
+    logging.getLogger("absl").addFilter(_is_no_failed_save)  # a filter that is added twice counts once
+    if getattr(sys.unraisablehook, "func", None) is not _ignore_late_callbacks:
+        sys.unraisablehook = functools.partial(_ignore_late_callbacks, sys.unraisablehook)
+
+
+def _is_no_failed_save(record: logging.LogRecord) -> bool:
+    """Filters the log: Orbax logs the traceback of a failed save as an error."""
+    return not (record.levelno >= logging.ERROR and record.module in ("async_checkpointer", "future"))
+
+
+def _ignore_late_callbacks(
+    hook: Callable[["sys.UnraisableHookArgs"], object], unraisable: "sys.UnraisableHookArgs"
+) -> None:
+    """Replaces `sys.unraisablehook`. The writes of a failed save continue in threads; each of them finds, when it ends,
+    that the event loop of that save is closed. hook: the one before, for all other errors.
+    """
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        hook(unraisable)
