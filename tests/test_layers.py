@@ -14,7 +14,7 @@ PACKAGE = pathlib.Path(care_jax.__file__).parent
 # From the bottom; those of one line do not see each other, except where EXTRA says so.
 LAYERS = [
     {"errors"},
-    {"textfiles", "hardware", "distributed"},
+    {"textfiles", "hub", "hardware", "distributed"},
     {"sharding", "stopping"},
     {"losses", "logps", "config"},
     {"models", "data"},

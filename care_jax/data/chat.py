@@ -21,6 +21,7 @@ from care_jax.data.questions import Content, is_ids, is_messages, plain_text
 from care_jax.data.rows.files import SAMPLE, shorten
 from care_jax.data.template_frames import Frames
 from care_jax.errors import UserError
+from care_jax.hub import is_hub_id
 
 _BATCH = 2048  # texts in one call of the tokenizer; bounds memory, large enough to keep every core busy
 
@@ -47,7 +48,7 @@ def load_tokenizer(path: str | os.PathLike[str], revision: str | None = None) ->
         names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
         if not any((place / name).is_file() for name in names):
             raise UserError(f"{path}: no tokenizer in this folder (tokenizer.json or tokenizer.model)")
-    elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(path)) or place.exists():
+    elif not is_hub_id(path):
         raise UserError(f"no such folder: {path}")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(

@@ -8,6 +8,7 @@ from typing import Any
 from care_jax import models
 from care_jax.errors import UserError
 from care_jax.evaluation.model import local_folder
+from care_jax.hub import is_hub_id
 from care_jax.models.arch import Arch
 
 _QWEN25: dict[str, Any] = {
@@ -77,7 +78,7 @@ def arch_of(path: str, revision: str | None = None) -> Arch:
             file = pathlib.Path(folder) / "config.json"
             file.write_text(json.dumps(KNOWN[path]), encoding="utf-8")
             return models.read_config(file)
-    if path == "sample" or "://" in path or pathlib.Path(path).expanduser().is_dir():
+    if not is_hub_id(path):
         return models.read_config(local_folder(path, revision))
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from care_jax.errors import UserError
+from care_jax.hub import is_hub_id
 
 SAMPLE = pathlib.Path(__file__).parents[1] / "sample"
 TOKEN_CACHE = "prepared.json"
@@ -90,8 +91,7 @@ def open_rows(
                 raise UserError(f"{path} is a file: {key}={value!r} only applies to a folder or a hub dataset")
         return Rows(lambda rows: _files([place], rows))
     # 'data/train' with a folder `data` here is a slip in a path, not somebody's dataset.
-    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path) and not path.endswith((*SUFFIXES, ".gz"))
-    if hub_id and not place.parent.exists():
+    if is_hub_id(path) and not path.endswith((*SUFFIXES, ".gz")) and not place.parent.exists():
         return Rows(lambda rows: _hub(path, split, name, revision, rows))
     raise UserError(f"no such file or folder: {path}")
 

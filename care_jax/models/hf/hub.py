@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from care_jax.distributed import is_writer
 from care_jax.errors import UserError
+from care_jax.hub import is_hub_id
 
 # What a folder is asked for: never code, never pickles.
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "*.spm", "*.tiktoken")
@@ -107,7 +108,6 @@ def resolve(path: str | pathlib.Path, revision: str | None = None) -> pathlib.Pa
         return _from_url(str(path))
     if folder.is_dir():
         return folder
-    name = str(path)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"model.path: {name}: no such folder, and not a hub id (owner/name)")
-    return _from_hub(name, revision)
+    if not is_hub_id(path):
+        raise UserError(f"model.path: {path}: no such folder, and not a hub id (owner/name)")
+    return _from_hub(str(path), revision)

@@ -8,6 +8,7 @@ import yaml
 
 from care_jax import config as configs
 from care_jax.config import Config
+from care_jax.hub import is_hub_id
 from care_jax.textfiles import markdown_table, read_lines, write_whole
 from care_jax.training.evaluation.final_table import final_table
 
@@ -58,7 +59,7 @@ def _front(config: Config, manifest: dict[str, Any], account: dict[str, Any]) ->
     }
     if config.model.init == "pretrained" and config.model.path != "sample":
         about["base_model"] = config.model.path
-    hub = [one.path for one in config.data.train if one.path.count("/") == 1 and not pathlib.Path(one.path).exists()]
+    hub = [one.path for one in config.data.train if is_hub_id(one.path)]
     if hub:
         about["datasets"] = hub
     if cultures:
