@@ -83,7 +83,7 @@ def row(line, found: dict) -> str:
         verdict += f"; with `{' '.join(changes)}`" if changes else "; nothing tried does"
     share = f"{100 * found['share']:.0f} %{' (estimate)' if found['estimate'] else ''}"
     ideal = "" if found["ideal_seconds"] is None else f"{found['ideal_seconds']:.2g}"
-    tokens = f"{found['microbatches']} x {found['tokens_a_microbatch'] // found['devices'] / 1024:g}k"
+    tokens = f"{found['microbatches']} x {found['tokens_per_microbatch'] // found['devices'] / 1024:g}k"
     cells = (f"`{named(line)}`", found["devices"], tokens, text.gib(held), temporaries, share, verdict)
     compiled = sum(one["compile_seconds"] for name, one in found["programs"].items() if name != "reference")
     return "| " + " | ".join(map(str, (*cells, text.gib(sent) if sent else "", ideal, f"{compiled:.0f}"))) + " |"

@@ -88,7 +88,7 @@ def _advise(config) -> None:
         print(line, file=sys.stderr, flush=True)
 
     if jax.process_count() > 1:  # what is left of this job may not be able to compile for all of it
-        say(f"what would fit: care-jax plan, with the arguments of this run and {targets.words(jax.devices())}")
+        say(f"what would fit: care-jax plan, with the arguments of this run and {targets.plan_options(jax.devices())}")
         return
     say(text.as_text(planning.plan(config, targets.local(), say=say)))
 

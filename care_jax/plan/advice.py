@@ -1,24 +1,70 @@
-"""The nearest change of a configuration that fits, found by trying: each is compiled before it is told."""
+"""The nearest change of a configuration that fits. Each change is compiled before it is recommended."""
 
+import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 from care_jax.config import Config
 from care_jax.errors import UserError
+from care_jax.hardware import MEMORY_FRACTION
 from care_jax.models.arch import Arch
-from care_jax.plan import MEMORY_FRACTION, Advice, Say, prepare
-from care_jax.plan.programs import compile_forward, compile_train, least
-from care_jax.plan.shapes import Shapes
+from care_jax.plan.programs import Program, Say, compile_forward, compile_train, smallest_need
+from care_jax.plan.shapes import Shapes, shapes_of
 from care_jax.plan.targets import Target
 
-Changes = dict[str, Any]
+Changes = dict[str, object]  # dotted key -> value, as Config.from_any takes them
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """The nearest change that fits.
+
+    changes: overrides as on the command line; None if nothing that was tried fits. program: the program that needs the
+    most memory with these changes. tried: how many configurations were compiled.
+    """
+
+    changes: tuple[str, ...] | None
+    program: Program | None
+    tried: int
+
+
+def nearest_that_fits(config: Config, target: Target, arch: Arch, say: Say) -> Advice:
+    """Tries changes in turn; skips, without compiling it, one whose arrays alone need too much memory."""
+    assert target.memory is not None
+    limit = MEMORY_FRACTION * target.memory
+    mesh = shapes_of(config, target, arch).mesh.shape
+
+    def shapes_with(changes: Changes) -> Shapes | None:
+        try:
+            return shapes_of(Config.from_any(config, **changes), target, arch)
+        except UserError:  # a mesh that does not divide the model
+            return None
+
+    spread: Changes = {"mesh.data": 1, "mesh.fsdp": -1}
+    if config.mesh.tensor == -1:
+        spread["mesh.tensor"] = mesh["tensor"]
+    if mesh["data"] == 1 or shapes_with(spread) is None:
+        spread = {}
+    seen = [config]
+    for changes in candidates(config, mesh["data"] * mesh["fsdp"], spread):
+        shapes = shapes_with(changes)
+        if shapes is None or shapes.config in seen or smallest_need(shapes) > limit:
+            continue
+        seen.append(shapes.config)
+        overrides = as_overrides(changes)
+        say(f"trying {' '.join(overrides)}")
+        largest, _ = compile_train(shapes, say)
+        if largest.total <= limit:
+            largest = max([largest, *compile_forward(shapes, say)], key=lambda program: program.total)
+        if largest.total <= limit:
+            return Advice(overrides, largest, tried=len(seen) - 1)
+    return Advice(None, None, tried=len(seen) - 1)
 
 
 def candidates(config: Config, parts: int, spread: Changes) -> Iterator[Changes]:
-    """Changes from the nearest to the farthest: what leaves the numbers alone, what rounds them, other weights.
+    """Changes from the nearest to the farthest: those that keep the numbers, those that round them, other weights.
 
-    parts: devices that share the rows; a microbatch has at least one row for each. spread: what puts the state over all
-    of them, not a copy for each part of them; empty where it is, or where it does not divide.
+    parts: devices that share the rows; a microbatch has at least one row for each. spread: the change that shards the
+    state over all of them, in place of a copy for each part; empty if it is sharded already or does not divide.
     """
     same: Changes = {}
     if config.model.remat != "full":
@@ -45,51 +91,18 @@ def candidates(config: Config, parts: int, spread: Changes) -> Iterator[Changes]
         if parts % tensor == 0 and config.mesh.tensor == 1:
             yield {**smallest, **({} if config.mesh.fsdp == -1 else {"mesh.fsdp": -1}), "mesh.tensor": tensor}
     if config.model.lora is None:
-        adapters = {"model.lora": {"r": 16}}
+        adapters: Changes = {"model.lora": {"r": 16}}
         yield adapters
         if smallest:
             yield {**smallest, **adapters}
 
 
-def nearest_that_fits(config: Config, target: Target, arch: Arch, say: Say) -> Advice:
-    """Tries changes in turn; one whose arrays alone are too many is passed over without compiling it."""
-    assert target.memory is not None
-    limit = MEMORY_FRACTION * target.memory
-    mesh = prepare(config, target, arch).mesh.shape
+def as_overrides(changes: Changes) -> tuple[str, ...]:
+    """Changes as the command line takes them: `key=value`, mappings as inline YAML."""
 
-    def prepared(changes: Changes) -> Shapes | None:
-        try:
-            return prepare(Config.from_any(config, **changes), target, arch)
-        except UserError:  # a mesh that does not divide the model
-            return None
+    def text(value: object) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{key}: {inner}" for key, inner in value.items()) + "}"
+        return str(value)
 
-    spread: Changes = {"mesh.data": 1, "mesh.fsdp": -1}
-    if config.mesh.tensor == -1:
-        spread["mesh.tensor"] = mesh["tensor"]
-    if mesh["data"] == 1 or prepared(spread) is None:
-        spread = {}
-    seen = [config]
-    for changes in candidates(config, mesh["data"] * mesh["fsdp"], spread):
-        made = prepared(changes)
-        if made is None or made.config in seen or least(made) > limit:
-            continue
-        seen.append(made.config)
-        shown = shown_changes(changes)
-        say(f"trying {' '.join(shown)}")
-        largest, _ = compile_train(made, say)
-        if largest.total <= limit:
-            largest = max([largest, *compile_forward(made, say)], key=lambda program: program.total)
-        if largest.total <= limit:
-            return Advice(shown, largest, tried=len(seen) - 1)
-    return Advice(None, None, tried=len(seen) - 1)
-
-
-def shown_changes(changes: Changes) -> tuple[str, ...]:
-    """As the command line takes them."""
-
-    def value(given: Any) -> str:
-        if isinstance(given, dict):
-            return "{" + ", ".join(f"{key}: {inner}" for key, inner in given.items()) + "}"
-        return str(given)
-
-    return tuple(f"{key}={value(given)}" for key, given in changes.items())
+    return tuple(f"{key}={text(value)}" for key, value in changes.items())

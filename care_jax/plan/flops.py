@@ -1,23 +1,28 @@
-"""Floating-point operations of a program's matrix products, counted in its jaxpr: recomputation included."""
+"""Floating-point operations of a program's matrix products, counted in its jaxpr; recomputation counts too."""
 
 import math
-from typing import Any
+from typing import TypeAlias
 
-import jax.extend
+from jax.core import ShapedArray
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+AnyJaxpr: TypeAlias = Jaxpr | ClosedJaxpr
 
 
-def count(jaxpr: Any, unknown_trips: int = 1) -> int:
-    """2 operations a multiply-add, over all devices; a loop whose end is traced is counted `unknown_trips` times.
+def count(jaxpr: AnyJaxpr, unknown_trips: int = 1) -> int:
+    """Returns the operations over all devices: 2 per multiply-add.
 
-    Of `lax.cond` and `lax.switch` the dearest branch. What a Pallas kernel multiplies is not seen.
+    unknown_trips: how often a loop whose end is traced is counted. Of the branches of `lax.cond` and `lax.switch` the
+    most expensive one is counted. The products inside a Pallas kernel are not seen.
     """
     total = 0
-    for equation in _inner(jaxpr).eqns:
+    for equation in (jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr).eqns:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+            left, product = equation.invars[0].aval, equation.outvars[0].aval
+            assert isinstance(left, ShapedArray) and isinstance(product, ShapedArray)  # noqa: PT018
+            total += 2 * math.prod(product.shape) * math.prod(left.shape[axis] for axis in contracted)
         elif name == "pallas_call":
             continue
         elif name == "scan":
@@ -29,14 +34,5 @@ def count(jaxpr: Any, unknown_trips: int = 1) -> int:
         elif name == "shard_map":
             total += params["mesh"].size * count(params["jaxpr"], unknown_trips)
         else:
-            total += sum(count(one, unknown_trips) for one in _jaxprs(params))
+            total += sum(count(value, unknown_trips) for value in params.values() if isinstance(value, AnyJaxpr))
     return total
-
-
-def _inner(jaxpr: Any) -> Any:
-    return jaxpr.jaxpr if isinstance(jaxpr, jax.extend.core.ClosedJaxpr) else jaxpr
-
-
-def _jaxprs(params: dict[str, Any]) -> list[Any]:
-    kinds = (jax.extend.core.ClosedJaxpr, jax.extend.core.Jaxpr)
-    return [value for value in params.values() if isinstance(value, kinds)]

@@ -1,4 +1,4 @@
-"""Reading a compiled program's text: which collectives run, how often and of how many bytes; the arrays it holds."""
+"""Reads a compiled program's text: which collectives run, how often and with how many bytes; the arrays it holds."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of the program's text: element type, dimensions on one device."""
+    """One array in the program's text: its element type and its dimensions on one device."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -32,14 +32,14 @@ class Array:
     def bytes(self) -> int:
         size = _BYTES.get(self.dtype)
         if size is None:
-            found = re.search(r"\d+", self.dtype)
-            size = max(1, int(found[0]) // 8) if found else 0
+            bits = re.search(r"\d+", self.dtype)
+            size = max(1, int(bits[0]) // 8) if bits else 0
         return size * math.prod(self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One instruction. times: how often it runs in a call; a loop without a known end counts once."""
+    """One instruction. times: how often it runs per call of the program; a loop without a known end counts once."""
 
     name: str
     kind: str
@@ -49,13 +49,14 @@ class Operation:
 
 
 def arrays(text: str) -> tuple[Array, ...]:
+    """The arrays that a piece of the text names, in order."""
     return tuple(
         Array(dtype, tuple(int(size) for size in sizes.split(",") if size)) for dtype, sizes in _ARRAY.findall(text)
     )
 
 
 def operations(text: str) -> Iterator[Operation]:
-    """Every instruction of a module, those of loops and calls with how often they run."""
+    """Every instruction of a module with how often it runs, loops and calls included."""
     bodies: dict[str, list[str]] = {}
     entry, current = "", ""
     for line in text.splitlines():
@@ -67,7 +68,7 @@ def operations(text: str) -> Iterator[Operation]:
         elif current and line.startswith(" "):
             bodies[current].append(line)
     times = Counter({entry: 1})
-    # Callees stand before their callers in the text, so one pass from the end meets each caller first.
+    # In the text a called computation comes before its callers, so one pass from the end meets each caller first.
     for name in reversed(list(bodies)):
         if not times[name]:
             continue
@@ -79,15 +80,15 @@ def operations(text: str) -> Iterator[Operation]:
                         times[callee] += times[name] * trips
     for name, lines in bodies.items():
         for line in lines:
-            found = _INSTRUCTION.match(line)
-            operation = _OPERATION.search(found[2]) if found else None
-            if found and operation and times[name]:
-                results = arrays(found[2][: operation.start(1)])
-                yield Operation(found[1], operation[1], results, times[name], line)
+            instruction = _INSTRUCTION.match(line)
+            operation = _OPERATION.search(instruction[2]) if instruction else None
+            if instruction and operation and times[name]:
+                results = arrays(instruction[2][: operation.start(1)])
+                yield Operation(instruction[1], operation[1], results, times[name], line)
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """How often a loop runs: as the compiler notes, else the one number that its condition counts up to, else once."""
+    """How often a loop runs: the compiler's own note, else the only constant in its condition, else 1."""
     known = _TRIPS.search(line)
     if known:
         return int(known[1])
@@ -98,30 +99,30 @@ def _trips(line: str, bodies: dict[str, list[str]]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Of one kind of collective in one call: how many run, and the bytes of their results on a device."""
+    """One kind of collective in one call: how many run, and the bytes of their results on one device."""
 
     count: int
     bytes: int
 
 
 def collectives(text: str) -> dict[str, Traffic]:
-    """Traffic by kind. What a compiler cut into pieces that run beside other work has one channel, and counts once."""
-    found: dict[tuple[str, str], Traffic] = {}
-    for one in operations(text):
-        kind = one.kind.removesuffix("-start")
+    """Traffic by kind. Pieces of one collective that run beside other work share a channel and count as one."""
+    by_channel: dict[tuple[str, str], Traffic] = {}
+    for operation in operations(text):
+        kind = operation.kind.removesuffix("-start")
         if kind not in KINDS:
             continue
-        results = one.results
-        if one.kind.endswith("-start") and len(results) > 1:
+        results = operation.results
+        if operation.kind.endswith("-start") and len(results) > 1:
             results = (max(results, key=lambda array: array.bytes),)  # the others are its operand and contexts
-        channel = _CHANNEL.search(one.text)
-        key = kind, channel[1] if channel else one.name
-        before = found.get(key, Traffic(0, 0))
-        size = one.times * sum(array.bytes for array in results)
-        found[key] = Traffic(max(before.count, one.times), max(before.bytes, size))
+        channel = _CHANNEL.search(operation.text)
+        key = kind, channel[1] if channel else operation.name
+        before = by_channel.get(key, Traffic(0, 0))
+        size = operation.times * sum(array.bytes for array in results)
+        by_channel[key] = Traffic(max(before.count, operation.times), max(before.bytes, size))
     sums: dict[str, Traffic] = {}
-    for wanted in KINDS:
-        own = [traffic for (kind, _), traffic in found.items() if kind == wanted]
-        if own:
-            sums[wanted] = Traffic(sum(one.count for one in own), sum(one.bytes for one in own))
+    for kind in KINDS:
+        traffic = [each for (its_kind, _), each in by_channel.items() if its_kind == kind]
+        if traffic:
+            sums[kind] = Traffic(sum(each.count for each in traffic), sum(each.bytes for each in traffic))
     return sums

@@ -1,23 +1,23 @@
-"""The shapes of the recipes' models, as their config.json on the hub states them: planning downloads nothing."""
+"""The config.json of the recipes' models, so that planning them downloads nothing."""
 
 import json
 import pathlib
 import tempfile
-from typing import Any
 
 from care_jax import models
 from care_jax.errors import UserError
 from care_jax.evaluation.model import local_folder
 from care_jax.hub import is_hub_id
 from care_jax.models.arch import Arch
+from care_jax.textfiles import JsonObject
 
-_QWEN25: dict[str, Any] = {
+_QWEN25: JsonObject = {
     "model_type": "qwen2",
     "max_position_embeddings": 32_768,
     "rope_theta": 1_000_000.0,
     "rms_norm_eps": 1e-6,
 }
-_LLAMA3: dict[str, Any] = {
+_LLAMA3: JsonObject = {
     "model_type": "llama",
     "vocab_size": 128_256,
     "max_position_embeddings": 131_072,
@@ -33,7 +33,7 @@ _LLAMA3: dict[str, Any] = {
 }
 
 
-def _sizes(vocab: int, hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, tied: bool) -> dict[str, Any]:
+def _sizes(vocab: int, hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, tied: bool) -> JsonObject:
     return {
         "vocab_size": vocab,
         "hidden_size": hidden,
@@ -45,7 +45,7 @@ def _sizes(vocab: int, hidden: int, mlp: int, layers: int, heads: int, kv_heads:
     }
 
 
-KNOWN: dict[str, dict[str, Any]] = {
+KNOWN: dict[str, JsonObject] = {
     "Qwen/Qwen2.5-0.5B-Instruct": {**_QWEN25, **_sizes(151_936, 896, 4864, 24, 14, 2, True)},
     "Qwen/Qwen2.5-1.5B-Instruct": {**_QWEN25, **_sizes(151_936, 1536, 8960, 28, 12, 2, True)},
     "Qwen/Qwen2.5-7B-Instruct": {**_QWEN25, **_sizes(152_064, 3584, 18_944, 28, 28, 4, False)},
@@ -70,8 +70,9 @@ KNOWN: dict[str, dict[str, Any]] = {
 
 
 def arch_of(path: str, revision: str | None = None) -> Arch:
-    """The Arch of a configuration's `model.path`: a folder's own config.json, else one that is known here, else the
-    hub's. UserError where there is none.
+    """The Arch of a configuration's `model.path`: from the folder's config.json, else from KNOWN, else from the hub.
+
+    Raises UserError if none of them has it.
     """
     if path in KNOWN and not pathlib.Path(path).expanduser().is_dir():
         with tempfile.TemporaryDirectory() as folder:
@@ -86,4 +87,4 @@ def arch_of(path: str, revision: str | None = None) -> Arch:
     try:
         return models.read_config(huggingface_hub.hf_hub_download(path, "config.json", revision=revision))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"model.path: {path}: no such folder, and the hub gives no config.json: {error}") from error
+        raise UserError(f"model.path: {path}: no such folder, and no config.json from the hub: {error}") from error

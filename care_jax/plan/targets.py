@@ -1,4 +1,4 @@
-"""What a plan is made for: a named TPU topology that is not here, or this machine's own backend."""
+"""Targets of a plan: a TPU topology or cards that are not here, or this machine's own devices."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,6 @@ import os
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
@@ -14,9 +13,9 @@ from care_jax import hardware
 from care_jax.errors import UserError, nearest
 from care_jax.hardware import CHIPS, Chip
 
-# Generation -> libtpu's name of it.
+# Generation -> libtpu's name for it.
 GENERATIONS = {"v4": "v4", "v5e": "v5e", "v5p": "v5p", "v6e": "v6e", "7x": "tpu7x", "v7x": "tpu7x", "tpu7x": "tpu7x"}
-# The machine of the same name in configs/machines: its topology, or the memory and the speed of its card.
+# Machine file in configs/machines -> (its TPU topology, None) or (None, its card as jax names it).
 MACHINES: dict[str, tuple[str | None, str | None]] = {
     "v5e-64": ("v5e:8x8", None),
     "v5p-16": ("v5p:2x2x2", None),
@@ -29,20 +28,24 @@ MACHINES: dict[str, tuple[str | None, str | None]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """name: as it was asked for. devices: of the topology, or this machine's. memory: bytes a device, None: unknown.
+    """What a plan is made for.
 
-    estimate: the temporaries are another backend's, as the card is not here.
+    name: as the user gave it. devices: the topology's, or this machine's in their place. memory: bytes per device, None
+    if unknown. estimate: the card is not here, so that temporaries are those of this machine's compiler.
     """
 
     name: str
-    devices: tuple[Any, ...]
+    devices: tuple[jax.Device, ...]
     chip: Chip | None
     memory: int | None
     estimate: bool = False
 
 
 def topology(name: str, memory: int | None = None) -> Target:
-    """A TPU topology such as v5p:2x2x2 (chips along each axis). UserError for an unknown one, or without libtpu."""
+    """The target of a TPU topology such as v5p:2x2x2 (chips along each axis).
+
+    Raises UserError if it is unknown or libtpu is not installed.
+    """
     from jax.experimental import topologies
 
     generation, _, shape = name.partition(":")
@@ -52,35 +55,36 @@ def topology(name: str, memory: int | None = None) -> Target:
             f"--topology: found {name!r}{hint}, expected a generation of "
             f"{', '.join(GENERATIONS)} and chips along each axis, such as v5p:2x2x2"
         )
-    # Nothing here touches a chip: a second process may load libtpu, and it need not look for the machine it is on.
+    # No chip is used here: let a second process load libtpu, and do not query the metadata of the machine.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     sizes = [int(size) for size in shape.split("x")]
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     if all(size == 1 for size in sizes):
         options["chips_per_host_bounds"] = (1, 1, 1)
     if generation == "v4":
-        options["chip_config_name"] = "megacore"  # two cores as one device, as a v4 machine has it
+        options["chip_config_name"] = "megacore"  # two cores are one device, as on a v4 machine
     try:
         described = topologies.get_topology_desc(
             platform="tpu", topology_name=f"{GENERATIONS[generation]}:{shape}", **options
         )
     except (RuntimeError, NotImplementedError, ValueError) as error:
-        found = " ".join(str(error).split())
-        if any(sign in found.lower() for sign in ("libtpu", "not found", "not installed", "unable to initialize")):
+        reason = " ".join(str(error).split())
+        if any(sign in reason.lower() for sign in ("libtpu", "not found", "not installed", "unable to initialize")):
             raise UserError(
-                f"--topology {name}: needs libtpu, which compiles for TPUs without one: "
-                f'pip install "care-jax[plan]" ({found[:200]})'
+                f"--topology {name}: needs libtpu, which compiles for TPUs on any machine: "
+                f'pip install "care-jax[plan]" ({reason[:200]})'
             ) from error
-        raise UserError(f"--topology {name}: {found[:300]}") from error
-    devices: tuple[Any, ...] = tuple(described.devices)
+        raise UserError(f"--topology {name}: {reason[:300]}") from error
+    devices: tuple[jax.Device, ...] = tuple(described.devices)
     chip = CHIPS.get(devices[0].device_kind)
     return Target(name, devices, chip, memory or (chip.memory if chip else None), estimate=False)
 
 
 def local(memory: int | None = None, card: str | None = None, count: int | None = None) -> Target:
-    """This machine's devices; `memory`, `card` (jax's name of its kind) or `count`: for cards that are not here, one
-    unless `count` says more.
+    """The target of this machine's devices, or of cards that are not here if any argument is given.
+
+    memory: bytes per card. card: its kind, as jax names it. count: number of cards, by default 1.
     """
     absent = memory is not None or card is not None or count is not None
     hardware.claim_memory()
@@ -92,26 +96,28 @@ def local(memory: int | None = None, card: str | None = None, count: int | None 
     return Target(shown, tuple(devices), chip, memory, estimate=absent)
 
 
-def _stand_ins(count: int) -> list[Any]:
-    """As many devices of this machine, or of its CPU, to compile for in another's place."""
+def _stand_ins(count: int) -> list[jax.Device]:
+    """`count` devices of this machine, or of its CPU, to compile for in place of cards that are not here."""
     if count < 1:
         raise UserError(f"--devices: found {count}, expected 1 or more")
     if count > 1:
-        with contextlib.suppress(RuntimeError):  # jax is up already, with as many devices as it has
+        with contextlib.suppress(RuntimeError):  # jax has started already: its number of devices is fixed
             jax.config.update("jax_num_cpu_devices", count)
-    devices: list[Any] = list(jax.devices())
+    devices = list(jax.devices())
     if len(devices) < count:
-        with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS leaves the CPU out
+        with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS excludes the CPU
             devices = list(jax.devices("cpu"))
     if len(devices) < count:
-        raise UserError(f"--devices: found {count}, but jax was started with {len(devices)} to stand in for them")
+        raise UserError(
+            f"--devices: found {count}, but jax was started with {len(devices)} devices to use in their place"
+        )
     return devices[:count]
 
 
-def _memory(device: Any, chip: Chip | None) -> int | None:
-    """Bytes of one device of this process; None where the backend does not say.
+def _memory(device: jax.Device, chip: Chip | None) -> int | None:
+    """Bytes of one device of this process; None if the backend does not say.
 
-    Of a CPU a part of what this machine has, or of what the container may have of it.
+    A CPU device has its share of the machine's memory, or of the container's limit if that is lower.
     """
     if chip is not None:
         return chip.memory
@@ -126,23 +132,23 @@ def _memory(device: Any, chip: Chip | None) -> int | None:
 def targets(
     machines: Sequence[str], topologies: Sequence[str], memory: int | None, count: int | None = None
 ) -> list[Target]:
-    """What was asked for by name, else what the machine file of that name stands for, else this machine.
+    """The targets of `care-jax plan`: the named topologies, else that of the last machine file, else this machine.
 
-    count: of cards that are not here. Raises UserError where it comes with a topology, whose name says how many it has,
-    or without anything that says what memory the cards have.
+    count: number of cards that are not here. Raises UserError if it comes with a topology, whose name determines the
+    number, or if nothing says how much memory the cards have.
     """
-    machine = next((one for one in reversed(machines) if one in MACHINES), "")
+    machine = next((name for name in reversed(machines) if name in MACHINES), "")
     shape, card = (None, None) if topologies or memory is not None else MACHINES.get(machine, (None, None))
     names = list(topologies) if shape is None else [shape]
     if names and count is not None:
-        raise UserError(f"--devices: found {count} beside the topology {names[0]}, whose name says how many it has")
+        raise UserError(f"--devices: found {count} with the topology {names[0]}, whose name says how many it has")
     if count is not None and memory is None and card is None:
-        raise UserError(f"--devices: found {count} without their memory, expected --memory SIZE or a machine, as h200")
+        raise UserError(f"--devices: found {count} without memory, expected --memory SIZE or a machine such as h200")
     return [topology(name, memory) for name in names] or [local(memory, card, count)]
 
 
-def words(devices: Sequence[Any]) -> str:
-    """What `care-jax plan` is given to mean these devices: of a whole job, where they are those of all processes."""
+def plan_options(devices: Sequence[jax.Device]) -> str:
+    """The options of `care-jax plan` that describe these devices; devices: of all processes of a job."""
     chip = CHIPS.get(devices[0].device_kind)
     if devices[0].platform == "tpu":
         if chip is None:
@@ -156,8 +162,8 @@ def words(devices: Sequence[Any]) -> str:
 
 
 def parse_memory(text: str) -> int:
-    """Bytes of 24GB or 22.5GiB. UserError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB)", text.strip())
-    if found is None or float(found[1]) == 0:
-        raise UserError(f"--memory: found {text!r}, expected such as 24GB or 22.5GiB")
-    return int(float(found[1]) * (10**9 if found[2] == "GB" else 2**30))
+    """Bytes of a size such as 24GB or 22.5GiB. Raises UserError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB)", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise UserError(f"--memory: found {text!r}, expected a size such as 24GB or 22.5GiB")
+    return int(float(match[1]) * (10**9 if match[2] == "GB" else 2**30))

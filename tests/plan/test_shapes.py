@@ -1,0 +1,38 @@
+"""The shapes of a run, against those of real data."""
+
+import jax
+import numpy as np
+import pytest
+
+from care_jax import config
+from care_jax.config import Config
+from care_jax.plan.shapes import abstract_batch, layout_of
+from care_jax.training.objective import objective_of
+
+
+@pytest.fixture
+def quickstart():
+    return config.load("quickstart", overrides=["data.train.0.cultures=[chinese]", "data.max_length=128"])
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto", "plackett_luce"])
+def test_abstract_batches_are_those_of_a_real_layout(quickstart, tmp_path, loss):
+    """The shapes that are compiled without the data are the ones that a run fills, sizes set to the run's."""
+    from care_jax.data import pipeline
+    from care_jax.data.chat import load_tokenizer
+    from care_jax.evaluation.model import local_folder
+    from care_jax.training.data import prepare
+
+    changed = Config.from_any(quickstart, **{"loss": {"name": loss}, "data.eval": [], "data.max_steps": 2})
+    data = prepare(changed, load_tokenizer(str(local_folder("sample"))), objective_of(changed), tmp_path)
+    plan_ = pipeline.plan_step(
+        pipeline.step_units(data.stream, 0, data.examples), data.corpus, data.layout, data.mismatched
+    )
+    filled = pipeline.fill(plan_, data.corpus)
+    expected = abstract_batch(data.layout, data.mismatched)
+    assert jax.tree.structure(filled) == jax.tree.structure(expected)
+    for found, shape in zip(jax.tree.leaves(filled), jax.tree.leaves(expected)):
+        assert (np.shape(found), np.asarray(found).dtype) == (shape.shape, shape.dtype)
+    bound = layout_of(changed, objective_of(changed))
+    for name in ("rows", "row_length", "responses", "completions", "pairs", "groups", "width"):
+        assert getattr(bound, name) >= getattr(data.layout, name), f"{name}: the bound is none"
