@@ -15,15 +15,61 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from care_jax.data.questions import Content, is_ids, is_messages, plain_text
+from care_jax.data.questions import Content, Message, is_ids, is_messages, plain_text
 from care_jax.data.rows.files import SAMPLE, shorten
 from care_jax.data.template_frames import Frames
 from care_jax.errors import UserError
 from care_jax.hub import is_hub_id
 
 _BATCH = 2048  # texts in one call of the tokenizer; bounds memory, large enough to keep every core busy
+
+
+@runtime_checkable
+class AddedToken(Protocol):
+    """A token that was added to a vocabulary, as `tokenizers.AddedToken`."""
+
+    content: str
+    special: bool
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What care_jax uses of a Hugging Face tokenizer (`transformers.PreTrainedTokenizerBase`)."""
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, AddedToken]: ...
+
+    def __hash__(self) -> int: ...
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> Mapping[str, list[int]]: ...
+
+    def apply_chat_template(
+        self,
+        conversation: list[list[Message]],
+        *,
+        chat_template: str,
+        tokenize: bool,
+        add_generation_prompt: bool,
+        **variables: object,
+    ) -> list[str]: ...
+
+    def decode(
+        self, token_ids: Sequence[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool
+    ) -> str: ...
+
+    def get_vocab(self) -> Mapping[str, int]: ...
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> object: ...
+
+    if TYPE_CHECKING:
+        # transformers sets these per object or finds them in __getattr__: no part of the check at run time.
+        chat_template: str | Mapping[str, str] | None
+        bos_token: str | None
+        eos_token: str | None
+        bos_token_id: int | None
+        eos_token_id: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +81,7 @@ class Encoded:
     boundary_merges: int = 0
 
 
-def load_tokenizer(path: str | os.PathLike[str], revision: str | None = None) -> Any:
+def load_tokenizer(path: str | os.PathLike[str], revision: str | None = None) -> Tokenizer:
     """The Hugging Face tokenizer of a folder, a hub id, or the packaged `sample`; never runs code of a repository.
 
     A folder with a SentencePiece tokenizer.model alone will do. `UserError` where there is none.
@@ -51,7 +97,8 @@ def load_tokenizer(path: str | os.PathLike[str], revision: str | None = None) ->
     elif not is_hub_id(path):
         raise UserError(f"no such folder: {path}")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
+        # Any: transformers declares results as unions over every argument, wider than what these calls return.
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
             str(place if place.is_dir() else path), revision=revision or "main", trust_remote_code=False
         )
     except Exception as error:  # every kind of broken or missing file ends here, and all mean: no tokenizer
@@ -61,7 +108,7 @@ def load_tokenizer(path: str | os.PathLike[str], revision: str | None = None) ->
 
 
 def encode(
-    tokenizer: Any, prompt: Content, completion: Content, template: str = "model", date: str | None = None
+    tokenizer: Tokenizer, prompt: Content, completion: Content, template: str = "model", date: str | None = None
 ) -> tuple[list[int], list[int]]:
     """(prompt_ids, completion_ids) of one prompt and one completion: message lists, text, or token ids (kept as is).
 
@@ -73,19 +120,23 @@ def encode(
 
 
 def encode_question(
-    tokenizer: Any, prompt: Content, completions: Sequence[Content], template: str = "model", date: str | None = None
+    tokenizer: Tokenizer,
+    prompt: Content,
+    completions: Sequence[Content],
+    template: str = "model",
+    date: str | None = None,
 ) -> Encoded:
     """The same for one prompt with several completions."""
     return encode_many(tokenizer, [(prompt, completions)], template, date)[0]
 
 
-def encode_prompt(tokenizer: Any, prompt: Content, template: str = "model", date: str | None = None) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, prompt: Content, template: str = "model", date: str | None = None) -> list[int]:
     """The ids that generation starts from."""
     return encode_question(tokenizer, prompt, [], template, date).prompt_ids
 
 
 def encode_many(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     items: Sequence[tuple[Content, Sequence[Content]]],
     template: str = "model",
     date: str | None = None,
@@ -109,21 +160,21 @@ class _Style:
     without and with the generation prompt. special: finds the tokens that the tokenizer never looks across.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     template: str | None
     start: tuple[int, ...]
     frames: tuple[Frames, Frames]
     special: re.Pattern[str]
 
     @classmethod
-    def make(cls, tokenizer: Any, template: str, date: str | None) -> "_Style":
+    def make(cls, tokenizer: Tokenizer, template: str, date: str | None) -> "_Style":
         text = None if template == "none" else _template_text(tokenizer, template)
         frames, special = _machinery(tokenizer, text or "", date)
         return cls(tokenizer, text, _start(tokenizer), frames, special)
 
 
 @functools.lru_cache(maxsize=8)
-def _machinery(tokenizer: Any, template: str, date: str | None) -> tuple[tuple[Frames, Frames], re.Pattern[str]]:
+def _machinery(tokenizer: Tokenizer, template: str, date: str | None) -> tuple[tuple[Frames, Frames], re.Pattern[str]]:
     """What costs milliseconds to make, so that `encode` of one example is no slower than it must be."""
     template, options = _dated(template, date)
     without, with_prompt = (
@@ -135,12 +186,12 @@ def _machinery(tokenizer: Any, template: str, date: str | None) -> tuple[tuple[F
     return (without, with_prompt), pattern
 
 
-def rendering(tokenizer: Any, template: str, date: str | None) -> tuple[str, dict[str, Any]]:
+def rendering(tokenizer: Tokenizer, template: str, date: str | None) -> tuple[str, dict[str, Any]]:
     """(template, what it is handed besides messages) as they render: two that are equal write the same."""
     return ("", {}) if template == "none" else _dated(_template_text(tokenizer, template), date)
 
 
-def _template_text(tokenizer: Any, template: str) -> str:
+def _template_text(tokenizer: Tokenizer, template: str) -> str:
     if template == "model":
         own = getattr(tokenizer, "chat_template", None)
         if isinstance(own, Mapping):
@@ -171,7 +222,7 @@ def _dated(template: str, date: str | None) -> tuple[str, dict[str, Any]]:
     return template, {"date_string": day.strftime("%d %b %Y")} if asks else {}
 
 
-def _start(tokenizer: Any) -> tuple[int, ...]:
+def _start(tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids that the tokenizer's own rule puts before a text: its BOS, or nothing."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     ruled = tokenizer("a")["input_ids"]
@@ -189,7 +240,7 @@ def _render(style: _Style, conversations: list[list[Any]], generation: bool) -> 
 
 
 def _apply(
-    tokenizer: Any, template: str, options: Mapping[str, Any], generation: bool, conversations: list[list[Any]]
+    tokenizer: Tokenizer, template: str, options: Mapping[str, Any], generation: bool, conversations: list[list[Any]]
 ) -> list[str]:
     """The template itself, on a batch; `UserError` names the conversation that it refuses."""
     import jinja2
@@ -222,7 +273,7 @@ def _messages(content: Content, role: str) -> list[Any]:
 # --- tokenizing ------------------------------------------------------------------------------------------------------
 
 
-def _tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def _tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Ids of each text, no special tokens added."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -343,7 +394,7 @@ def _behind(prompt: str, whole: str, templated: bool) -> str:
     return whole[same:]
 
 
-def _alone(tokenizer: Any, text: str) -> list[int]:
+def _alone(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a completion by itself: behind a sentinel, so that no tokenizer takes it for the start of a text and puts
     a space before it.
     """

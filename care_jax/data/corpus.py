@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int32, Int64
 
+from care_jax.data import chat
+from care_jax.data.chat import Tokenizer
 from care_jax.data.questions import Content, Question, Stored
 from care_jax.errors import UserError
 
@@ -238,27 +240,21 @@ def build(questions: Sequence[Question], encodings: Sequence[Any], max_length: i
 
 def tokenize(
     questions: Sequence[Question],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     template: str = "model",
     max_length: int = 2048,
     *,
     date: str | None = None,
-    encode_many: EncodeMany | None = None,
 ) -> Corpus:
-    """Renders and tokenizes questions (`chat.encode_many`, or one's own) into a corpus; see `build` for what is cut.
+    """Renders and tokenizes questions into a corpus; see `build` for what is cut.
 
-    Questions out of a token cache are taken as they lie there; another tokenizer or template than theirs is refused.
+    Questions of a token cache keep the ids stored there. Raises UserError if these were made by another tokenizer or
+    template.
     """
-    if encode_many is None:
-        from care_jax.data import chat
-
-        def encode_many(items: Sequence[tuple[Content, Sequence[Content]]]) -> Sequence[Any]:
-            return chat.encode_many(tokenizer, items, template, date)
-
     for cache in {id(q.prompt.cache): q.prompt.cache for q in questions if isinstance(q.prompt, Stored)}.values():
         cache.check(tokenizer, template, date)
     items = [(q.prompt, [r.content for r in q.responses]) for q in questions if not isinstance(q.prompt, Stored)]
-    fresh = iter(encode_many(items))
+    fresh = iter(chat.encode_many(tokenizer, items, template, date))
     encodings = [
         Encodings(q.prompt, [r.content for r in q.responses], q.prompt.merges)
         if isinstance(q.prompt, Stored)

@@ -59,6 +59,14 @@ def metaspace(scheme, template=CHATML):
     return wrap(tokenizer, template)
 
 
+def test_tokenizers_with_and_without_rust_have_what_the_protocol_names(byte_level):
+    for tokenizer in (byte_level, metaspace("first"), chat.load_tokenizer("sample"), transformers.ByT5Tokenizer()):
+        assert isinstance(tokenizer, chat.Tokenizer)
+        for name in ("chat_template", "bos_token", "eos_token", "bos_token_id", "eos_token_id"):
+            assert hasattr(tokenizer, name)  # no part of the check: transformers sets them per object
+    assert not isinstance("sample", chat.Tokenizer)
+
+
 def user(text):
     return {"role": "user", "content": text}
 

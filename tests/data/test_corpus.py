@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from care_jax.data import pipeline
+from care_jax.data import chat, pipeline
 from care_jax.data.corpus import Encodings, build
 from care_jax.data.questions import Question, Response
 from care_jax.errors import UserError
@@ -47,15 +47,12 @@ def test_concatenation():
                 assert all(map(np.array_equal, own, other))
 
 
-def test_tokenize_asks_for_every_prompt_with_its_completions():
-    asked = []
-
-    def encode_many(items):
-        asked.extend(items)
-        return [Encodings([len(p)], [[len(c), 0] for c in completions], 1) for p, completions in items]
-
+def test_tokenize_encodes_every_prompt_with_its_completions():
+    tokenizer = chat.load_tokenizer("sample")
     question = Question("what", (Response("a", 2.0, "m", 0), Response("bb", None, "m", 1)), "k")
-    corpus = pipeline.tokenize([question], None, max_length=8, encode_many=encode_many)
-    assert asked == [("what", ["a", "bb"])]
-    assert (corpus.prompt(0).tolist(), corpus.completion(1).tolist()) == ([4], [2, 0])
-    assert (corpus.boundary_merges, corpus.ratings.tolist()) == (1, [2, 0])
+    corpus = pipeline.tokenize([question], tokenizer, max_length=8)
+    for number, response in enumerate(question.responses):
+        ids = chat.encode(tokenizer, "what", response.content)
+        assert tuple(part.tolist() for part in corpus.sequence(0, number)) == ids
+    merges = chat.encode_question(tokenizer, "what", ["a", "bb"]).boundary_merges
+    assert (corpus.boundary_merges, corpus.ratings.tolist()) == (merges, [2, 0])

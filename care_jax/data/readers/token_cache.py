@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from care_jax.data import chat
+from care_jax.data.chat import Tokenizer
 from care_jax.data.preferences import content_hash
 from care_jax.data.questions import Question, Response, Stored, is_ids, is_messages, normalise
 from care_jax.data.rows.files import TOKEN_CACHE, Row, Rows
@@ -60,7 +62,7 @@ class TokenCache:
         ids, starts = self._last.found
         return ids, starts[inverse]
 
-    def check(self, tokenizer: Any, template: str, date: str | None) -> None:
+    def check(self, tokenizer: Tokenizer, template: str, date: str | None) -> None:
         """Raises UserError where another tokenizer or chat template would make other ids."""
         made_by = self.about["made_by"]
         for name, value in fingerprint(tokenizer, template, date).items():
@@ -72,10 +74,8 @@ class TokenCache:
                 )
 
 
-def fingerprint(tokenizer: Any, template: str, date: str | None) -> dict[str, str]:
+def fingerprint(tokenizer: Tokenizer, template: str, date: str | None) -> dict[str, str]:
     """Hashes of what decides the ids: the tokenizer with its special tokens, and the template as it is rendered."""
-    from care_jax.data import chat
-
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         rules = json.dumps(sorted(tokenizer.get_vocab().items()))
@@ -94,7 +94,7 @@ def write(
     folder: pathlib.Path,
     questions: Sequence[Question],
     report: Report,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
     model: str,
     template: str = "model",
@@ -106,8 +106,6 @@ def write(
     source: what the questions came from, kept as it is. Raises UserError where the folder holds a cache already.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
-
-    from care_jax.data import chat
 
     if (folder / TOKEN_CACHE).exists():
         raise UserError(f"{folder} holds a token cache already; choose another folder")
