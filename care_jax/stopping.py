@@ -1,13 +1,11 @@
-"""How a process stops: SIGTERM, Ctrl-C and a cloud's notice let the work under way finish and be saved.
+"""How a process stops: SIGTERM, Ctrl-C and a cloud's notice let it finish and save what it is doing.
 
-SIGTERM is how job managers and clouds announce that a machine is taken away (Kubernetes and so GKE, SLURM, a virtual
-machine that shuts down). A thread reads signals from the pipe that the interpreter's own handler writes to, so that a
-second Ctrl-C is heard while the main thread waits for a device or a compiler. Of several processes all stop at the
-same step, whichever of them was told.
+`StopSignal` is for training and what else uses a model; `interruptible` is for commands that need no jax.
 
-Google's metadata server: `instance/preempted` turns to TRUE about 30 s before a spot machine, also a TPU machine, is
-taken away (cloud.google.com/compute/docs/instances/create-use-spot; cloud.google.com/compute/docs/metadata). Not every
-job there gets a SIGTERM: a process of a login shell does not.
+Job managers and clouds send SIGTERM when they take a machine away (Kubernetes and so GKE, SLURM, a virtual machine that
+shuts down). On Google Cloud some jobs get none, for instance those of a login shell, so the metadata server is asked
+too: `instance/preempted` becomes TRUE about 30 s before a spot machine, also a TPU machine, is taken away
+(cloud.google.com/compute/docs/instances/create-use-spot, cloud.google.com/compute/docs/metadata).
 """
 
 import contextlib
@@ -24,187 +22,123 @@ from types import FrameType
 
 from care_jax.errors import ENDED_BY_USER, INTERRUPTED
 
+_RESUME_HINT = "the same command goes on from what is saved"
+_PRODUCT = pathlib.Path("/sys/class/dmi/id/product_name")  # the firmware's name of the machine
+_PREEMPTED = "computeMetadata/v1/instance/preempted"
+_FLAVOR = {"Metadata-Flavor": "Google"}  # a header of the request and of the response: no other server sends it
+_WAIT_SECONDS = 60  # the server responds when the value changes, and at the latest after this time
+_MAX_FAILURES = 6  # in a row
+
 
 class Interrupted(Exception):
     """A signal asked the run to stop; the state is saved, and the same command goes on from there (exit status 75)."""
 
 
 class StopSignal:
-    """While entered, hears SIGTERM and SIGINT (in the main thread; elsewhere never) and the notice of Google's cloud.
+    """Receives, while entered, SIGTERM and SIGINT (in the main thread only) and the notice of Google Cloud.
 
-    requested: whether all processes know by now that one was told to stop; received_at: when this one was (monotonic).
-    grace_seconds: how long after that the process may live: what has not ended by then is left without a save, with
-    exit status 75. resume_hint: says from where the run then goes on.
+    A thread reads the signals from the pipe to which the interpreter writes them, so that a second Ctrl-C works while
+    the main thread waits for a device or a compiler. All processes of a run stop at the same step.
+
+    requested: whether all processes know that one of them received a signal. received_at: when this one did
+    (time.monotonic), or None.
     """
 
-    def __init__(self, grace_seconds: float | None = None, resume_hint: Callable[[], str] = lambda: _GOES_ON) -> None:
+    def __init__(self, grace_seconds: float | None = None, resume_hint: Callable[[], str] = lambda: _RESUME_HINT):
+        """grace_seconds: after this time the process exits without a save, with exit status 75. resume_hint: returns a
+        sentence that then says from where the run resumes.
+        """
+        from care_jax.distributed import Agreement  # loads jax, which `interruptible` does not need
+
         self.requested = False
         self.received_at: float | None = None
-        self._grace, self._resume_hint = grace_seconds, resume_hint
-        self._expected = ""
-        self._hearing, self._closed = threading.Lock(), threading.Event()
-        self._deadline: threading.Timer | None = None
-        from care_jax.distributed import Agreement  # loads jax, which `interruptible` does without
-
+        self._grace_seconds, self._resume_hint = grace_seconds, resume_hint
+        self._duration = ""  # of the stop, as the message says it
         self._agreement = Agreement()
-        self._before: dict[int, object] = {}
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._deadline: threading.Timer | None = None
+        self._previous_handlers: dict[int, object] = {}
+        self._previous_wakeup = -1
         self._pipe: tuple[int, int] | None = None
-        self._wakeup = -1
 
     def poll(self, due: bool = False) -> bool:
-        """Renews `requested`; returns whether `due` was true in some process. All processes call it equally often."""
-        stop, anywhere = self._agreement.any(self.received_at is not None, due)
+        """Updates `requested`; returns whether `due` is true in some process. All processes call it equally often."""
+        stop, due_anywhere = self._agreement.any(self.received_at is not None, due)
         self.requested |= stop
-        return anywhere
+        return due_anywhere
 
     def check(self, where: str) -> None:
-        """Raises Interrupted where a signal has asked to stop and no step is under way to be saved."""
+        """Raises Interrupted if a stop was requested; for work that is not saved."""
         self.poll()
         if self.requested:
-            raise Interrupted(f"stopped {where}: {_GOES_ON}")
+            raise Interrupted(f"stopped {where}: {_RESUME_HINT}")
 
     def estimate_stop(self, step_seconds: float, save_seconds: float) -> None:
-        """How long a stop would take: what is under way took so long the last time, and a save (0: none yet)."""
+        """Sets the duration that the message announces: of the steps under way and of a save (0: none was made yet)."""
         if save_seconds:
-            each = f"steps under way {step_seconds:.0f} s, a save {save_seconds:.0f} s"
-            self._expected = f" in about {step_seconds + save_seconds:.0f} s ({each})"
+            parts = f"steps under way {step_seconds:.0f} s, a save {save_seconds:.0f} s"
+            self._duration = f" in about {step_seconds + save_seconds:.0f} s ({parts})"
         else:
-            self._expected = f" in about {step_seconds:.0f} s and a save, which would be the first of this start"
+            self._duration = f" in about {step_seconds:.0f} s and a save, which would be the first of this start"
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             self._pipe = os.pipe()
-            os.set_blocking(self._pipe[1], False)  # as set_wakeup_fd asks
-            self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-            threading.Thread(target=self._listen, args=(self._pipe[0],), daemon=True, name="signals").start()
+            os.set_blocking(self._pipe[1], False)  # set_wakeup_fd requires it
+            self._previous_wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            threading.Thread(target=self._read_signals, args=(self._pipe[0],), daemon=True, name="signals").start()
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, _nothing)
+                self._previous_handlers[number] = signal.signal(number, _do_nothing)
         host = metadata_host()
         if host is not None:
-            threading.Thread(target=self._watch, args=(host,), daemon=True, name="preemption").start()
+            threading.Thread(target=self._watch_metadata, args=(host,), daemon=True, name="preemption").start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
-        with self._hearing:
+        with self._lock:
             if self._deadline is not None:
                 self._deadline.cancel()
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         if self._pipe is not None:
-            signal.set_wakeup_fd(self._wakeup)
-            os.close(self._pipe[1])  # the thread reads to the end
+            signal.set_wakeup_fd(self._previous_wakeup)
+            os.close(self._pipe[1])  # ends the thread that reads
 
-    def _listen(self, pipe: int) -> None:
-        while heard := os.read(pipe, 1):
-            if heard[0] == signal.SIGINT and self.received_at is not None:
-                # Checkpoints, caches and exports appear by renaming, so nothing is left half-written.
-                _leave(f"ended at once; {_GOES_ON}", ENDED_BY_USER)
-            if heard[0] in (signal.SIGINT, signal.SIGTERM):
-                self._hear("stopping")
+    def _read_signals(self, pipe: int) -> None:
+        while data := os.read(pipe, 1):
+            number = data[0]
+            if number == signal.SIGINT and self.received_at is not None:
+                # Nothing is left half written: checkpoints, caches and exports appear by renaming.
+                _exit_now(f"ended at once; {_RESUME_HINT}", ENDED_BY_USER)
+            if number in (signal.SIGINT, signal.SIGTERM):
+                self._request_stop("stopping")
         os.close(pipe)
 
-    def _watch(self, host: str) -> None:
+    def _watch_metadata(self, host: str) -> None:
         if wait_for_preemption(host, self._closed):
-            self._hear("this machine is to be taken away, stopping")
+            self._request_stop("this machine is to be taken away, stopping")
 
-    def _hear(self, what: str) -> None:
-        with self._hearing:
+    def _request_stop(self, reason: str) -> None:
+        with self._lock:
             if self.received_at is not None or self._closed.is_set():
                 return
             self.received_at = time.monotonic()
             limit = ""
-            if self._grace is not None:
-                limit = f"; without a save if that takes more than {self._grace:g} s (checkpoint.grace_seconds)"
-                self._deadline = threading.Timer(self._grace, self._too_late)
+            if self._grace_seconds is not None:
+                limit = f"; without a save if that takes more than {self._grace_seconds:g} s (checkpoint.grace_seconds)"
+                self._deadline = threading.Timer(self._grace_seconds, self._exit_without_save)
                 self._deadline.daemon = True
                 self._deadline.start()
-            _tell(f"{what}: this step is finished and saved{self._expected}{limit}; Ctrl-C (again) ends at once")
+            _print_now(f"{reason}: this step is finished and saved{self._duration}{limit}; Ctrl-C (again) ends at once")
 
-    def _too_late(self) -> None:
-        _leave(
-            f"left without a save {self._grace:g} s after the signal (checkpoint.grace_seconds): {self._resume_hint()}",
-            INTERRUPTED,
-        )
-
-
-_GOES_ON = "the same command goes on from what is saved"
-
-
-def _tell(text: str) -> None:
-    os.write(2, f"\ncare-jax: {text}\n".encode())
-
-
-def _leave(text: str, status: int) -> None:
-    """Ends the process from a thread, whatever the others wait for."""
-    _tell(text)
-    os._exit(status)
-
-
-def _nothing(number: int, frame: FrameType | None) -> None:
-    """Makes the interpreter write the signal's number to the pipe, and nothing else happen."""
-
-
-_PRODUCT = pathlib.Path("/sys/class/dmi/id/product_name")  # what the firmware calls the machine
-
-
-_FLAVOR = {"Metadata-Flavor": "Google"}  # of the question and of the answer: no other server speaks so
-
-
-_WAIT_SECONDS = 60  # the server answers at once when the value changes, else after that long
-
-
-_TRIES = 6
-
-
-def metadata_host() -> str | None:
-    """The metadata server, on a machine of Google's alone; elsewhere None, so that nothing is ever asked.
-
-    GCE_METADATA_HOST names another one, and NO_GCE_CHECK=true asks none, as in Google's own libraries.
-    """
-    if os.environ.get("NO_GCE_CHECK", "").lower() == "true":
-        return None
-    if named := os.environ.get("GCE_METADATA_HOST"):
-        return named
-    try:
-        product = _PRODUCT.read_text(encoding="utf-8").strip()
-    except OSError:  # no such firmware: not Google's
-        return None
-    return "metadata.google.internal" if product in ("Google Compute Engine", "Google") else None
-
-
-def wait_for_preemption(host: str, closed: threading.Event, pause: float = 1.0) -> bool:
-    """Waits until the machine is to go (True), `closed` is set, or the server fails too often in a row (False).
-
-    pause: seconds between two questions, and before the first retry.
-    """
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # what a proxy says is of another machine
-    etag, failed = "0", 0
-    while not closed.is_set():
-        url = f"http://{host}/computeMetadata/v1/instance/preempted"
-        request = urllib.request.Request(
-            f"{url}?wait_for_change=true&timeout_sec={_WAIT_SECONDS}&last_etag={etag}", headers=_FLAVOR
-        )
-        try:
-            with opener.open(request, timeout=_WAIT_SECONDS + 10) as answer:
-                if answer.headers.get("Metadata-Flavor") != "Google":
-                    raise OSError("not a metadata server")
-                value, etag, failed = answer.read(16).strip(), answer.headers.get("ETag", "0"), 0
-            if value == b"TRUE":
-                return True
-        except (OSError, http.client.HTTPException) as error:
-            failed += 1
-            if failed == _TRIES:
-                from care_jax.distributed import say
-
-                say(f"warning: {url} fails ({error}): that this machine is to be taken away is heard as SIGTERM alone")
-                return False
-        closed.wait(pause * 2**failed)
-    return False
+    def _exit_without_save(self) -> None:
+        seconds = f"{self._grace_seconds:g} s after the signal (checkpoint.grace_seconds)"
+        _exit_now(f"left without a save {seconds}: {self._resume_hint()}", INTERRUPTED)
 
 
 class ExitStatus:
-    """The exit status of what ran within `interruptible`: 0, or 75 after a signal."""
+    """The exit status of what ran in `interruptible`: 0, or 75 after a signal."""
 
     def __init__(self) -> None:
         self.value = 0
@@ -212,20 +146,86 @@ class ExitStatus:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[ExitStatus]:
-    """What was under way ends by itself and is kept; the status then says to run again."""
+    """While entered, SIGTERM raises KeyboardInterrupt as Ctrl-C does; at the end a KeyboardInterrupt is caught, and the
+    status that is yielded says to run the command again.
+    """
     status = ExitStatus()
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise KeyboardInterrupt
 
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if main else None
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous_handler = signal.signal(signal.SIGTERM, interrupt) if in_main_thread else None
     try:
         yield status
     except KeyboardInterrupt:
-        print("care-jax: stopped: the same command goes on from what is saved", file=sys.stderr)
+        print(f"care-jax: stopped: {_RESUME_HINT}", file=sys.stderr)
         status.value = INTERRUPTED
     finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, previous_handler)
+
+
+def metadata_host() -> str | None:
+    """Returns the host of the metadata server on a machine of Google's, elsewhere None: then nothing is ever asked.
+
+    GCE_METADATA_HOST names another host, and NO_GCE_CHECK=true forbids to ask, as in Google's own libraries.
+    """
+    if os.environ.get("NO_GCE_CHECK", "").lower() == "true":
+        return None
+    if host := os.environ.get("GCE_METADATA_HOST"):
+        return host
+    try:
+        product = _PRODUCT.read_text(encoding="utf-8").strip()
+    except OSError:  # no such firmware, so not a machine of Google's
+        return None
+    return "metadata.google.internal" if product in ("Google Compute Engine", "Google") else None
+
+
+def wait_for_preemption(host: str, closed: threading.Event, pause: float = 1.0) -> bool:
+    """Waits until the machine is to be taken away; returns False if `closed` is set before, or if the server fails too
+    often in a row.
+
+    pause: seconds between two requests; doubled by each failure in a row.
+    """
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy would answer for its own machine
+    url = f"http://{host}/{_PREEMPTED}"
+    etag, failures = "0", 0
+    while not closed.is_set():
+        query = f"wait_for_change=true&timeout_sec={_WAIT_SECONDS}&last_etag={etag}"
+        try:
+            request = urllib.request.Request(f"{url}?{query}", headers=_FLAVOR)
+            with opener.open(request, timeout=_WAIT_SECONDS + 10) as response:
+                if response.headers.get("Metadata-Flavor") != "Google":
+                    raise OSError("not a metadata server")
+                value, etag, failures = response.read(16).strip(), response.headers.get("ETag", "0"), 0
+            if value == b"TRUE":
+                return True
+        except (OSError, http.client.HTTPException) as error:
+            failures += 1
+            if failures == _MAX_FAILURES:
+                from care_jax.distributed import say
+
+                say(
+                    f"warning: {url} fails ({error}); from now on only SIGTERM announces that this machine is to be "
+                    "taken away"
+                )
+                return False
+        closed.wait(pause * 2**failures)
+    return False
+
+
+def _print_now(text: str) -> None:
+    """Writes to stderr without Python's buffer, which the main thread may be using."""
+    os.write(2, f"\ncare-jax: {text}\n".encode())
+
+
+def _exit_now(text: str, status: int) -> None:
+    """Ends the process from any thread, whatever the others wait for."""
+    _print_now(text)
+    os._exit(status)
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """A handler, so that the interpreter writes the signal's number to the pipe and does nothing else."""

@@ -117,7 +117,7 @@ def test_a_server_that_fails_is_not_asked_for_ever(capsys):
     with metadata_server(404) as (host, asked):
         assert not stopping.wait_for_preemption(host, threading.Event(), pause=0.001)
     assert len(asked) == 6
-    assert "is heard as SIGTERM alone" in capsys.readouterr().err
+    assert "only SIGTERM announces" in capsys.readouterr().err
 
 
 def test_no_other_machine_is_asked(monkeypatch, tmp_path):

@@ -11,11 +11,11 @@ from care_jax.models.hf.export import CARRIED
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a run reads, by content: another start may go on, or repeat it, only with the same.
+    """What a run reads, by content: another start may resume or repeat the run only if it reads the same.
 
-    data: sha256 of each data file. corpus: of the questions' keys, lengths and ratings, whatever they came from.
-    tokenizer: of its files and the chat template. weights: the fingerprint of the model that the run starts from, ""
-    where it is drawn from the seed (which the configuration holds).
+    data: {path: sha256} of the data files. corpus: sha256 of the questions' keys, lengths and ratings, whatever files
+    they came from. tokenizer: sha256 of its files and the chat template. weights: fingerprint of the model that the run
+    starts from; "" if it is drawn from the seed, which the configuration holds.
     """
 
     data: dict[str, str]
@@ -23,39 +23,44 @@ class Identity:
     tokenizer: str
     weights: str
 
-    def differences(self, other: "Identity") -> list[str]:
-        """One line for each thing that is another in `other`; what both read and differs in content first."""
-        found = [
-            f"data file {path}: sha256 {self.data[path][:12]} then, {other.data[path][:12]} now"
+    def differences(self, now: "Identity") -> list[str]:
+        """Returns one line for each thing that differs in `now`, data files first.
+
+        The corpus is named only if no data file that both read differs.
+        """
+        lines = [
+            f"data file {path}: sha256 {self.data[path][:12]} then, {now.data[path][:12]} now"
             for path in self.data
-            if path in other.data and self.data[path] != other.data[path]
+            if path in now.data and self.data[path] != now.data[path]
         ]
         names = {"tokenizer": "the tokenizer or chat template", "weights": "the weights of model.path"}
-        if not found:
+        if not lines:
             names = {"corpus": "the data that were read"} | names
-        for name, shown in names.items():
-            then, now = getattr(self, name), getattr(other, name)
-            if then != now:
-                found.append(f"{shown}: {then[:12]} then, {now[:12]} now")
-        return found
+        for field, name in names.items():
+            old, new = getattr(self, field), getattr(now, field)
+            if old != new:
+                lines.append(f"{name}: {old[:12]} then, {new[:12]} now")
+        return lines
 
 
 def identify(config: Config, source: pathlib.Path, files: dict[str, str], corpus: Corpus, weights: str) -> Identity:
-    """source: the model's folder; files: the sha256 of each data file."""
+    """Returns the identity of a run. source: the model's folder; files: {path: sha256} of the data files; weights: the
+    fingerprint of the model.
+    """
     paths = [source / name for name in CARRIED if (source / name).is_file()]
     if config.data.chat_template not in ("model", "none"):
         paths.append(pathlib.Path(config.data.chat_template).expanduser())
-    found = hashlib.sha256()
+    tokenizer = hashlib.sha256()
     for path in paths:
-        found.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    drawn = config.model.init == "random"
-    return Identity(dict(sorted(files.items())), _of_corpus(corpus), found.hexdigest(), "" if drawn else weights)
+        tokenizer.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    from_seed = config.model.init == "random"
+    return Identity(dict(sorted(files.items())), _hash(corpus), tokenizer.hexdigest(), "" if from_seed else weights)
 
 
-def _of_corpus(corpus: Corpus) -> str:
-    found = hashlib.sha256()
+def _hash(corpus: Corpus) -> str:
+    digest = hashlib.sha256()
     for question in range(len(corpus.questions)):
-        found.update(corpus.key(question).encode("utf-8", "surrogatepass") + b"\0")
+        digest.update(corpus.key(question).encode("utf-8", "surrogatepass") + b"\0")
     for column in (corpus.prompt_lengths, corpus.completion_lengths, corpus.ratings):
-        found.update(column.astype("<f8").tobytes())
-    return found.hexdigest()
+        digest.update(column.astype("<f8").tobytes())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""manifest.json: what a run was made from and on what, enough to run it again (`care-jax train --from-manifest`)."""
+"""manifest.json: what a run was made from and where it ran, enough to repeat it (`care-jax train --from-manifest`)."""
 
 import dataclasses
 import importlib.metadata
@@ -8,7 +8,6 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import yaml
@@ -21,19 +20,19 @@ from care_jax.errors import UserError
 from care_jax.textfiles import write_whole
 from care_jax.training.run.identity import Identity
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "care-jax")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "care-jax")
 
 
 def write_manifest(
     folder: pathlib.Path, config: Config, source: pathlib.Path, identity: Identity, weights: str
 ) -> None:
-    """Writes manifest.json into the run directory. source: the model's folder; weights: the fingerprint of the start,
-    drawn or read.
+    """Writes manifest.json into the run directory. source: the model's folder; weights: the fingerprint of the starting
+    weights, pretrained or random.
     """
     data = config.data
     sources = [*data.train, *(data.eval if isinstance(data.eval, tuple) else ())]
     manifest = {
-        "versions": versions(),
+        "versions": _versions(),
         "python": platform.python_version(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
@@ -41,11 +40,11 @@ def write_manifest(
         "config_hash": configs.maths_hash(config),
         "seed": config.seed,
         "data": [
-            {"path": one.path, "reader": one.reader, "revision": one.revision, "licence": _data_licence(one.path)}
-            for one in sources
+            {"path": each.path, "reader": each.reader, "revision": each.revision, "licence": _data_licence(each.path)}
+            for each in sources
         ],
         "data_sha256": identity.data,
-        "model": {"path": config.model.path, **_model_about(config, source)},
+        "model": {"path": config.model.path, **_model_origin(config, source)},
         "weights_fingerprint": weights,
         "identity": dataclasses.asdict(identity),
         "config": config.model_dump(mode="json"),
@@ -54,45 +53,45 @@ def write_manifest(
         write_whole(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
-def versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
 def read_manifest(
     path: pathlib.Path, machines: Iterable[str] = (), overrides: Iterable[str] = ()
 ) -> tuple[Config, Identity]:
-    """The configuration of the run that wrote the file, machines and overrides laid over it, and what that run read.
+    """Returns the configuration of the run that wrote the file, changed by machines and overrides, and its identity.
 
-    Says where the versions of what computes differ. Raises UserError for a file that is no manifest.
+    Warns if versions of the libraries that compute differ. Raises UserError if the file is no manifest.
     """
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        values, made_with = held["config"], held["versions"]
-        identity = Identity(**held["identity"])
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        values, versions_then = manifest["config"], manifest["versions"]
+        identity = Identity(**manifest["identity"])
     except OSError as error:
         raise UserError(f"--from-manifest {path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"--from-manifest {path}: not the manifest.json of a run ({error})") from None
     config = configs.over(values, machines, overrides)
     changed = [
-        f"{name} {made_with.get(name)} then, {now} now"
-        for name, now in versions().items()
-        if made_with.get(name) != now
+        f"{name} {versions_then.get(name)} then, {now} now"
+        for name, now in _versions().items()
+        if versions_then.get(name) != now
     ]
     if changed:
-        say(f"warning: other versions than in {path}, so perhaps other roundings: {', '.join(changed)}")
+        say(f"warning: other versions than in {path}, so numbers may differ by rounding: {', '.join(changed)}")
     return config, identity
 
 
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
 def _data_licence(path: str) -> str | None:
-    """As the table of datasets has it; the packaged sample's is the package's own."""
+    """Returns the licence that the catalogue of datasets names; the packaged sample has the package's own."""
     if path == "sample":
         return "MIT"
-    return next((one.licence for one in DATASETS if one.where == path), None)
+    return next((dataset.licence for dataset in DATASETS if dataset.where == path), None)
 
 
-def _model_about(config: Config, folder: pathlib.Path) -> dict[str, Any]:
-    """The commit of a hub id's download, and the licence that a model's card names."""
+def _model_origin(config: Config, folder: pathlib.Path) -> dict[str, str | None]:
+    """Returns the commit of a model from the hub, and the licence that the model's card names."""
     if config.model.path == "sample":
         return {"revision": None, "licence": "MIT"}
     revision = folder.name if folder.parent.name == "snapshots" else config.model.revision
@@ -100,21 +99,19 @@ def _model_about(config: Config, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _card_licence(card: pathlib.Path) -> str | None:
-    found = (
-        re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S)
-        if card.is_file()
-        else None
-    )
+    if not card.is_file():
+        return None
+    front_matter = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S)
     try:
-        about = yaml.safe_load(found[1]) if found else None
+        fields = yaml.safe_load(front_matter[1]) if front_matter else None
     except yaml.YAMLError:
         return None
-    licence = about.get("license") if isinstance(about, dict) else None
+    licence = fields.get("license") if isinstance(fields, dict) else None
     return str(licence) if licence else None
 
 
 def _commit() -> str | None:
-    """The git commit of the source tree, where the package runs from one."""
+    """Returns the git commit of the source tree, if the package runs from one."""
     root = pathlib.Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None

@@ -9,12 +9,13 @@ from care_jax.distributed import say
 
 
 class Trace:
-    """Of steps start to start + steps - 1 of a run, or those of them that this start of the run takes.
+    """Traces the steps start to start + steps - 1, or those of them that this start of the run computes.
 
-    As a context it ends what is still being traced, however the run ends.
+    As a context it ends a trace that is under way, however the run ends.
     """
 
     def __init__(self, profile: ProfileConfig | None, folder: pathlib.Path, total: int):
+        """total: steps of the whole run."""
         self._folder, self._running = folder, False
         self._steps = (
             range(0) if profile is None else range(profile.start, min(profile.start + profile.steps, total + 1))
@@ -29,12 +30,13 @@ class Trace:
         self.stop()
 
     def start_if_due(self, number: int) -> None:
-        """Step `number` is next."""
+        """number: the step that comes next."""
         if number in self._steps and not self._running:
             self._running = True
             jax.profiler.start_trace(str(self._folder))
 
     def is_last(self, number: int) -> bool:
+        """Returns whether the trace that is under way ends with this step."""
         return self._running and number == self._steps[-1]
 
     def stop(self) -> None:

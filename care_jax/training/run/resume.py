@@ -1,9 +1,8 @@
-"""Whether a start goes on where an earlier one stopped, and what may have changed in between."""
+"""Whether a start resumes an earlier run, and what may have changed in between."""
 
 import dataclasses
 import datetime
 import pathlib
-from typing import Any
 
 import jax
 
@@ -12,7 +11,7 @@ from care_jax import distributed
 from care_jax.config import Config
 from care_jax.distributed import is_writer, say
 from care_jax.errors import UserError
-from care_jax.textfiles import write_whole
+from care_jax.textfiles import JsonObject, write_whole
 from care_jax.training.run.checkpoints import Checkpoints
 from care_jax.training.run.directory import writing_in
 from care_jax.training.run.identity import Identity
@@ -20,22 +19,25 @@ from care_jax.training.run.identity import Identity
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """config: with the template's date of the first start. step: of the checkpoint to go on from, or None; meta: what
-    that holds beside the state. repeats: what a manifest says that the run must read, and the manifest.
+    """How a run starts, new or resumed.
+
+    config: with the date for the chat template, of the first start. step: of the checkpoint to resume from, or None;
+    meta: what that checkpoint holds beside the state. repeats: of a run by manifest, the identity that it must have,
+    and a name of the manifest's run for the message.
     """
 
     config: Config
     step: int | None
-    meta: dict[str, Any]
+    meta: JsonObject
     repeats: tuple[Identity, str] | None = None
 
-    def check(self, found: Identity) -> None:
-        """Raises UserError where what is read now is not what the run before read."""
+    def check(self, now: Identity) -> None:
+        """Raises UserError if the run before (or the manifest's) read something else."""
         if self.repeats is not None:
-            _same(*self.repeats, found)
+            _check_same(*self.repeats, now)
         if self.step is not None:
-            before = Identity(**self.meta["identity"])
-            _same(before, f"{self.config.output_dir} holds a run, saved at step {self.step}, that", found)
+            run = f"{self.config.output_dir} holds a run, saved at step {self.step}, that"
+            _check_same(Identity(**self.meta["identity"]), run, now)
 
 
 def open_run(
@@ -45,13 +47,12 @@ def open_run(
     mesh: jax.sharding.Mesh,
     repeats: tuple[Identity, str] | None = None,
 ) -> Start:
-    """Enters a run directory; what came to no checkpoint is started anew.
+    """Finds the checkpoint to resume from, writes config.yaml into the run directory, and returns how the run starts.
 
-    Raises UserError where it holds checkpoints of a run whose maths differ, naming the keys, and where `resume` asks
-    for what is not there.
+    A run that was stopped before its first checkpoint starts again. Raises UserError if the directory holds checkpoints
+    of a run with other mathematics, and names the keys; or if it does not hold what `resume` requires.
     """
-    begun = bool(checkpoints.steps())
-    if config.resume == "never" and begun:
+    if config.resume == "never" and checkpoints.steps():
         raise UserError(f"resume: never, but {config.output_dir} holds checkpoints already; choose another output_dir")
     step = checkpoints.latest()
     if config.resume == "must" and step is None:
@@ -64,17 +65,17 @@ def open_run(
         config = configs.with_template_date(config, date)
     if step is not None:
         assert before is not None
-        _may_go_on(before, config)
-        _say_what_rounds(before, config, meta["where"], numerics_environment(mesh), step)
-    distributed.barrier("run directory read")  # by all, before one of them writes there
+        _check_configuration(before, config)
+        _say_rounding_differences(before, config, meta["where"], numerics_environment(mesh), step)
+    distributed.barrier("run directory read")  # all processes read it before one of them writes there
     if is_writer():
         with writing_in(config.output_dir):
             write_whole(stored, configs.dump(config))
     return Start(config, step, meta, repeats)
 
 
-def numerics_environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """What a run's roundings depend on beside its configuration."""
+def numerics_environment(mesh: jax.sharding.Mesh) -> JsonObject:
+    """Returns what the rounding of a run's numbers depends on, beside its configuration."""
     return {
         "devices": mesh.size,
         "kind": jax.devices()[0].device_kind,
@@ -84,26 +85,26 @@ def numerics_environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
     }
 
 
-def _may_go_on(before: Config, config: Config) -> None:
+def _check_configuration(before: Config, config: Config) -> None:
     different = configs.differences(before, config)
     if different:
-        shown = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, (old, new) in different.items())
+        keys = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, (old, new) in different.items())
         raise UserError(
-            f"{config.output_dir} holds a run that differs in what changes its numbers: {shown}. "
+            f"{config.output_dir} holds a run that differs in what changes its numbers: {keys}. "
             "Choose another output_dir"
         )
 
 
-def _say_what_rounds(before: Config, config: Config, then: dict[str, Any], now: dict[str, Any], step: int) -> None:
-    """Sums taken in another order give the same numbers to rounding, and no longer to the bit."""
+def _say_rounding_differences(before: Config, config: Config, then: JsonObject, now: JsonObject, step: int) -> None:
+    """Says what changes the order of sums: the numbers stay equal up to rounding, but not bit for bit."""
     changed = {key: (then.get(key), value) for key, value in now.items() if then.get(key) != value}
     changed |= configs.rounding_differences(before, config)
     if changed:
-        shown = "; ".join(f"{key}: {old} then, {new} now" for key, (old, new) in changed.items())
-        say(f"bitwise equality with an uninterrupted run ends at step {step}: {shown}")
+        keys = "; ".join(f"{key}: {old} then, {new} now" for key, (old, new) in changed.items())
+        say(f"bitwise equality with an uninterrupted run ends at step {step}: {keys}")
 
 
-def _same(before: Identity, whose: str, found: Identity) -> None:
-    different = before.differences(found)
+def _check_same(before: Identity, run: str, now: Identity) -> None:
+    different = before.differences(now)
     if different:
-        raise UserError(f"{whose} read something else: {'; '.join(different)}")
+        raise UserError(f"{run} read something else: {'; '.join(different)}")
