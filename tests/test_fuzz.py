@@ -18,7 +18,7 @@ from care_jax import losses, sharding
 from care_jax.config import Config
 from care_jax.errors import Leakage, UserError
 from care_jax.training import loop
-from care_jax.training.forward import reference
+from care_jax.training.forward.reference import Reference
 from tests.test_config import KEYS, PLAIN
 from tests.test_end_to_end import care_jax as run_command
 
@@ -103,14 +103,14 @@ def up_to_compiling(tmp_path_factory):
     def started(*_, **__):
         raise WouldStart
 
-    def no_pass(config, objective, built, data, forward, folder, mesh):
-        return reference.Reference(objective.needs_ref, config.reference.path is None, False, None, data, forward)
+    def no_pass(run, weights, data, forward):
+        return Reference(forward, run.config.reference.path is None)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("fuzz"))
         patch.setattr(loop, "new_state", started)
         patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:2]))
-        patch.setattr(reference, "reference", no_pass)
+        patch.setattr(loop, "compute_reference", no_pass)
         yield iter(range(10**6))
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from care_jax import losses, models
+from care_jax import losses
 from care_jax.config import OptimizerConfig
 from care_jax.models import lora
 from care_jax.sharding import make_mesh
-from care_jax.training import placing
+from care_jax.training import placement
 from care_jax.training.optimizer import make_optimizer, make_schedule
+from care_jax.training.state import ModelAndOptimizer, state_shardings
 from care_jax.training.step import init_state, make_step
 from tests.training.batches import groups, plain_batch, tiny_model
 from tests.training.test_step import KEEP_GRADIENT, close, same_metrics, with_mismatched
@@ -76,11 +77,11 @@ def test_any_mesh_gives_the_same_loss_and_gradient(tmp_path, sizes, name, adapte
 def on_mesh(mesh, step, state, batch, model, optimizer, adapters=None):
     """The state and the metrics after one step. adapters: their shardings."""
     with jax.set_mesh(mesh):
-        weights = models.param_shardings(model.arch, mesh)
-        shardings = placing.state_shardings(state, weights, optimizer, mesh, adapters)
-        placed = placing.batch_shardings(batch, mesh)
+        trained = ModelAndOptimizer(model, optimizer, optax.constant_schedule(0.0), adapters)
+        shardings = state_shardings(state, trained, mesh)
+        placed = placement.batch_shardings(batch, mesh)
         jitted = jax.jit(step, in_shardings=(shardings, placed), out_shardings=(shardings, None))
-        return jitted(jax.device_put(state, shardings), placing.to_devices(batch, placed, ROWS))
+        return jitted(jax.device_put(state, shardings), placement.to_devices(batch, placed, ROWS))
 
 
 def test_factored_moments_and_sums_in_bfloat16_are_sharded_and_give_the_same_update(tmp_path):

@@ -198,10 +198,10 @@ def test_processes_join_where_there_are_several(monkeypatch, given, joined):
 OWN_ROWS = """
 import sys
 from care_jax.sharding import make_mesh
-from care_jax.training.placing import own_rows
+from care_jax.training.placement import rows_of_this_process
 import jax
 for sizes in ((1, 2, 1), (2, 1, 1), (1, 1, 2)):
-    rows = own_rows(make_mesh(*sizes), 8)
+    rows = rows_of_this_process(make_mesh(*sizes), 8)
     print("process", jax.process_index(), sizes, rows.start, rows.stop, file=sys.stderr)
 """
 

@@ -68,5 +68,5 @@ def plan(config: Config, target: Target, *, advise: bool = True, say: Say = prin
         tuple(programs),
     )
     if result.fits is False and advise:
-        return dataclasses.replace(result, advice=nearest_that_fits(config, target, shapes.model.arch, say))
+        return dataclasses.replace(result, advice=nearest_that_fits(config, target, shapes.trained.model.arch, say))
     return result

@@ -13,9 +13,9 @@ import jax
 from care_jax import hardware, sharding
 from care_jax.plan import flops, hlo
 from care_jax.plan.shapes import Shapes
-from care_jax.training import placing
+from care_jax.training import memory
 from care_jax.training.errors import out_of_memory
-from care_jax.training.state import train_program
+from care_jax.training.program import jit_step
 from care_jax.training.step import make_logps
 
 Say: TypeAlias = Callable[[str], None]  # takes one line of progress
@@ -51,14 +51,8 @@ class Program:
 def compile_train(shapes: Shapes, say: Say) -> tuple[Program, Compiled | None]:
     """The train step and its executable, which is None if the memory does not suffice."""
     say("compiling the train step")
-    jitted = train_program(
-        shapes.config,
-        shapes.objective,
-        shapes.model,
-        shapes.optimizer,
-        (shapes.state_shardings, shapes.batch_shardings),
-    )
-    held = {**held_by_state(shapes), "batch": placing.bytes_per_device(shapes.batch)}
+    jitted = jit_step(shapes.config, shapes.objective, shapes.trained, shapes.state_shardings, shapes.batch_shardings)
+    held = {**held_by_state(shapes), "batch": memory.bytes_per_device(shapes.batch)}
     with jax.set_mesh(shapes.mesh), _signs_of_life(say):
         return _compile("train", jitted, (shapes.state, shapes.batch), held, shapes, shapes.layout.microbatches)
 
@@ -67,8 +61,8 @@ def compile_forward(shapes: Shapes, say: Say) -> list[Program]:
     """The pass without a gradient, once as the reference's (if the loss needs one) and once as the evaluation's."""
     state = shapes.state
     say("compiling the pass of the reference and of the evaluation")
-    jitted = jax.jit(make_logps(shapes.model), out_shardings=sharding.replicated(shapes.mesh))
-    with_optimizer = held_by_state(shapes) | {"batch": placing.bytes_per_device(shapes.forward_batch)}
+    jitted = jax.jit(make_logps(shapes.trained.model), out_shardings=sharding.replicated(shapes.mesh))
+    with_optimizer = held_by_state(shapes) | {"batch": memory.bytes_per_device(shapes.forward_batch)}
     with jax.set_mesh(shapes.mesh), _signs_of_life(say):
         arguments = state.variables(), shapes.forward_batch
         evaluation, _ = _compile("evaluation", jitted, arguments, with_optimizer, shapes)
@@ -78,7 +72,7 @@ def compile_forward(shapes: Shapes, say: Say) -> list[Program]:
     if shapes.config.reference.mode == "precompute":  # before the optimizer's state exists
         held["optimizer"] = 0
         if shapes.config.reference.path is not None:  # a model other than the start, beside it
-            held["reference"] = placing.bytes_per_device(state.params)
+            held["reference"] = memory.bytes_per_device(state.params)
     return [dataclasses.replace(evaluation, name="reference", held=held), evaluation]
 
 
@@ -86,11 +80,11 @@ def held_by_state(shapes: Shapes) -> dict[str, int]:
     """Bytes per device of what a run holds from its first step to its last."""
     state = shapes.state
     held = {
-        "parameters": placing.bytes_per_device(state.params),
-        "optimizer": placing.bytes_per_device(state.opt_state),
+        "parameters": memory.bytes_per_device(state.params),
+        "optimizer": memory.bytes_per_device(state.opt_state),
     }
     if state.lora is not None:
-        held["adapters"] = placing.bytes_per_device(state.lora)
+        held["adapters"] = memory.bytes_per_device(state.lora)
     if shapes.objective.needs_ref and shapes.config.reference.mode == "online":
         held["reference"] = held["parameters"]
     return held
@@ -98,12 +92,12 @@ def held_by_state(shapes: Shapes) -> dict[str, int]:
 
 def smallest_need(shapes: Shapes) -> int:
     """Bytes per device that the train step needs however it is compiled: state, batch and gradients."""
-    gradients = placing.bytes_per_device(shapes.state.trainable())
+    gradients = memory.bytes_per_device(shapes.state.trainable())
     width = {"float32": 4, "bfloat16": 2}
     if shapes.layout.microbatches > 1:
         ratio = width[shapes.config.optimizer.accumulate_dtype] / width[shapes.config.model.param_dtype]
         gradients = int(gradients * ratio) if shapes.state.lora is None else gradients
-    return sum(held_by_state(shapes).values()) + placing.bytes_per_device(shapes.batch) + gradients
+    return sum(held_by_state(shapes).values()) + memory.bytes_per_device(shapes.batch) + gradients
 
 
 # How libtpu says that memory does not suffice: with a figure for everything, or for what comes beside the arguments.
@@ -138,11 +132,11 @@ def _compile(
         return Program(name, held, None, needed, operations, {}, time.perf_counter() - began), None
     seconds = time.perf_counter() - began
     # TPUs pad small dimensions.
-    padding = compiled.memory_analysis().argument_size_in_bytes - placing.bytes_per_device(arguments)
+    padding = compiled.memory_analysis().argument_size_in_bytes - memory.bytes_per_device(arguments)
     program = Program(
         name,
         held,
-        placing.bytes_beside_arguments(compiled) + padding,
+        memory.program_bytes(compiled) + padding,
         None,
         operations,
         hlo.collectives(compiled.as_text()),

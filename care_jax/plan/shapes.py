@@ -6,7 +6,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import DTypeLike
 
 from care_jax import models, sharding
@@ -19,9 +18,10 @@ from care_jax.models.arch import Arch
 from care_jax.models.decoder import Decoder
 from care_jax.plan.known import arch_of
 from care_jax.plan.targets import Target
-from care_jax.training import placing
-from care_jax.training import state as build
+from care_jax.training import placement
 from care_jax.training.objective import Objective, objective_of
+from care_jax.training.optimizer import optimizer_and_schedule
+from care_jax.training.state import ModelAndOptimizer, StartingWeights, abstract_state, configure_model, params_dtype
 from care_jax.training.step import State
 
 # Assumed without the data: the mean example has at most this many tokens (CARE: 275 per pair) ...
@@ -97,8 +97,7 @@ class Shapes:
 
     config: Config
     objective: Objective
-    model: Decoder
-    optimizer: optax.GradientTransformation
+    trained: ModelAndOptimizer
     mesh: jax.sharding.Mesh
     layout: BatchShape
     state: State
@@ -123,22 +122,22 @@ def shapes_of(config: Config, target: Target, arch: Arch | None = None) -> Shape
     mismatched = dataclasses.replace(single, microbatches=layout.microbatches) if objective.needs_kl else None
     settings = config.model
     plain = Decoder(arch, dtype=jnp.dtype(settings.dtype), remat=settings.remat, attention=settings.attention)
-    model = build.configured(config, plain)
-    params = models.abstract_params(arch, build.base_dtype(config), mesh)
+    model = configure_model(config, plain)
+    params = models.abstract_params(arch, params_dtype(config), mesh)
     adapters = adapter_shardings = None
     if settings.lora is not None:
         rank, modules = settings.lora.r, settings.lora.target_modules
         declared = lora.declarations(arch, rank, modules)
         adapter_shardings = lora.shardings(arch, rank, modules, mesh)
         adapters = arch_lib.map_weights(lambda _, w: jax.ShapeDtypeStruct(w.shape, jnp.float32), declared)
-    optimizer, schedule = build.optimizer_of(config, arch, _STEPS)
-    built = build.Built(model, params, "", adapters, adapter_shardings, optimizer, schedule)
-    abstract, state_shardings = build.abstract_state(built, mesh)
+    optimizer, schedule = optimizer_and_schedule(config, arch, _STEPS)
+    trained = ModelAndOptimizer(model, optimizer, schedule, adapter_shardings)
+    abstract, state_shardings = abstract_state(trained, StartingWeights(params, adapters, ""), mesh)
     batch, forward = abstract_batch(layout, mismatched), abstract_batch(single)
-    batch_shardings = placing.batch_shardings(batch, mesh)
+    batch_shardings = placement.batch_shardings(batch, mesh)
     return Shapes(
-        config, objective, model, optimizer, mesh, layout,
-        placing.placed_shapes(abstract, state_shardings), state_shardings,
-        placing.placed_shapes(batch, batch_shardings), batch_shardings,
-        placing.placed_shapes(forward, placing.batch_shardings(forward, mesh)), target.estimate,
+        config, objective, trained, mesh, layout,
+        placement.with_shardings(abstract, state_shardings), state_shardings,
+        placement.with_shardings(batch, batch_shardings), batch_shardings,
+        placement.with_shardings(forward, placement.batch_shardings(forward, mesh)), target.estimate,
     )  # fmt: skip

@@ -1,40 +1,38 @@
 """From the configuration's data block to a corpus, a stream of units, and the layout of every step to be run."""
 
 import dataclasses
-import json
-import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grain
-import numpy as np
 
-from care_jax import losses
 from care_jax.config import Config
-from care_jax.config.blocks import SourceConfig, Split
+from care_jax.config.blocks import DataConfig, SourceConfig, Split
 from care_jax.data import pipeline, preferences
 from care_jax.data.corpus import Corpus
 from care_jax.data.curation import leakage
-from care_jax.data.packing.plans import Batch, BatchShape
+from care_jax.data.packing.plans import BatchShape
 from care_jax.data.preferences import Unit
 from care_jax.data.questions import Question, Stored, is_ids
 from care_jax.data.readers.registry import Reading, read
-from care_jax.data.rows.report import write_report
-from care_jax.distributed import is_writer
 from care_jax.errors import Leakage, UserError
-from care_jax.textfiles import write_whole
-from care_jax.training.evaluation.held_out import HeldOut, hold_out
+from care_jax.textfiles import JsonObject
+from care_jax.training.data_report import add_labels, count_labels, explain_no_units, labels_text, write_data_report
+from care_jax.training.evaluation.held_out import HeldOut, SequenceId, hold_out
 from care_jax.training.objective import Objective
 
-_STORED_LOOKED_AT = 64
-# A prompt of the corpus with a response of the corpus, not always its own (KTO's mismatched completions).
-Sequence_ = tuple[int, int]
+_STORED_CHECKED = 64  # prompts of a token cache
 
 
-@dataclasses.dataclass
-class Prepared:
-    """Everything of a run's data that the loop needs. `ref_logps` come once the reference pass has run."""
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """Everything of a run's data that the loop needs.
+
+    examples: units per step. mismatched: the layout of KTO's mismatched completions. sequences: what the steps and the
+    evaluation need, each once. files: the SHA-256 of each file that was read. labels: of the unpaired view, how many
+    of each, and what that means for the loss.
+    """
 
     corpus: Corpus
     stream: "grain.MapDataset[Unit]"
@@ -44,159 +42,79 @@ class Prepared:
     mismatched: BatchShape | None
     held_out: HeldOut | None
     held_out_questions: int
-    sequences: list[Sequence_]  # that the steps to be run and the evaluation need, each once
-    files: dict[str, str]  # sha256 of each file that was read
-    labels: dict[str, Any] | None = None  # of the unpaired view: how many of each, and what that means for the loss
-    ref_logps: dict[Sequence_, float] | None = None
+    sequences: list[SequenceId]
+    files: dict[str, str]
+    labels: JsonObject | None = None
 
     def summary(self) -> str:
         layout = self.layout
-        shown = ""
-        if self.labels is not None:
-            shown = f"\nlabels: {self.labels['desirable']} desirable, {self.labels['undesirable']} undesirable an epoch"
-            if "kto_weight_ratio" in self.labels:
-                ratio, advice = self.labels["kto_weight_ratio"], self.labels["advice"]
-                shown += "\n" + (advice or f"KTO: the weights' ratio of {ratio:.3g} is as published, in [1, 1.33]")
         return (
-            f"data: {len(self.stream)} units an epoch, {self.held_out_questions} questions held out; "
+            f"data: {len(self.stream)} units per epoch, {self.held_out_questions} questions held out; "
             f"{self.steps} steps of {self.examples} units in at most {layout.microbatches} microbatches of "
             f"{layout.rows} x {layout.row_length} tokens; {self.corpus.truncated} completions cut, "
-            f"{self.corpus.boundary_merges} boundaries merged{shown}"
+            f"{self.corpus.boundary_merges} boundaries merged{labels_text(self.labels)}"
         )
-
-    def batches(self, first: int, rows: slice) -> Iterator[tuple[int, Batch, dict[str, Any]]]:
-        """(step, batch, what the log says of the batch) from the step behind `first`, made ahead by threads."""
-
-        def known(questions: np.ndarray, responses: np.ndarray) -> np.ndarray:
-            return self.values(list(zip(questions.tolist(), responses.tolist())))
-
-        made = pipeline.steps(
-            self.stream,
-            self.corpus,
-            self.layout,
-            self.examples,
-            first,
-            self.steps,
-            mismatched=self.mismatched,
-            rows=rows,
-            ref_logps=None if self.ref_logps is None else known,
-        )
-        for index, batch, plan in made:
-            extra = 0 if plan.mismatched is None else plan.mismatched.tokens
-            told = {
-                "tokens": plan.tokens + extra,
-                "pairs": len(plan.pairs),
-                "packing_efficiency": round(plan.efficiency, 6),
-            }
-            if plan.mismatched is not None:
-                told["mismatched_tokens"] = extra
-            yield index + 1, batch, told
-
-    def values(self, sequences: Sequence[Sequence_]) -> np.ndarray:
-        """Reference logps [len(sequences)] float32."""
-        assert self.ref_logps is not None
-        return np.asarray([self.ref_logps[one] for one in sequences], np.float32)
 
     def rendered_questions(self) -> list[int]:
-        """The questions whose tokens a template made, not those that came as ids; of a token cache's only the first,
-        so that a start reads no more of it.
+        """Returns the questions whose tokens a template made, not those that came as ids; of a token cache only the
+        first ones, so that a start reads no more of it.
         """
-        rendered = [index for index, one in enumerate(self.corpus.questions) if not is_ids(one.prompt)]
+        rendered = [index for index, question in enumerate(self.corpus.questions) if not is_ids(question.prompt)]
         stored = [index for index in rendered if isinstance(self.corpus.questions[index].prompt, Stored)]
-        return sorted({*rendered} - {*stored[_STORED_LOOKED_AT:]})
+        return sorted({*rendered} - {*stored[_STORED_CHECKED:]})
 
 
-def prepare(config: Config, tokenizer: Any, objective: Objective, folder: pathlib.Path) -> Prepared:
-    """Reads, selects, splits, tokenizes and plans; writes data_report.json and rejected_rows.jsonl.
+def prepare(config: Config, tokenizer: Any, objective: Objective, folder: pathlib.Path) -> RunData:
+    """Reads, selects, splits, tokenizes and plans; writes data_report.json and rejected_rows.jsonl into `folder`.
 
-    Raises UserError where nothing is left to train on, or something fits no row; Leakage where a configured evaluation
+    Raises UserError if nothing is left to train on, or if something fits no row; Leakage if a configured evaluation
     set holds questions of the training data.
     """
-    data, batch = config.data, config.batch
-    readings = [_read(source, data.strict) for source in data.train]
-    parts = [reading.questions for reading in readings]
-    held: list[Question] = []
-    if isinstance(data.eval, Split):
-        whole = [question for part in parts for question in part]
-        if not whole:
-            raise UserError(_nothing(readings, data.train))
-        _, held = preferences.split(whole, config.seed, fraction=data.eval.fraction, count=data.eval.questions)
-        away = {question.key for question in held}
-        parts = [[question for question in part if question.key not in away] for part in parts]
-        held_readings: list[Reading] = []
-    else:
-        held_readings = [_read(source, data.strict) for source in data.eval]
-        held = [question for reading in held_readings for question in reading.questions]
-        _check_leakage([question for part in parts for question in part], held)
-    parts = [preferences.take_fraction(part, data.fraction, config.seed) for part in parts]
-
-    def tokens(questions: Sequence[Question]) -> Corpus:
-        return pipeline.tokenize(questions, tokenizer, data.chat_template, data.max_length, date=data.template_date)
-
-    corpora = [tokens(questions) for questions in (*parts, held)]
-    _report(readings, held_readings, corpora, (*parts, held), folder)
-    corpus, offsets = pipeline.concatenate(corpora)
-
-    def units(part: int, **changes: Any) -> list[Unit]:
-        own = preferences.make_units(corpora[part].questions, objective.view, **{**_view(config), **changes})
-        return [dataclasses.replace(unit, question=unit.question + offsets[part]) for unit in own]
-
-    sources = []
-    for number, source in enumerate(data.train):
-        own = units(number)
-        if source.limit is not None:
-            own = preferences.limit_units(
-                corpus.questions,
-                own,
-                seed=config.seed,
-                questions_limit=source.limit.questions,
-                pairs=source.limit.pairs,
-                tokens=source.limit.tokens,
-                lengths=(corpus.prompt_lengths, corpus.first_response, corpus.completion_lengths),
-                reduction=batch.reduction,
-            )
-        if not own:
-            raise UserError(_nothing(readings[number : number + 1], data.train[number : number + 1]))
-        sources.append((own, source.weight))
-    labels = _labels(config, sources, folder) if objective.view == "unpaired" else None
-    stream = pipeline.mixture(sources, seed=config.seed, shuffle=data.shuffle)
-    steps = pipeline.number_of_steps(stream, batch.examples, data.epochs, data.max_steps)
-
-    every_unit = [unit for own, _ in sources for unit in own]
-    layout = pipeline.make_layout(
-        every_unit,
-        corpus,
-        rows=batch.microbatch_rows,
-        row_length=batch.row_length,
-        packing=batch.packing,
-        share_responses=batch.share_responses,
-        share_prompts=batch.share_prompts,
-        longest_completion=int(corpus.completion_lengths.max()),
-    )
-    mismatched = pipeline.mismatched_layout(layout, corpus) if objective.needs_kl else None
-    layout, mismatched = pipeline.plan_run(stream, corpus, layout, batch.examples, steps, mismatched)
-    held_out = None
-    if len(corpora[-1]):
-        # Units of the run's own view and policy, and all pairs at the least gap, which compare across losses.
-        own = units(len(data.train))
-        pairs = preferences.make_units(corpora[-1].questions, "pairs", policy="all", seed=config.seed, unit="group")
-        everything = [dataclasses.replace(unit, question=unit.question + offsets[-1]) for unit in pairs]
-        other = pipeline.mismatched_sequences(own, corpus) if objective.needs_kl and own else []
-        held_out = hold_out(corpus, own, everything, other)
-    needed = pipeline.needed_sequences(stream, corpus, batch.examples, steps, mismatched is not None)
+    readings = read_sources(config.data)
+    questions = split_questions(config, readings)
+    tokens = tokenize_questions(config.data, tokenizer, questions)
+    write_data_report(readings.all, questions.all, tokens.corpora, folder)
+    sources = make_sources(config, objective.view, readings, tokens)
+    labels = None
+    if objective.view == "unpaired":
+        labels = count_labels(config.losses, sources)
+        add_labels(folder, labels)
+    stream = pipeline.mixture(sources, seed=config.seed, shuffle=config.data.shuffle)
+    steps = pipeline.number_of_steps(stream, config.batch.examples, config.data.epochs, config.data.max_steps)
+    layout, mismatched = plan_steps(config, objective, sources, stream, steps, tokens.corpus)
+    held_out = make_held_out(config, objective, tokens)
+    examples = config.batch.examples
+    needed = pipeline.needed_sequences(stream, tokens.corpus, examples, steps, mismatched is not None)
     if held_out is not None:
         needed = sorted({*needed, *held_out.sequences})
-    files = {file: digest for reading in (*readings, *held_readings) for file, digest in reading.files}
-    return Prepared(
-        corpus, stream, batch.examples, steps, layout, mismatched, held_out, len(corpora[-1]), needed, files, labels
+    files = {file: digest for reading in readings.all for file, digest in reading.files}
+    return RunData(
+        tokens.corpus, stream, examples, steps, layout, mismatched, held_out, len(tokens.corpora[-1]), needed, files,
+        labels,
+    )  # fmt: skip
+
+
+# ---- Reading
+
+
+@dataclasses.dataclass(frozen=True)
+class Readings:
+    """What each source of data.train and of data.eval gave. evaluation: empty if questions are split off."""
+
+    training: list[Reading]
+    evaluation: list[Reading]
+
+    @property
+    def all(self) -> list[Reading]:
+        return [*self.training, *self.evaluation]
+
+
+def read_sources(data: DataConfig) -> Readings:
+    """Reads every source. Raises UserError for one that cannot be read."""
+    evaluation = () if isinstance(data.eval, Split) else data.eval
+    return Readings(
+        [_read(source, data.strict) for source in data.train], [_read(source, data.strict) for source in evaluation]
     )
-
-
-def _check_leakage(train: Sequence[Question], held: Sequence[Question]) -> None:
-    overlaps = leakage.check(train, held)
-    if overlaps:
-        found = leakage.check_text(overlaps, examples=3).rstrip()
-        raise Leakage(f"data.eval: {found}\nLeave them out of one of the two (care-jax data check lists all of them)")
 
 
 def _read(source: SourceConfig, strict: bool) -> Reading:
@@ -217,70 +135,168 @@ def _read(source: SourceConfig, strict: bool) -> Reading:
     )
 
 
-def _view(config: Config) -> dict[str, Any]:
-    """`make_units`' options, from the data and batch blocks."""
+# ---- Splitting off the evaluation, and the fraction
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitQuestions:
+    """The questions of each training source, and those of the evaluation."""
+
+    training: list[list[Question]]
+    held_out: list[Question]
+
+    @property
+    def all(self) -> list[list[Question]]:
+        return [*self.training, self.held_out]
+
+
+def split_questions(config: Config, readings: Readings) -> SplitQuestions:
+    """Splits off the evaluation questions, or checks that none of data.eval is trained on; then takes the fraction.
+
+    Raises UserError if there is no question, Leakage if training questions are in data.eval.
+    """
+    data = config.data
+    training = [reading.questions for reading in readings.training]
+    everything = [question for questions in training for question in questions]
+    if isinstance(data.eval, Split):
+        if not everything:
+            raise UserError(explain_no_units(readings.training, data.train))
+        _, held_out = preferences.split(everything, config.seed, fraction=data.eval.fraction, count=data.eval.questions)
+        keys = {question.key for question in held_out}
+        training = [[question for question in questions if question.key not in keys] for questions in training]
+    else:
+        held_out = [question for reading in readings.evaluation for question in reading.questions]
+        _check_leakage(everything, held_out)
+    fractions = [preferences.take_fraction(questions, data.fraction, config.seed) for questions in training]
+    return SplitQuestions(fractions, held_out)
+
+
+def _check_leakage(training: Sequence[Question], held_out: Sequence[Question]) -> None:
+    overlaps = leakage.check(training, held_out)
+    if overlaps:
+        text = leakage.check_text(overlaps, examples=3).rstrip()
+        raise Leakage(f"data.eval: {text}\nLeave them out of one of the two (care-jax data check lists all of them)")
+
+
+# ---- Tokenizing
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizedQuestions:
+    """corpora: of each training source, and last of the evaluation. corpus: all of them in one; offsets: the number of
+    the first question of each there.
+    """
+
+    corpora: list[Corpus]
+    corpus: Corpus
+    offsets: list[int]
+
+    def to_corpus(self, units: Sequence[Unit], number: int) -> list[Unit]:
+        """Returns units of corpora[number] with their questions numbered as in the joint corpus."""
+        offset = self.offsets[number]
+        return [dataclasses.replace(unit, question=unit.question + offset) for unit in units]
+
+
+def tokenize_questions(data: DataConfig, tokenizer: Any, questions: SplitQuestions) -> TokenizedQuestions:
+    """Renders and tokenizes all questions."""
+    corpora = [
+        pipeline.tokenize(part, tokenizer, data.chat_template, data.max_length, date=data.template_date)
+        for part in questions.all
+    ]
+    return TokenizedQuestions(corpora, *pipeline.concatenate(corpora))
+
+
+# ---- Units
+
+UnitSource = tuple[list[Unit], float]  # a source's units, and its weight: passes per epoch
+
+
+def make_sources(config: Config, view: str, readings: Readings, tokens: TokenizedQuestions) -> list[UnitSource]:
+    """Makes the units of each training source, and applies its limit. Raises UserError if a source has no unit left."""
+    sources = []
+    for number, source in enumerate(config.data.train):
+        units = _make_units(config, view, tokens, number)
+        if source.limit is not None:
+            corpus = tokens.corpus
+            units = preferences.limit_units(
+                corpus.questions,
+                units,
+                seed=config.seed,
+                questions_limit=source.limit.questions,
+                pairs=source.limit.pairs,
+                tokens=source.limit.tokens,
+                lengths=(corpus.prompt_lengths, corpus.first_response, corpus.completion_lengths),
+                reduction=config.batch.reduction,
+            )
+        if not units:
+            raise UserError(explain_no_units([readings.training[number]], [source]))
+        sources.append((units, source.weight))
+    return sources
+
+
+def _make_units(config: Config, view: str, tokens: TokenizedQuestions, number: int) -> list[Unit]:
+    """Makes the units of corpora[number] with the run's policy."""
     data, batch = config.data, config.batch
-    labels: dict[str, Any] = {"labels": data.labels}
+    labels: JsonObject = {"labels": data.labels}
     if not isinstance(data.labels, str):
         labels = {"desirable_min": data.labels.desirable_min, "undesirable_max": data.labels.undesirable_max}
-    return {
-        "policy": data.pairs.policy,
-        "min_gap": data.pairs.min_gap,
-        "max_per_question": data.pairs.max_per_question,
-        "weights": data.pairs.weights,
-        "seed": config.seed,
-        "unit": batch.unit,
-        "reduction": batch.reduction,
+    units = preferences.make_units(
+        tokens.corpora[number].questions,
+        view,
+        policy=data.pairs.policy,
+        min_gap=data.pairs.min_gap,
+        max_per_question=data.pairs.max_per_question,
+        weights=data.pairs.weights,
+        seed=config.seed,
+        unit=batch.unit,
+        reduction=batch.reduction,
         **labels,
-    }
-
-
-def _report(
-    readings: Sequence[Reading],
-    held_readings: Sequence[Reading],
-    corpora: Sequence[Corpus],
-    parts: Sequence[Sequence[Question]],
-    folder: pathlib.Path,
-) -> None:
-    """The account of what was read, what the maximum length cut away included."""
-    places: dict[int, tuple[Reading, int]] = {}
-    for reading in (*readings, *held_readings):
-        for index, question in enumerate(reading.questions):
-            places[id(question)] = reading, index
-    for corpus, part in zip(corpora, parts):
-        for lost in corpus.dropped:
-            reading, index = places[id(part[lost.question])]
-            reading.report.drop_truncated(index, lost.response, lost.found)
-    if is_writer():
-        write_report(folder, [reading.report for reading in (*readings, *held_readings)])
-
-
-def _labels(config: Config, sources: Sequence[tuple[list[Unit], float]], folder: pathlib.Path) -> dict[str, Any]:
-    """Labels of an epoch, and KTO's published rule for the weights; into data_report.json too."""
-    counts = {
-        name: round(sum(weight * sum(unit.desirable is wanted for unit in own) for own, weight in sources))
-        for name, wanted in (("desirable", True), ("undesirable", False))
-    }
-    labels: dict[str, Any] = dict(counts)
-    for one in config.losses:
-        if one.name == "kto":
-            weights = {name: one.hyperparameters[f"{name}_weight"] for name in counts}
-            ratio, advice = losses.kto_weight_ratio(*counts.values(), *weights.values())
-            labels |= {"kto_weight_ratio": ratio if math.isfinite(ratio) else None, "advice": advice}
-    if is_writer():
-        path = folder / "data_report.json"
-        report = json.loads(path.read_text(encoding="utf-8")) | {"labels": labels}
-        write_whole(path, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
-    return labels
-
-
-def _nothing(readings: Sequence[Reading], sources: Sequence[SourceConfig]) -> str:
-    """Why there is nothing to train on."""
-    paths = ", ".join(source.path for source in sources)
-    rows = sum(reading.report.rows for reading in readings)
-    dropped = {reason: count for reading in readings for reason, count in reading.report.dropped.items() if count}
-    kept = sum(len(reading.questions) for reading in readings)
-    return (
-        f"{paths}: no unit is left to train on: {rows} rows were read, {kept} questions kept "
-        f"(dropped: {dropped or 'nothing'}); see data.pairs, data.labels and the selection keys of data.train"
     )
+    return tokens.to_corpus(units, number)
+
+
+# ---- The plan of the steps, and of the evaluation
+
+
+def plan_steps(
+    config: Config,
+    objective: Objective,
+    sources: Sequence[UnitSource],
+    stream: "grain.MapDataset[Unit]",
+    steps: int,
+    corpus: Corpus,
+) -> tuple[BatchShape, BatchShape | None]:
+    """Chooses the static sizes of the run's batches, and of KTO's mismatched completions if the loss names `kl`.
+
+    Raises UserError if a question fits no row or no microbatch.
+    """
+    batch = config.batch
+    layout = pipeline.make_layout(
+        [unit for units, _ in sources for unit in units],
+        corpus,
+        rows=batch.microbatch_rows,
+        row_length=batch.row_length,
+        packing=batch.packing,
+        share_responses=batch.share_responses,
+        share_prompts=batch.share_prompts,
+        longest_completion=int(corpus.completion_lengths.max()),
+    )
+    mismatched = pipeline.mismatched_layout(layout, corpus) if objective.needs_kl else None
+    return pipeline.plan_run(stream, corpus, layout, batch.examples, steps, mismatched)
+
+
+def make_held_out(config: Config, objective: Objective, tokens: TokenizedQuestions) -> HeldOut | None:
+    """Lays out the evaluation questions, if there are any: units of the run's own view and policy, and all pairs at the
+    least gap, which compare across losses.
+    """
+    number = len(tokens.corpora) - 1
+    if not len(tokens.corpora[number]):
+        return None
+    own_units = _make_units(config, objective.view, tokens, number)
+    pairs = preferences.make_units(
+        tokens.corpora[number].questions, "pairs", policy="all", seed=config.seed, unit="group"
+    )
+    mismatched = []
+    if objective.needs_kl and own_units:
+        mismatched = pipeline.mismatched_sequences(own_units, tokens.corpus)
+    return hold_out(tokens.corpus, own_units, tokens.to_corpus(pairs, number), mismatched)

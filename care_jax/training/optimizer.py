@@ -10,10 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from care_jax.config import OptimizerConfig, steps_of
+from care_jax import models
+from care_jax.config import Config, OptimizerConfig, steps_of
 from care_jax.errors import UserError
 
 Schedule = Callable[[Any], Any]
+
+
+def optimizer_and_schedule(
+    config: Config, arch: models.Arch, total: int
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """Makes the optimizer of all weights, or of the adapters, for `total` steps; and its schedule."""
+    schedule = make_schedule(config.optimizer, total)
+    decay_mask = models.decay_mask(arch) if config.model.lora is None else None
+    return make_optimizer(config.optimizer, schedule, decay_mask), schedule
 
 
 def make_schedule(config: OptimizerConfig, total: int) -> Schedule:

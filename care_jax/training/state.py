@@ -1,142 +1,148 @@
-"""What a run trains: the model and its weights on the mesh, adapters, the optimizer, the first or saved state."""
+"""What a run trains: the model with its optimizer, the starting weights on the mesh, and the state made of them."""
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from care_jax import models, sharding
 from care_jax.config import Config
 from care_jax.models import lora
+from care_jax.models.arch import Params
+from care_jax.models.decoder import Decoder
 from care_jax.models.hf import safetensors_io
-from care_jax.training import placing
+from care_jax.training import placement
 from care_jax.training.forward.cache import fingerprint
-from care_jax.training.objective import Objective
-from care_jax.training.optimizer import make_optimizer, make_schedule
-from care_jax.training.step import State, init_state, make_step
+from care_jax.training.optimizer import Schedule, optimizer_and_schedule
+from care_jax.training.step import State, init_state
 
 
-@dataclasses.dataclass
-class Built:
-    """adapters: None in full training. weights: the fingerprint of `params` as the run starts from them."""
+@dataclasses.dataclass(frozen=True)
+class ModelAndOptimizer:
+    """The parts of training that are no arrays. adapter_shardings: None if all weights are trained."""
 
-    model: Any
-    params: Any
-    weights: str
-    adapters: Any
-    adapter_shardings: Any
+    model: Decoder
     optimizer: optax.GradientTransformation
-    schedule: Callable[[Any], Any]
+    schedule: Schedule
+    adapter_shardings: Params | None
 
 
-def build(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path, total: int) -> Built:
-    """The model of `folder` and what trains it for `total` steps: all weights, or adapters on a base that stays."""
+@dataclasses.dataclass(frozen=True)
+class StartingWeights:
+    """The weights that a run starts from. adapters: None if all weights are trained. fingerprint: of `params`."""
+
+    params: Params
+    adapters: Params | None
+    fingerprint: str
+
+
+def build(config: Config, mesh: Mesh, folder: pathlib.Path, steps: int) -> tuple[ModelAndOptimizer, StartingWeights]:
+    """Loads the model of `folder` and makes what trains it for `steps` steps: all its weights, or adapters."""
     model, params = load_model(config, mesh, folder)
     adapters, shardings = new_adapters(config, model, mesh)
-    optimizer, schedule = optimizer_of(config, model.arch, total)
-    return Built(model, params, fingerprint(params), adapters, shardings, optimizer, schedule)
+    optimizer, schedule = optimizer_and_schedule(config, model.arch, steps)
+    weights = StartingWeights(params, adapters, fingerprint(params))
+    return ModelAndOptimizer(model, optimizer, schedule, shardings), weights
 
 
-def optimizer_of(
-    config: Config, arch: models.Arch, total: int
-) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
-    """The optimizer of all weights, or of adapters, for `total` steps; and its schedule."""
-    schedule = make_schedule(config.optimizer, total)
-    decay = models.decay_mask(arch) if config.model.lora is None else None
-    return make_optimizer(config.optimizer, schedule, decay), schedule
-
-
-def configured(config: Config, model: Any) -> Any:
-    """The model as a run's rows and adapters want it."""
-    model = model.clone(shared_prompts=config.batch.share_prompts and config.batch.packing)
-    adapted = config.model.lora
-    return model if adapted is None else lora.attach(model, adapted.r, adapted.alpha)
-
-
-def base_dtype(config: Config) -> str:
-    """Of the weights as they are held: under adapters, of the base."""
-    return config.model.param_dtype if config.model.lora is None else config.model.lora.base_dtype
-
-
-def check_folder(config: Config, folder: pathlib.Path) -> None:
+def check_model_folder(config: Config, folder: pathlib.Path) -> None:
     """Raises UserError for a family or a folder that cannot be loaded, before anything is read or tokenized."""
     models.read_config(folder)
     if config.model.init == "pretrained":
         safetensors_io.folder_tensors(folder)
 
 
-def load_model(config: Config, mesh: jax.sharding.Mesh, folder: pathlib.Path) -> tuple[Any, Any]:
-    """The model and its weights on the mesh: pretrained, or random from a config.json and the run's seed.
+def load_model(config: Config, mesh: Mesh, folder: pathlib.Path) -> tuple[Decoder, Params]:
+    """Loads the model and its weights on the mesh: pretrained, or random from a config.json and the run's seed.
 
-    With `model.lora` the weights are a base in its `base_dtype`, and the model takes adapters.
+    With `model.lora` the weights are the frozen base in its `base_dtype`, and the model takes adapters.
     """
-    options = {"dtype": config.model.dtype, "remat": config.model.remat, "attention": config.model.attention}
-    dtype = base_dtype(config)
+    remat, attention = config.model.remat, config.model.attention
     if config.model.init == "random":
-        model = models.from_config(folder, **options)
-        params = models.init_params(model, config.seed, mesh, param_dtype=dtype)
+        model = models.from_config(folder, dtype=config.model.dtype, remat=remat, attention=attention)
+        params = models.init_params(model, config.seed, mesh, param_dtype=params_dtype(config))
     else:
-        model, params = models.from_pretrained(folder, mesh=mesh, param_dtype=dtype, **options)
-    return configured(config, model), params
+        model, params = models.from_pretrained(
+            folder,
+            mesh=mesh,
+            dtype=config.model.dtype,
+            param_dtype=params_dtype(config),
+            remat=remat,
+            attention=attention,
+        )
+    return configure_model(config, model), params
 
 
-def new_adapters(config: Config, model: Any, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
-    """Fresh adapters and their shardings, (None, None) in full training. B is zero: the start is the base."""
-    adapted = config.model.lora
-    if adapted is None:
+def configure_model(config: Config, model: Decoder) -> Decoder:
+    """Returns the model with the attention that the run's rows need, and with adapters if it trains them."""
+    model = model.clone(shared_prompts=config.batch.share_prompts and config.batch.packing)
+    options = config.model.lora
+    return model if options is None else lora.attach(model, options.r, options.alpha)
+
+
+def params_dtype(config: Config) -> str:
+    """Returns the dtype in which the model's weights are held; with adapters, that of the frozen base."""
+    return config.model.param_dtype if config.model.lora is None else config.model.lora.base_dtype
+
+
+def new_adapters(config: Config, model: Decoder, mesh: Mesh) -> tuple[Params | None, Params | None]:
+    """Makes fresh adapters and their shardings; (None, None) in full training. B is zero: the start is the base."""
+    options = config.model.lora
+    if options is None:
         return None, None
-    made = lora.init(model, adapted.r, adapted.target_modules, seed=config.seed, mesh=mesh)
-    return made, lora.shardings(model.arch, adapted.r, adapted.target_modules, mesh)
+    adapters = lora.init(model, options.r, options.target_modules, seed=config.seed, mesh=mesh)
+    return adapters, lora.shardings(model.arch, options.r, options.target_modules, mesh)
 
 
-def abstract_state(built: Built, mesh: jax.sharding.Mesh) -> tuple[State, State]:
-    """The state's shapes, and its shardings."""
-    abstract = jax.eval_shape(lambda params, adapters: init_state(params, built.optimizer, adapters), *_start(built))
-    weights = models.param_shardings(built.model.arch, mesh)
-    return abstract, placing.state_shardings(abstract, weights, built.optimizer, mesh, built.adapter_shardings)
-
-
-def train_program(
-    config: Config,
-    objective: Objective,
-    model: Any,
-    optimizer: optax.GradientTransformation,
-    shardings: tuple[State, Any],
-) -> Any:
-    """The jitted step of a run, (state, batch) -> (state, metrics), the state donated: what `plan` compiles too.
-
-    shardings: of the state and of the batch.
-    """
-    step = make_step(
-        model,
-        objective,
-        optimizer,
-        accumulate_dtype=jnp.dtype(config.optimizer.accumulate_dtype),
-        examples=config.batch.examples,
+def abstract_state(trained: ModelAndOptimizer, weights: StartingWeights, mesh: Mesh) -> tuple[State, State]:
+    """Returns the state's shapes, and its shardings."""
+    abstract = jax.eval_shape(
+        lambda params, adapters: init_state(params, trained.optimizer, adapters), weights.params, weights.adapters
     )
-    everywhere = sharding.replicated(shardings[0].step.mesh)
-    return jax.jit(step, in_shardings=shardings, out_shardings=(shardings[0], everywhere), donate_argnums=0)
+    return abstract, state_shardings(abstract, trained, mesh)
 
 
-def new_state(built: Built, shardings: State, *, keep: bool) -> State:
-    """The state before the first update. keep: the starting weights are needed beside it, and stay."""
+def state_shardings(state: State, trained: ModelAndOptimizer, mesh: Mesh) -> State:
+    """Returns the shardings of an abstract state: moments as the weights they belong to, scalars replicated.
+
+    Factored moments (adafactor's) lack one dimension of their weight, and are sharded along the others.
+    """
+    everywhere = sharding.replicated(mesh)
+    weights = models.param_shardings(trained.model.arch, mesh)
+
+    def moment(leaf: jax.ShapeDtypeStruct, weight: jax.ShapeDtypeStruct, placed: NamedSharding) -> NamedSharding:
+        if leaf.shape == weight.shape:
+            return placed
+        parts = (*placed.spec, *(None,) * (len(weight.shape) - len(placed.spec)))
+        for axis in range(len(weight.shape)):  # if two dimensions are of one size, either will do
+            if leaf.shape == weight.shape[:axis] + weight.shape[axis + 1 :]:
+                return NamedSharding(mesh, PartitionSpec(*parts[:axis], *parts[axis + 1 :]))
+        return everywhere
+
+    opt_state = optax.tree_utils.tree_map_params(
+        trained.optimizer,
+        moment,
+        state.opt_state,
+        state.trainable(),
+        weights if state.lora is None else trained.adapter_shardings,
+        transform_non_params=lambda _: everywhere,
+    )
+    return State(everywhere, everywhere, weights, trained.adapter_shardings, opt_state)
+
+
+def new_state(trained: ModelAndOptimizer, weights: StartingWeights, shardings: State, *, keep: bool) -> State:
+    """Makes the state before the first step. keep: do not donate the starting weights, they are needed later."""
     make = jax.jit(
-        lambda params, adapters: init_state(params, built.optimizer, adapters),
+        lambda params, adapters: init_state(params, trained.optimizer, adapters),
         out_shardings=shardings,
         donate_argnums=() if keep else (0, 1),
     )
-    return make(*_start(built))
+    return make(weights.params, weights.adapters)
 
 
-def like_saved(built: Built, abstract: State, shardings: State) -> State:
-    """What a saved state is restored into: shapes and placements, and the base under adapters itself."""
-    like = placing.placed_shapes(abstract, shardings)
-    return like if built.adapters is None else dataclasses.replace(like, params=built.params)
-
-
-def _start(built: Built) -> tuple[Any, Any]:
-    return built.params, built.adapters
+def restore_target(weights: StartingWeights, abstract: State, shardings: State) -> State:
+    """Returns what a saved state is restored into: shapes and shardings, and the frozen base itself under adapters."""
+    like = placement.with_shardings(abstract, shardings)
+    return like if weights.adapters is None else dataclasses.replace(like, params=weights.params)

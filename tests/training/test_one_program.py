@@ -12,9 +12,8 @@ import pytest
 
 import care_jax
 from care_jax import logps, losses, sharding
-from care_jax.training import placing
+from care_jax.training import loop, placement
 from care_jax.training.step import init_state, make_step
-from care_jax.training.updates import Updates
 from tests.training.batches import groups, plain_batch, tiny_model
 
 
@@ -25,18 +24,23 @@ def test_a_run_compiles_its_step_once(data, tmp_path, monkeypatch, caplog, reque
     source = {"reader": "care", "path": "sample", "cultures": ["chinese"], "limit": {"pairs": 64}}
     if data != "sample":
         source = {"reader": "care", "path": str(request.getfixturevalue("shared") / "data" / data)}
-    programs, run, compile_step = [], Updates.run, Updates._compile
+    programs, compile_step = [], loop.compile_step
 
-    def kept(self, *given):
-        programs.append(compile_step(self, *given))
-        return programs[-1]
+    def kept(*arguments):
+        program, seconds = compile_step(*arguments)
+        programs.append(program)
+        return program, seconds
 
-    def guarded(self, *given):
-        with jax.transfer_guard("disallow"):
-            return run(self, *given)
+    def guarded(function):
+        def run(*arguments):
+            with jax.transfer_guard("disallow"):
+                return function(*arguments)
 
-    monkeypatch.setattr(Updates, "_compile", kept)
-    monkeypatch.setattr(Updates, "run", guarded)
+        return run
+
+    monkeypatch.setattr(loop, "compile_step", guarded(kept))
+    for name in ("BatchSupply", "take_steps"):
+        monkeypatch.setattr(loop, name, guarded(getattr(loop, name)))
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         made = care_jax.train(
             "quickstart",
@@ -68,7 +72,7 @@ def test_a_run_compiles_its_step_once(data, tmp_path, monkeypatch, caplog, reque
 def test_the_guard_sees_what_is_not_placed():
     program, batch = jax.jit(lambda batch: jnp.sum(batch.lengths)), plain_batch([groups(2)])
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    placed = placing.to_devices(batch, placing.batch_shardings(batch, mesh), batch.tokens.shape[1])
+    placed = placement.to_devices(batch, placement.batch_shardings(batch, mesh), batch.tokens.shape[1])
     with jax.transfer_guard("disallow"):
         program(placed)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):

@@ -17,8 +17,9 @@ from care_jax.data.rows.files import SAMPLE
 from care_jax.errors import UserError
 from care_jax.sharding import make_mesh, sharding
 from care_jax.stopping import StopSignal
-from care_jax.training.forward import passes
+from care_jax.training import memory
 from care_jax.training.forward.cache import ReferenceCache, digest, fill_cache, fingerprint
+from care_jax.training.forward.passes import ForwardPass
 from tests.training.damage import harm, no_privileges
 
 KEY = {"weights": "w", "dtype": "float32"}
@@ -123,9 +124,9 @@ def test_a_pass_takes_the_largest_microbatch_that_the_memory_holds(monkeypatch):
     mesh = make_mesh(1, 8, 1)
     layout = BatchShape(rows=8, row_length=128, responses=128, completions=1024)
 
-    def run(limit, beside=0):
-        monkeypatch.setattr(passes, "memory_limit", lambda: limit)
-        one = passes.ForwardPass(model, corpus, layout, mesh, StopSignal(), beside)
+    def run(limit, reserved=0):
+        monkeypatch.setattr(memory, "memory_limit", lambda: limit)
+        one = ForwardPass(model, corpus, layout, mesh, StopSignal(), reserved)
         found = one.run(sequences, {"params": params})
         (plan,) = one._plans.values()
         return plan.layout.rows, found
@@ -138,5 +139,5 @@ def test_a_pass_takes_the_largest_microbatch_that_the_memory_holds(monkeypatch):
         assert most == 64
         np.testing.assert_allclose(found, expected, rtol=1e-5)
         assert run(2**20)[0] == 8
-        assert run(2**34, beside=2**34)[0] == 8
+        assert run(2**34, reserved=2**34)[0] == 8
         assert any(run(limit)[0] in (16, 32) for limit in range(4 * 2**20, 24 * 2**20, 2**21))

@@ -12,9 +12,9 @@ from care_jax import cli, hardware
 from care_jax.data import pipeline
 from care_jax.errors import UserError
 from care_jax.models.arch import num_params
+from care_jax.training import loop
 from care_jax.training.errors import RunFailed
 from care_jax.training.run import metrics
-from care_jax.training.updates import Updates
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -70,17 +70,17 @@ def test_a_line_tells_time_and_memory_and_the_first_one_what_compiling_took(tmp_
 def test_the_reference_is_not_held_once_it_has_spoken(tmp_path, monkeypatch, mode, copies):
     """Weights and two moments; a fourth only where the reference runs at every step."""
     seen = []
-    run_updates = Updates.run
+    compile_step = loop.compile_step
 
-    def counted(self, state, *rest):
+    def counted(jitted, state, batch):
         shape = max((leaf.shape for leaf in jax.tree.leaves(state.params)), key=math.prod)
         seen.append(sum(x.shape == shape and id(x) not in others for x in jax.live_arrays()))
-        return run_updates(self, state, *rest)
+        return compile_step(jitted, state, batch)
 
     gc.collect()
     kept = jax.live_arrays()  # other tests'
     others = {id(x) for x in kept}
-    monkeypatch.setattr(Updates, "run", counted)
+    monkeypatch.setattr(loop, "compile_step", counted)
     run(tmp_path, **{"reference.mode": mode})
     assert seen == [copies]
 

@@ -15,11 +15,12 @@ from care_jax.config import Config
 from care_jax.data.packing.plans import Batch
 from care_jax.errors import UserError, nearest
 from care_jax.training import objective as objectives
-from care_jax.training.data import Prepared
+from care_jax.training.data import RunData
 from care_jax.training.errors import RunFailed
 from care_jax.training.evaluation.held_out import GROUPED, MEASURED
-from care_jax.training.forward.passes import ForwardPass
+from care_jax.training.forward.reference import Reference
 from care_jax.training.objective import Objective
+from care_jax.training.step import Variables
 
 LOGPS = ("logps/chosen", "logps/rejected")
 
@@ -38,7 +39,7 @@ def check_whole_step(config: Config, objective: Objective) -> None:
         )
 
 
-def check_best_metric(config: Config, data: Prepared) -> None:
+def check_best_metric(config: Config, data: RunData) -> None:
     """`checkpoint.best` names a number of the evaluation. Raises UserError where none will be."""
     best = config.checkpoint.best
     if best is None:
@@ -51,7 +52,7 @@ def check_best_metric(config: Config, data: Prepared) -> None:
         raise UserError(f"checkpoint.best: found {best!r}{nearest(best, valid)}, expected one of {', '.join(valid)}")
 
 
-def check_tokens(data: Prepared, tokenizer: Any) -> None:
+def check_tokens(data: RunData, tokenizer: Any) -> None:
     """Exactly one BOS in every prompt that was rendered, none in a completion; a completion ends its turn.
 
     Token ids that the user brought are used as they are. Raises UserError naming the question.
@@ -69,13 +70,13 @@ def check_tokens(data: Prepared, tokenizer: Any) -> None:
             )
 
 
-def check_reference(forward: ForwardPass, data: Prepared, variables: Mapping[str, Any]) -> None:
+def check_reference(reference: Reference, data: RunData, variables: Variables) -> None:
     """One microbatch of the reference's own layout, run again with the policy's weights: equal to the bit."""
-    members, logps = forward.first_microbatch(data.sequences, variables)
+    members, logps = reference.forward.first_microbatch(data.sequences, variables)
     sequences = [data.sequences[index] for index in members]
     # Of the same tokens twice, the cache holds what the first gave.
-    _, first = np.unique([one.hex() for one in forward.digests(sequences)], return_index=True)
-    stored, logps = data.values(sequences)[first], logps[first]
+    _, first = np.unique([one.hex() for one in reference.forward.digests(sequences)], return_index=True)
+    stored, logps = reference.lookup(*np.asarray(sequences).T)[first], logps[first]
     if not np.array_equal(stored, logps):
         worst = float(np.max(np.abs(stored - logps)))
         raise CheckFailed(f"reference logps do not repeat to the bit (largest difference {worst:.3g})")

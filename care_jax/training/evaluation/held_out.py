@@ -13,7 +13,8 @@ from care_jax.data.preferences import Unit
 from care_jax.training import objective as objectives
 from care_jax.training.objective import Objective
 
-Sequence_ = tuple[int, int]
+# A prompt of the corpus with a response of the corpus, not always its own (KTO's mismatched completions).
+SequenceId = tuple[int, int]
 
 
 # What is measured over all held-out pairs, and by culture and category.
@@ -30,7 +31,7 @@ class HeldOut:
     key, culture, category) of each pair of `everything`.
     """
 
-    sequences: tuple[Sequence_, ...]
+    sequences: tuple[SequenceId, ...]
     own: Batch
     everything: Batch
     mismatched: np.ndarray  # positions in `sequences`
@@ -42,10 +43,10 @@ def hold_out(
     corpus: Corpus,
     own: Sequence[Unit],
     everything: Sequence[Unit],
-    mismatched: Sequence[Sequence_],
+    mismatched: Sequence[SequenceId],
 ) -> HeldOut:
     """own: units of the run's view and policy; everything: units with all pairs at min_gap 1, whatever the loss."""
-    places: dict[Sequence_, int] = {}
+    places: dict[SequenceId, int] = {}
 
     def place(question: int, response: int) -> int:
         return places.setdefault((question, response), len(places))
@@ -73,7 +74,7 @@ def hold_out(
     return HeldOut(sequences, table(own), table(everything), other, found, owners)
 
 
-def _table(corpus: Corpus, units: Sequence[Unit], places: dict[Sequence_, int], responses: np.ndarray) -> Batch:
+def _table(corpus: Corpus, units: Sequence[Unit], places: dict[SequenceId, int], responses: np.ndarray) -> Batch:
     """The numbers of a Batch, one microbatch without its leading axis, slots being positions in the sequences."""
     slots = [[places[unit.question, corpus.response_id(unit.question, r)] for r in unit.responses] for unit in units]
     pairs = [(own[c], own[r]) for unit, own in zip(units, slots) for c, r in unit.pairs]

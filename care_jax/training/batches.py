@@ -1,0 +1,106 @@
+"""The batches of a run's steps: made ahead on the host by threads, then placed on the devices."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+
+from care_jax.data import pipeline
+from care_jax.data.packing.plans import Batch, StepPlan
+from care_jax.errors import UserError
+from care_jax.training import placement
+from care_jax.training.checks.alarms import mean_chosen_tokens
+from care_jax.training.context import RunContext
+from care_jax.training.data import RunData
+from care_jax.training.errors import RunFailed
+from care_jax.training.forward.reference import Reference
+from care_jax.training.run.metrics import Recorder
+
+
+@dataclasses.dataclass(frozen=True)
+class StepBatch:
+    """The batch of one step: its arrays on the devices, and what the log says about it.
+
+    counts: tokens, pairs, packing_efficiency and, for a loss with `kl`, mismatched_tokens. chosen_tokens: the mean
+    completion tokens of the chosen responses.
+    """
+
+    step: int
+    arrays: Batch
+    counts: dict[str, int | float]
+    chosen_tokens: float
+
+
+class BatchSupply:
+    """Gives the batches of the steps `first` to `last`, in order. The recorder learns how long the loop waited."""
+
+    def __init__(self, run: RunContext, data: RunData, reference: Reference, recorder: Recorder, first: int):
+        self.first, self.last = first, data.steps
+        self._run, self._reference, self._recorder = run, reference, recorder
+        self._rows = run.config.batch.microbatch_rows
+        self._host_batches = _host_batches(run, data, reference, first)
+        host_batch, plan = self._from_host(first)
+        self.shardings = placement.batch_shardings(host_batch, run.mesh)
+        self._first_batch: StepBatch | None = self._place(first, host_batch, plan)
+        self._step = first + 1  # the next to come from the host
+
+    def peek(self) -> Batch:
+        """Returns the arrays of the first batch, before it was taken."""
+        assert self._first_batch is not None
+        return self._first_batch.arrays
+
+    def __next__(self) -> StepBatch:
+        """Raises RunFailed if the thread that made the batch failed."""
+        if self._first_batch is not None:
+            batch, self._first_batch = self._first_batch, None
+            return batch
+        began = time.perf_counter()
+        host_batch, plan = self._from_host(self._step)
+        self._recorder.record_input_wait(time.perf_counter() - began)
+        batch = self._place(self._step, host_batch, plan)
+        self._step += 1
+        return batch
+
+    def _from_host(self, step: int) -> tuple[Batch, StepPlan]:
+        try:
+            return next(self._host_batches)
+        except (UserError, OSError):  # their own messages are clear
+            raise
+        except Exception as error:
+            raise RunFailed(
+                f"the batch of step {step} could not be made: {type(error).__name__}: {error}; "
+                f"{self._run.checkpoints.resume_hint()}"
+            ) from error
+
+    def _place(self, step: int, host_batch: Batch, plan: StepPlan) -> StepBatch:
+        arrays = self._reference.add_logps(placement.to_devices(host_batch, self.shardings, self._rows))
+        return StepBatch(step, arrays, _counts(plan), mean_chosen_tokens(self._run.objective.view, host_batch))
+
+
+def _host_batches(run: RunContext, data: RunData, reference: Reference, first: int) -> Iterator[tuple[Batch, StepPlan]]:
+    """Yields each step's batch as numpy arrays, with the rows of this process, and its plan."""
+    steps = pipeline.steps(
+        data.stream,
+        data.corpus,
+        data.layout,
+        data.examples,
+        first - 1,
+        data.steps,
+        mismatched=data.mismatched,
+        rows=placement.rows_of_this_process(run.mesh, run.config.batch.microbatch_rows),
+        ref_logps=reference.lookup if reference.precomputed else None,
+    )
+    for _, batch, plan in steps:
+        yield batch, plan
+
+
+def _counts(plan: StepPlan) -> dict[str, int | float]:
+    """Returns what a step's line of metrics.jsonl says about its batch."""
+    mismatched = 0 if plan.mismatched is None else plan.mismatched.tokens
+    counts: dict[str, int | float] = {
+        "tokens": plan.tokens + mismatched,
+        "pairs": len(plan.pairs),
+        "packing_efficiency": round(plan.efficiency, 6),
+    }
+    if plan.mismatched is not None:
+        counts["mismatched_tokens"] = mismatched
+    return counts

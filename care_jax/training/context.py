@@ -1,0 +1,23 @@
+"""What every part of a run has to know about it."""
+
+import dataclasses
+
+from jax.sharding import Mesh
+
+from care_jax.config import Config
+from care_jax.stopping import StopSignal
+from care_jax.training.objective import Objective
+from care_jax.training.run.checkpoints import Checkpoints
+from care_jax.training.run.directory import RunDirectory
+
+
+@dataclasses.dataclass(frozen=True)
+class RunContext:
+    """One start of a run. directory: where its files are; stop: tells whether a signal asked the run to stop."""
+
+    config: Config
+    objective: Objective
+    mesh: Mesh
+    directory: RunDirectory
+    checkpoints: Checkpoints
+    stop: StopSignal

@@ -1,0 +1,59 @@
+"""Batches on the mesh: which rows a process fills, how a batch is sharded, and from numpy to global arrays."""
+
+import dataclasses
+import functools
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from care_jax import sharding
+from care_jax.data.packing.plans import Batch
+
+ROW_ARRAYS = ("tokens", "positions", "segment_ids", "prompt_segment_ids")
+Tree = TypeVar("Tree")
+
+
+@functools.cache
+def rows_of_this_process(mesh: Mesh, rows: int) -> slice:
+    """Returns the rows of every microbatch that this process must fill: those of its own devices.
+
+    rows: rows per microbatch, summed over processes.
+    """
+    placed = sharding.sharding(mesh, ("rows",), (rows,), "batch.microbatch_rows")
+    slices = [index[0] for index in placed.addressable_devices_indices_map((rows,)).values() if index is not None]
+    low = min(part.start or 0 for part in slices)
+    high = max(rows if part.stop is None else part.stop for part in slices)
+    return slice(low, high)
+
+
+def batch_shardings(batch: Batch, mesh: Mesh) -> Batch:
+    """Returns a batch of shardings: token rows are split over data and fsdp, all other arrays are replicated."""
+    rows = NamedSharding(mesh, sharding.spec((None, "rows", None)))
+    everywhere = sharding.replicated(mesh)
+    replicated = jax.tree.map(lambda _: everywhere, batch)
+    placed = dataclasses.replace(replicated, **{name: rows for name in ROW_ARRAYS})
+    if batch.mismatched is None:
+        return placed
+    return dataclasses.replace(placed, mismatched=batch_shardings(batch.mismatched, mesh))
+
+
+def to_devices(batch: Batch, shardings: Batch, rows: int) -> Batch:
+    """Makes global arrays of the rows that each process has filled.
+
+    rows: rows per microbatch, summed over processes.
+    """
+
+    def place(local: np.ndarray | np.generic | int, placed: NamedSharding) -> jax.Array:
+        shape = np.shape(local)
+        if placed.spec and len(placed.spec) == 3:
+            shape = (shape[0], rows, shape[2])
+        return jax.make_array_from_process_local_data(placed, np.asarray(local), shape)
+
+    return jax.tree.map(place, batch, shardings)
+
+
+def with_shardings(tree: Tree, shardings: Tree) -> Tree:
+    """Returns the shapes and dtypes of a tree, each leaf with its sharding."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
