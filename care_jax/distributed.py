@@ -66,6 +66,13 @@ def anywhere(value: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
 
 
+def to_host(x: jax.Array) -> np.ndarray:
+    """Returns the complete array on this host, whichever processes hold its parts. All processes call this."""
+    if getattr(x, "is_fully_addressable", True):
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
 class Agreement:
     """Lets all processes learn in the same call what one of them saw (a signal, a clock).
 

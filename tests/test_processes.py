@@ -232,7 +232,7 @@ IMPORT = """
 import pathlib, sys
 import jax, numpy as np
 from care_jax import models, sharding
-from care_jax.models import safetensors_io
+from care_jax.models.hf import safetensors_io
 
 mesh = sharding.make_mesh(1, -1, 1)
 asked = []

@@ -1,19 +1,19 @@
 """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): a second collection beside the parameters.
 
-`model.apply({"params": p, "lora": l}, ...)`. The base is never touched: without the collection it runs alone, and that
-is the reference. B starts at zero, so the first step starts from the base.
+`model.apply({"params": p, "lora": l}, ...)`. The base does not change: without the collection it runs alone, and that
+is the reference. B is zero at the start, so that training starts from the base.
 """
 
 import itertools
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from care_jax import sharding
@@ -22,10 +22,11 @@ from care_jax.errors import UserError, nearest
 from care_jax.models import arch as arch_lib
 from care_jax.models.arch import Arch, Params, Weight
 from care_jax.models.decoder import Decoder
-from care_jax.models.hf import export, safetensors_io
-from care_jax.models.hf import weights as loading
+from care_jax.models.hf import export, weights
+from care_jax.models.hf.safetensors_io import read_header
+from care_jax.textfiles import JsonObject
 
-# PEFT's name of a linear map -> where it lies in a block's tree.
+# PEFT's name of a linear map -> its place in a block's tree.
 TARGETS = {
     "q_proj": ("attn", "q"),
     "k_proj": ("attn", "k"),
@@ -38,24 +39,27 @@ TARGETS = {
 
 
 def targets(target_modules: str | Sequence[str]) -> tuple[str, ...]:
-    """The names of the adapted maps, in this module's order; `all` means every one. UserError for an unknown name."""
+    """Returns the names of the adapted maps, in the order of TARGETS (`all`: every one).
+
+    Raises UserError for an unknown name, and if there is none.
+    """
     if target_modules in ("all", "all-linear"):
         return tuple(TARGETS)
     names = (target_modules,) if isinstance(target_modules, str) else tuple(target_modules)
     for name in names:
         if name not in TARGETS:
             raise UserError(
-                f"lora.target_modules: {name!r} is none of all, {', '.join(TARGETS)}{nearest(name, tuple(TARGETS))}"
+                f"lora.target_modules: {name!r} is not one of all, {', '.join(TARGETS)}{nearest(name, tuple(TARGETS))}"
             )
     if not names:
-        raise UserError("lora.target_modules: names nothing to adapt")
+        raise UserError("lora.target_modules: is empty; expected all, or names of linear maps")
     return tuple(name for name in TARGETS if name in names)
 
 
 def declarations(arch: Arch, r: int, target_modules: str | Sequence[str] = "all") -> Params:
-    """The tree of `Weight` of the adapters: a [L, r, *in] and b [L, *out, r] for each target."""
+    """Returns the tree of `Weight` of the adapters: a [L, r, *in] and b [L, *out, r] for each target."""
     if r < 1:
-        raise UserError(f"lora.r: {r}: a rank is at least 1")
+        raise UserError(f"lora.r: found {r}, expected a rank of at least 1")
     blocks = arch_lib.declarations(arch)["blocks"]
     tree: Params = {}
     for name in targets(target_modules):
@@ -86,7 +90,7 @@ def declarations(arch: Arch, r: int, target_modules: str | Sequence[str] = "all"
 
 
 def attach(model: Decoder, r: int, alpha: float) -> Decoder:
-    """The model that takes a `lora` collection of rank r, its contribution scaled by alpha / r."""
+    """Returns the model that takes a `lora` collection of rank r, scaled by alpha / r."""
     return model.clone(lora_scale=alpha / r)
 
 
@@ -97,45 +101,45 @@ def init(
     *,
     seed: int = 0,
     mesh: Mesh | None = None,
-    param_dtype: Any = "float32",
+    param_dtype: DTypeLike = "float32",
 ) -> Params:
-    """Fresh adapters: A uniform within 1/sqrt(inputs) as in PEFT, B zero. The same numbers on every mesh."""
+    """Returns fresh adapters: A uniform within 1/sqrt(inputs) as in PEFT, B zero; the same numbers on every mesh."""
     dtype = jnp.dtype(param_dtype)
-    places = itertools.count()
+    numbers = itertools.count()
 
-    def fresh(path: str, weight: Weight) -> jax.Array:
-        rng = np.random.default_rng([seed, next(places), 1])
+    def draw(path: str, weight: Weight) -> jax.Array:
+        rng = np.random.default_rng([seed, next(numbers), 1])
         if weight.init == "zeros":
-            whole = np.zeros(weight.shape, np.float32)
+            values = np.zeros(weight.shape, np.float32)
         else:
             bound = weight.hf_shape[1] ** -0.5
-            whole = (bound * (2 * rng.random(weight.shape, np.float32) - 1)).astype(np.float32)
-        return loading.place(path, weight, lambda index: whole[index].astype(dtype), mesh)
+            values = (bound * (2 * rng.random(weight.shape, np.float32) - 1)).astype(np.float32)
+        return weights.make_weight(path, weight, lambda index: values[index].astype(dtype), mesh)
 
-    return arch_lib.map_weights(fresh, declarations(model.arch, r, target_modules))
+    return arch_lib.map_weights(draw, declarations(model.arch, r, target_modules))
 
 
 def shardings(arch: Arch, r: int, target_modules: str | Sequence[str], mesh: Mesh) -> Params:
-    """The tree of NamedSharding of the adapters."""
+    """Returns the tree of NamedSharding of the adapters."""
 
-    def at(path: str, weight: Weight) -> NamedSharding:
+    def placement(path: str, weight: Weight) -> NamedSharding:
         return sharding.sharding(mesh, weight.axes, weight.shape, path)
 
-    return arch_lib.map_weights(at, declarations(arch, r, target_modules))
+    return arch_lib.map_weights(placement, declarations(arch, r, target_modules))
 
 
-def merge(model: Decoder, params: Params, lora: Params, dtype: Any = "float32") -> Params:
-    """The parameters with the adapters in them, W + alpha/r B A, for a model without a `lora` collection.
+def merge(model: Decoder, params: Params, lora: Params, dtype: DTypeLike = "float32") -> Params:
+    """Returns the parameters with the adapters added, W + alpha/r B A, for a model without a `lora` collection.
 
-    Sums in float32; adapted weights come out in `dtype` (float32 loses nothing of the sum), the others as they are.
+    Sums are float32. Adapted weights are in `dtype` (float32 loses nothing of the sum), the others as they were.
     """
     scale = _scale(model)
     dtype = jnp.dtype(dtype)
 
     @jax.jit
     def merged(weight: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        wide = (x.astype(jnp.float32) for x in (b, a))
-        product = jax.vmap(lambda b, a: jnp.tensordot(b, a, axes=1, precision="highest"))(*wide)
+        factors = (x.astype(jnp.float32) for x in (b, a))
+        product = jax.vmap(lambda b, a: jnp.tensordot(b, a, axes=1, precision="highest"))(*factors)
         return (weight.astype(jnp.float32) + scale * product).astype(dtype)
 
     blocks = {name: dict(part) for name, part in params["blocks"].items()}
@@ -162,9 +166,12 @@ def _rank_and_targets(lora: Params) -> tuple[int, tuple[str, ...]]:
 def save_adapter(
     folder: str | pathlib.Path, model: Decoder, lora: Params, base: str, revision: str | None = None
 ) -> None:
-    """Writes a PEFT adapter folder: its config and safetensors. base: the model's path, or hub id (at `revision`)."""
+    """Writes a PEFT adapter folder: its config and safetensors. base: the model's path, or hub id (at `revision`).
+
+    All processes call this; process 0 writes.
+    """
     r, names = _rank_and_targets(lora)
-    config: dict[str, Any] = {
+    config: JsonObject = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
@@ -183,18 +190,16 @@ def save_adapter(
         "rank_pattern": {},
         "alpha_pattern": {},
     }
-    with export.written_aside(folder) as made:
-        held = {
-            tensor: np.ascontiguousarray(export.host_tensor(lora, weight, path, layer))
-            for tensor, weight, path, layer in export.tensors(declarations(model.arch, r, names))
-        }
+    with export.folder_aside(folder) as aside:
+        tensors = export.file_tensors(declarations(model.arch, r, names))
+        arrays = {tensor.name: np.ascontiguousarray(tensor.read(lora)) for tensor in tensors}
         if is_writer():
-            save_file(held, made / "adapter_model.safetensors", metadata={"format": "pt"})
-            (made / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            save_file(arrays, aside / "adapter_model.safetensors", metadata={"format": "pt"})
+            (aside / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-# What would change the numbers, and the only values that this library computes with.
-_PLAIN: dict[str, tuple[Any, ...]] = {
+# Keys of a PEFT configuration that change the numbers, and the only values of them that are supported.
+_SUPPORTED: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
     "fan_in_fan_out": (False, None),
@@ -214,31 +219,34 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 
 
 def load_adapter(
-    folder: str | pathlib.Path, model: Decoder, mesh: Mesh | None = None, param_dtype: Any = "float32"
+    folder: str | pathlib.Path, model: Decoder, mesh: Mesh | None = None, param_dtype: DTypeLike = "float32"
 ) -> tuple[Decoder, Params]:
-    """The model with the scale of a PEFT adapter folder attached, and its adapters. UserError for what does not fit."""
+    """Reads a PEFT adapter folder; returns `model` with the adapters' scale, and the adapters.
+
+    Raises UserError if a file is missing or damaged, or an option or a tensor does not fit.
+    """
     folder = pathlib.Path(folder)
     file = folder / "adapter_config.json"
-    weights = folder / "adapter_model.safetensors"
-    for needed in (file, weights):
+    weights_file = folder / "adapter_model.safetensors"
+    for needed in (file, weights_file):
         if not needed.is_file():
-            raise UserError(f"{needed}: no such file; a PEFT adapter folder holds {file.name} and {weights.name}")
+            raise UserError(f"{needed}: no such file; a PEFT adapter folder holds {file.name} and {weights_file.name}")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file}: not JSON: {error}") from error
-    for key, plain in _PLAIN.items():
-        if config.get(key, plain[0]) not in plain:
-            raise UserError(f"{file}: {key}: {config[key]!r} is not supported; expected {plain[0]!r}")
-    found = safetensors_io.tensors(weights)
+    for key, supported in _SUPPORTED.items():
+        if config.get(key, supported[0]) not in supported:
+            raise UserError(f"{file}: {key}: {config[key]!r} is not supported; expected {supported[0]!r}")
+    tensors = read_header(weights_file)
     r = int(config["r"])
-    # PEFT may have written patterns or full paths as targets: the tensors themselves say what is adapted.
-    names = [name for name in TARGETS if any(f".{name}.lora_" in tensor for tensor in found)]
+    # PEFT may write patterns or full paths as targets, so the names of the tensors decide what is adapted.
+    names = [name for name in TARGETS if any(f".{name}.lora_" in tensor for tensor in tensors)]
     if not names:
-        raise UserError(f"{weights}: adapts none of {', '.join(TARGETS)}")
+        raise UserError(f"{weights_file}: adapts none of {', '.join(TARGETS)}")
     declared = declarations(model.arch, r, names)
-    loading.check(declared, found, f"{folder}: its tensors do not fit the model and r={r}")
+    weights.check_tensors(declared, tensors, f"{folder}: its tensors do not fit the model and r={r}")
     dtype = jnp.dtype(param_dtype)
-    lora = arch_lib.map_weights(lambda path, weight: loading.load_weights(path, weight, found, dtype, mesh), declared)
+    lora = arch_lib.map_weights(lambda path, weight: weights.read_weight(path, weight, tensors, dtype, mesh), declared)
     scale = config["lora_alpha"] / (r**0.5 if config.get("use_rslora") else r)
     return model.clone(lora_scale=scale), lora

@@ -20,10 +20,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from care_jax import sharding
+from care_jax.distributed import to_host
 from care_jax.errors import UserError
 from care_jax.models.arch import Params
 from care_jax.models.decoder import Decoder, empty_cache, logits_of
-from care_jax.models.hf.export import to_host
 
 
 def _width(longest: int) -> int:

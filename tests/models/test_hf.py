@@ -15,7 +15,7 @@ from tiny_models import GOLDEN, tiny_model
 import care_jax.models as models
 from care_jax import sharding
 from care_jax.errors import UserError
-from care_jax.models.hf.export import config_json
+from care_jax.models.families.registry import write_config
 
 
 def copy_of(name, tmp_path, **changes):
@@ -44,20 +44,20 @@ def test_export_gives_the_same_bits_under_the_same_names(tiny, tmp_path):
 
 def test_both_spellings_of_the_config_mean_the_same(tiny):
     """What export writes holds both dialects: each alone gives the same architecture."""
-    written = config_json(tiny.model.arch, "float32")
+    written = write_config(tiny.model.arch, "float32")
     old = {key: value for key, value in written.items() if key not in ("rope_parameters", "layer_types", "dtype")}
     new_only = ("rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern", "torch_dtype")
     new = {key: value for key, value in written.items() if key not in new_only}
-    read = models.FAMILIES[written["model_type"]]
+    read = models.FAMILIES[written["model_type"]].read
     assert read(old) == read(new) == tiny.model.arch
 
 
 def test_the_layers_of_a_new_config_are_told_to_old_readers():
     text = {"model_type": "gemma3_text", "num_hidden_layers": 4, "sliding_window": 8}
-    arch = models.FAMILIES["gemma3_text"](text | {"layer_types": ["sliding_attention", "full_attention"] * 2})
-    written = config_json(arch, "float32")
+    arch = models.FAMILIES["gemma3_text"].read(text | {"layer_types": ["sliding_attention", "full_attention"] * 2})
+    written = write_config(arch, "float32")
     del written["layer_types"]
-    assert models.FAMILIES["gemma3_text"](written) == arch
+    assert models.FAMILIES["gemma3_text"].read(written) == arch
 
 
 def test_bfloat16_leaves_as_it_came_and_changed_weights_keep_their_bits(tmp_path):
@@ -207,7 +207,7 @@ def test_mistakes_are_named(tmp_path):
     refused("quantized", quantization_config={"bits": 4})
     with pytest.raises(UserError, match="no such folder"):
         models.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"model.revision: found 'abc', but .*llama3 is no hub id"):
+    with pytest.raises(UserError, match=r"model.revision: found 'abc', but .*llama3 is not a hub id"):
         models.from_pretrained(GOLDEN / "llama3", revision="abc")
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -228,8 +228,8 @@ def test_mistakes_are_named(tmp_path):
         models.from_pretrained(empty)
     entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}
     for header, match in (
-        ([], "its header is none"),
-        ({"w": [0]}, "its header is none"),
+        ([], "its header is damaged"),
+        ({"w": [0]}, "its header is damaged"),
         ({"w": entry}, "bytes 0 to 4"),
     ):
         text = json.dumps(header).encode()
@@ -247,16 +247,16 @@ def test_mistakes_are_named(tmp_path):
 
 def test_sparse_configs_take_the_class_defaults():
     text = {"num_hidden_layers": 34, "hidden_size": 2560}
-    gemma = models.FAMILIES["gemma3"]({"model_type": "gemma3", "text_config": text})
+    gemma = models.FAMILIES["gemma3"].read({"model_type": "gemma3", "text_config": text})
     assert (gemma.vocab_size, gemma.head_dim, gemma.heads, gemma.kv_heads) == (262_208, 256, 8, 4)
     assert (gemma.tied, gemma.attn_soft_cap, gemma.final_soft_cap) == (True, None, None)
     assert [kind.rope.theta for kind in gemma.kinds] == [1e6, 1e4]
-    mistral = models.FAMILIES["mistral"]
+    mistral = models.FAMILIES["mistral"].read
     assert mistral({"model_type": "mistral"}).kinds[0].window == 4096
     assert mistral({"model_type": "mistral", "sliding_window": None}).kinds[0].window is None
-    assert models.FAMILIES["qwen3"]({"model_type": "qwen3", "num_key_value_heads": 8}).head_dim == 128
-    assert models.FAMILIES["gemma2"]({"model_type": "gemma2"}).attn_soft_cap == 50.0
-    llama = models.FAMILIES["llama"]({"model_type": "llama"})
+    assert models.FAMILIES["qwen3"].read({"model_type": "qwen3", "num_key_value_heads": 8}).head_dim == 128
+    assert models.FAMILIES["gemma2"].read({"model_type": "gemma2"}).attn_soft_cap == 50.0
+    llama = models.FAMILIES["llama"].read({"model_type": "llama"})
     assert (llama.kv_heads, llama.head_dim, llama.norm_eps) == (32, 128, 1e-6)
 
 

@@ -79,7 +79,7 @@ def test_a_peft_folder_goes_out_and_comes_back(tmp_path):
 
 def test_mistakes_are_named(tmp_path):
     tiny, model, _, trained = adapted()
-    with pytest.raises(UserError, match=r"'q_pro' is none of all, q_proj.*did you mean 'q_proj'"):
+    with pytest.raises(UserError, match=r"'q_pro' is not one of all, q_proj.*did you mean 'q_proj'"):
         lora_lib.targets(["q_pro"])
     with pytest.raises(UserError, match="no such file"):
         lora_lib.load_adapter(tmp_path, tiny.model)

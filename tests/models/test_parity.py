@@ -12,7 +12,7 @@ import pytest
 from tiny_models import FAMILIES, GOLDEN, tiny_model
 
 import care_jax.models as models
-from care_jax.models.hf.export import leaf_at, tensors
+from care_jax.models.hf.export import file_tensors, leaf_at
 
 torch = pytest.importorskip("torch", reason="the parity extra")
 transformers = pytest.importorskip("transformers")
@@ -62,12 +62,12 @@ def test_gradients_of_a_dpo_loss_are_those_of_torch(name):
     np.testing.assert_allclose(our_loss, loss.item(), rtol=1e-5)
     expected = {name: weight.grad.numpy() for name, weight in theirs.named_parameters()}
     names = []
-    for tensor, weight, path, layer in tensors(models.declarations(tiny.model.arch)):
+    for name, weight, path, layer in file_tensors(models.declarations(tiny.model.arch)):
         leaf = np.asarray(leaf_at(gradient, path))
         leaf = (leaf if layer is None else leaf[layer]).reshape(weight.hf_shape)
-        error = np.abs(leaf - expected[tensor]).max() / np.abs(expected[tensor]).max()
-        assert error < 1e-3, (tensor, error)
-        names.append(tensor)
+        error = np.abs(leaf - expected[name]).max() / np.abs(expected[name]).max()
+        assert error < 1e-3, (name, error)
+        names.append(name)
     assert set(names) == set(expected)
 
 
@@ -104,8 +104,8 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_is(name):
 def test_absent_keys_mean_what_transformers_says(family):
     theirs = transformers.AutoConfig.for_model(family)
     written = json.loads(theirs.to_json_string(use_diff=False))
-    sparse = models.FAMILIES[family]({"model_type": family})
-    assert sparse == models.FAMILIES[family](written)
+    sparse = models.FAMILIES[family].read({"model_type": family})
+    assert sparse == models.FAMILIES[family].read(written)
 
 
 def care_items(shared, tokenizer, per_language=3, limit=160):

@@ -65,5 +65,5 @@ def test_one_process_downloads_and_the_others_wait(tmp_path):
     assert [worker.returncode for worker in workers] == [0, 0], errors
     lines = log.read_text().splitlines()
     assert lines[:4] == ["0 begins", "0 ends", "1 begins", "1 ends"]
-    assert "0 model.path: some/broken: no such folder, and the hub does not give it: no network" in lines[4:]
-    assert "1 model.path: the first process could not read it, and says why" in lines[4:]
+    assert "0 model.path: some/broken: no such folder, and the hub does not have it: no network" in lines[4:]
+    assert "1 model.path: process 0 could not read it; see its error" in lines[4:]

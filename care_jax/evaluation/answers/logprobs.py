@@ -20,10 +20,10 @@ from care_jax import logps, sharding
 from care_jax.data import chat
 from care_jax.data.packing.capacities import round_up
 from care_jax.data.readers.rated import user_turn
+from care_jax.distributed import to_host
 from care_jax.errors import UserError
 from care_jax.evaluation.items import Item
 from care_jax.models.decoder import head_weight
-from care_jax.models.hf.export import to_host
 
 _WIDTHS = (256, 1024)  # of a row at least; and, where no prompt is longer, at most
 _SHARING = 4  # rows may be as long as so many shared beginnings

@@ -1,13 +1,18 @@
-"""Reading config.json: class defaults of sparse files, and both spellings of rotary settings."""
+"""What the families share in reading and writing config.json.
+
+Files may leave out what is the default of transformers' class, and transformers 4 and 5 spell rotary settings
+differently.
+"""
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from care_jax.errors import UserError
 from care_jax.models.arch import Arch, LayerKind, Rope
+from care_jax.textfiles import JsonObject
 
-Config = Mapping[str, Any]
+Config: TypeAlias = Mapping[str, Any]  # a config.json, or a part of one: its values are checked where they are used
 
 _ACTIVATION_NAMES = {
     "silu": "silu",
@@ -20,14 +25,17 @@ _ACTIVATION_NAMES = {
 
 
 def activation(name: str) -> str:
-    """This library's name of a config.json activation; UserError where there is none."""
+    """Returns this library's name of a config.json activation; raises UserError for an unsupported one."""
     if name not in _ACTIVATION_NAMES:
         raise UserError(f"config.json: activation {name!r} is not supported; expected {', '.join(_ACTIVATION_NAMES)}")
     return _ACTIVATION_NAMES[name]
 
 
-def rope(theta: float, settings: Mapping[str, Any] | None, max_positions: int) -> Rope:
-    """A Rope from one dict of settings (`rope_type` or its old alias `type`); its own rope_theta wins over `theta`."""
+def rope(theta: float, settings: Config | None, max_positions: int) -> Rope:
+    """Returns the Rope of one dict of settings, whose kind is `rope_type` (before: `type`).
+
+    A rope_theta in `settings` is used in place of `theta`.
+    """
     settings = settings or {}
     kind = settings.get("rope_type", settings.get("type")) or "default"
     theta = settings.get("rope_theta") or theta
@@ -53,13 +61,38 @@ def rope(theta: float, settings: Mapping[str, Any] | None, max_positions: int) -
 
 
 def single_rope(config: Config) -> Rope:
-    """The one Rope of a model without layer-wise bases, from `rope_parameters` or rope_theta and `rope_scaling`."""
+    """Returns the Rope that all layers share, from `rope_parameters`, or from `rope_theta` and `rope_scaling`."""
     settings = config.get("rope_scaling") or config.get("rope_parameters")
     return rope(config.get("rope_theta") or 10_000.0, settings, config["max_position_embeddings"])
 
 
-def layer_types(config: Config, default: list[bool]) -> list[bool]:
-    """For each layer, is it local: from `layer_types` where the file has it, else `default`."""
+def rope_settings(rope: Rope) -> JsonObject | None:
+    """Returns the `rope_scaling` of a config.json, or None if frequencies are not rescaled."""
+    if rope.scaling == "default":
+        return None
+    settings: JsonObject = {"rope_type": rope.scaling, "factor": rope.factor}
+    if rope.scaling == "llama3":
+        settings |= {
+            "low_freq_factor": rope.low_freq_factor,
+            "high_freq_factor": rope.high_freq_factor,
+            "original_max_position_embeddings": rope.original_length,
+        }
+    return settings
+
+
+def rope_parameters(rope: Rope) -> JsonObject:
+    """Returns the `rope_parameters` of a config.json, as transformers 5 spells them."""
+    return {**(rope_settings(rope) or {"rope_type": "default"}), "rope_theta": rope.theta}
+
+
+def rope_keys(arch: Arch) -> JsonObject:
+    """Returns the rotary settings of a model whose layers share them, in the spelling of transformers 5 and of 4."""
+    rope = arch.kinds[arch.layer_kinds[0]].rope
+    return {"rope_parameters": rope_parameters(rope), "rope_theta": rope.theta, "rope_scaling": rope_settings(rope)}
+
+
+def local_layers(config: Config, default: list[bool]) -> list[bool]:
+    """Returns whether each layer is local (has a sliding window): from `layer_types` if present, else `default`."""
     names = config.get("layer_types")
     if names is None:
         return default
@@ -81,10 +114,10 @@ def read(
     window: int | None = None,
     **switches: Any,
 ) -> Arch:
-    """An Arch from a config.json, keys absent there taken from the family's class defaults.
+    """Returns the Arch of a config.json; keys that it leaves out are taken from `defaults`.
 
-    local: which layers are local (default none). kinds: the global and the local kind; by default one rotary base, and
-    `window` for the local ones. switches: fields of Arch that the family sets.
+    local: whether each layer is local (default: none is). kinds: the global and the local kind of layer; by default
+    both have the same rotary settings, and local layers the `window`. switches: further fields of Arch.
     """
     merged = {**defaults, **config}
     heads = merged["num_attention_heads"]
@@ -93,9 +126,9 @@ def read(
     local = [False] * merged["num_hidden_layers"] if local is None else local
     if kinds is None:
         kinds = (LayerKind(None, single_rope(merged)), LayerKind(window, single_rope(merged)))
-    each = [kinds[int(is_local)] for is_local in local]
-    used = tuple(kind for place, kind in enumerate(kinds) if kind in each and kind not in kinds[:place])
-    fields: dict[str, Any] = {
+    kind_per_layer = [kinds[int(is_local)] for is_local in local]
+    used = tuple(kind for i, kind in enumerate(kinds) if kind in kind_per_layer and kind not in kinds[:i])
+    fields: JsonObject = {
         "family": merged["model_type"],
         "vocab_size": merged["vocab_size"],
         "hidden": hidden,
@@ -107,7 +140,7 @@ def read(
         "norm_eps": merged["rms_norm_eps"],
         "activation": activation(merged.get("hidden_activation") or merged["hidden_act"]),
         "kinds": used,
-        "layer_kinds": tuple(used.index(kind) for kind in each),
+        "layer_kinds": tuple(used.index(kind) for kind in kind_per_layer),
         "tied": bool(merged["tie_word_embeddings"]),
         "attn_scale": head_dim**-0.5,
         "init_std": merged.get("initializer_range", 0.02),

@@ -1,13 +1,14 @@
-"""Gemma 2 and the text part of Gemma 3: what their config.json means."""
+"""The config.json of Gemma 2 and of Gemma 3 (its text part)."""
 
 from typing import Any
 
 from care_jax.errors import UserError
-from care_jax.models.arch import Arch, LayerKind
+from care_jax.models.arch import Arch, LayerKind, Rope
 from care_jax.models.families import config_json
 from care_jax.models.families.config_json import Config
+from care_jax.textfiles import JsonObject
 
-_GEMMA2: dict[str, Any] = {
+_GEMMA2: JsonObject = {
     "vocab_size": 256_000,
     "hidden_size": 2304,
     "intermediate_size": 9216,
@@ -51,24 +52,24 @@ def _common(config: Config, merged: Config, defaults: Config, local: list[bool],
 
 
 def read_gemma2(config: Config) -> Arch:
-    """Even layers (from 0) are local; scores and logits are soft-capped."""
+    """Reads Gemma 2: even layers (from 0) are local; attention scores and logits are soft-capped."""
     merged = {**_GEMMA2, **config}
     even = [layer % 2 == 0 for layer in range(merged["num_hidden_layers"])]
-    local = config_json.layer_types(merged, even)
+    local = config_json.local_layers(merged, even)
     return _common(
         config, merged, _GEMMA2, local, window=merged["sliding_window"], attn_soft_cap=merged["attn_logit_softcapping"]
     )
 
 
 def read_gemma3_text(config: Config) -> Arch:
-    """Five local layers, then a global one, each sort with its own rotary base; q and k normed; no cap on scores.
+    """Reads a Gemma 3 text model: five local layers, then a global one; q and k are normed; no soft caps.
 
-    The scaling of `rope_scaling` is the global layers' only.
+    Local and global layers have their own rotary base, and `rope_scaling` applies to the global layers only.
     """
     merged = {**_GEMMA3, **config}
     pattern = merged.get("sliding_window_pattern") or merged.get("_sliding_window_pattern") or 6
     default = [(layer + 1) % pattern != 0 for layer in range(merged["num_hidden_layers"])]
-    local = config_json.layer_types(merged, default)
+    local = config_json.local_layers(merged, default)
     settings = merged.get("rope_parameters") or {}
     length = merged["max_position_embeddings"]
     scaled = {**(settings.get("full_attention") or {}), **(merged.get("rope_scaling") or {})}
@@ -80,7 +81,7 @@ def read_gemma3_text(config: Config) -> Arch:
 
 
 def read_gemma3(config: Config) -> Arch:
-    """The text part of a multimodal checkpoint; what leaves is a text model, its vision tower left behind."""
+    """Reads the text part of a multimodal Gemma 3; it is saved as a text model, without its vision tower."""
     text = dict(config.get("text_config") or {})
     text["model_type"] = "gemma3_text"
     text["architectures"] = ["Gemma3ForCausalLM"]
@@ -88,3 +89,26 @@ def read_gemma3(config: Config) -> Arch:
         if key in config:
             text.setdefault(key, config[key])
     return read_gemma3_text(text)
+
+
+def gemma3_layer_keys(arch: Arch) -> JsonObject:
+    """Returns the keys of a Gemma 3 config.json for the local layers and the rotary settings of both kinds."""
+    local = [arch.kinds[kind].window is not None for kind in arch.layer_kinds]
+    keys: JsonObject = {"layer_types": ["sliding_attention" if is_local else "full_attention" for is_local in local]}
+    period = local.index(False) + 1 if False in local else 0
+    # The first versions for Gemma 3 read nothing but the pattern; a pattern that the file came with is kept.
+    if period and local == [(layer + 1) % period != 0 for layer in range(arch.layers)]:
+        keys["sliding_window_pattern"] = arch.config_dict.get("sliding_window_pattern", period)
+    # A model without layers of one kind gets the class's default for it, which nothing reads.
+    ropes = [arch.kinds[kind].rope for kind in arch.layer_kinds]
+    global_rope = next((rope for rope, is_local in zip(ropes, local) if not is_local), Rope(theta=1_000_000.0))
+    local_rope = next((rope for rope, is_local in zip(ropes, local) if is_local), Rope())
+    return keys | {
+        "rope_local_base_freq": local_rope.theta,
+        "rope_parameters": {
+            "full_attention": config_json.rope_parameters(global_rope),
+            "sliding_attention": config_json.rope_parameters(local_rope),
+        },
+        "rope_theta": global_rope.theta,
+        "rope_scaling": config_json.rope_settings(global_rope),
+    }

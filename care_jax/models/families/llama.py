@@ -1,4 +1,4 @@
-"""Llama 2, 3, 3.1, 3.2 (SmolLM2 too) and Mistral: what their config.json means."""
+"""The config.json of Llama 2, 3, 3.1 and 3.2 (also SmolLM2), and of Mistral."""
 
 from care_jax.models.arch import Arch
 from care_jax.models.families import config_json
@@ -24,7 +24,7 @@ _MISTRAL = _LLAMA | {
 
 
 def read_llama(config: Config) -> Arch:
-    """Plain causal layers; biases only where the file asks for them."""
+    """Reads Llama: every layer is global; biases only if the file asks for them."""
     biased = bool(config.get("attention_bias", False))
     return config_json.read(
         config, _LLAMA, qkv_bias=biased, o_bias=biased, mlp_bias=bool(config.get("mlp_bias", False))
@@ -32,7 +32,7 @@ def read_llama(config: Config) -> Arch:
 
 
 def read_mistral(config: Config) -> Arch:
-    """Every layer has the window, where there is one: absent means the class's 4096, null means none."""
+    """Reads Mistral: every layer is local; an absent sliding_window is 4096 as in the class, null is no window."""
     merged = {**_MISTRAL, **config}
     return config_json.read(
         config, _MISTRAL, local=[True] * merged["num_hidden_layers"], window=merged["sliding_window"]

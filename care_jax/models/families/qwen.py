@@ -1,6 +1,4 @@
-"""Qwen 2, 2.5 and Qwen 3: what their config.json means."""
-
-from typing import Any
+"""The config.json of Qwen 2, Qwen 2.5 and Qwen 3."""
 
 from care_jax.models.arch import Arch
 from care_jax.models.families import config_json
@@ -24,20 +22,27 @@ _QWEN2 = {
 _QWEN3 = _QWEN2 | {"head_dim": 128}
 
 
-def _windows(config: Config, defaults: Config) -> dict[str, Any]:
-    """Layers from max_window_layers on are local, and only where use_sliding_window says so."""
+def _local_layers(config: Config, defaults: Config) -> list[bool]:
+    """Returns whether each layer is local: by default those from max_window_layers on."""
     merged = {**defaults, **config}
-    window = merged["sliding_window"] if merged["use_sliding_window"] else None
     late = [layer >= merged["max_window_layers"] for layer in range(merged["num_hidden_layers"])]
-    return {"local": config_json.layer_types(merged, late), "window": window}
+    return config_json.local_layers(merged, late)
+
+
+def _window(config: Config, defaults: Config) -> int | None:
+    """Returns the window of the local layers: none unless use_sliding_window is set."""
+    merged = {**defaults, **config}
+    return merged["sliding_window"] if merged["use_sliding_window"] else None
 
 
 def read_qwen2(config: Config) -> Arch:
-    """Biases on q, k and v, none on o."""
-    return config_json.read(config, _QWEN2, qkv_bias=True, **_windows(config, _QWEN2))
+    """Reads Qwen 2 and 2.5: biases on q, k and v, none on o."""
+    local, window = _local_layers(config, _QWEN2), _window(config, _QWEN2)
+    return config_json.read(config, _QWEN2, local, window=window, qkv_bias=True)
 
 
 def read_qwen3(config: Config) -> Arch:
-    """No biases unless asked for; q and k normed a head at a time, before the rotation."""
+    """Reads Qwen 3: no biases unless the file asks for them; each head of q and k is normed before the rotation."""
     biased = bool(config.get("attention_bias", False))
-    return config_json.read(config, _QWEN3, qkv_bias=biased, o_bias=biased, qk_norm=True, **_windows(config, _QWEN3))
+    local, window = _local_layers(config, _QWEN3), _window(config, _QWEN3)
+    return config_json.read(config, _QWEN3, local, window=window, qkv_bias=biased, o_bias=biased, qk_norm=True)

@@ -1,4 +1,4 @@
-"""Where a model lies: a local folder, a Hugging Face hub id, or a URL of any store that fsspec knows (gs://, s3://)."""
+"""Finds a model: in a local folder, on the Hugging Face hub, or at a URL of any store of fsspec (gs://, s3://)."""
 
 import hashlib
 import os
@@ -14,38 +14,38 @@ from care_jax.distributed import is_writer
 from care_jax.errors import UserError
 from care_jax.hub import is_hub_id
 
-# What a folder is asked for: never code, never pickles.
+# The files that are fetched: never code, never pickles.
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "*.spm", "*.tiktoken")
-# In the local copy of a remote folder: the URL at which the weights are read, piece by piece, never copied.
+# In the local copy of a remote folder, this file holds the URL at which the weights are read; they are never copied.
 WEIGHTS_URL = ".weights_url"
 
 
 def _first_alone(work: Callable[[], str]) -> pathlib.Path:
-    """One process works first and the others wait, so that a shared disk is filled once; then each on its own disk.
+    """Calls `work` in process 0 first, so that a shared disk is filled once; then in the others, for their own disks.
 
-    What goes wrong in the first is raised there, and a UserError in the others.
+    An error of process 0 is raised there, and a UserError in the others.
     """
     if jax.process_count() == 1:
         return pathlib.Path(work())
-    found: str | None = None
+    folder: str | None = None
     failed: Exception | None = None
     if is_writer():
         try:
-            found = work()
+            folder = work()
         except Exception as error:
-            failed = error  # the others wait: they hear of it first
+            failed = error  # raised below, after the other processes know
     if not multihost_utils.broadcast_one_to_all(np.int32(failed is None)):
-        raise failed or UserError("model.path: the first process could not read it, and says why")
-    return pathlib.Path(work() if found is None else found)
+        raise failed or UserError("model.path: process 0 could not read it; see its error")
+    return pathlib.Path(work() if folder is None else folder)
 
 
 def cache_folder() -> pathlib.Path:
-    """Where copies of what lies elsewhere are kept: CARE_JAX_CACHE, or a folder of the user's."""
+    """Returns the folder for copies of remote files: $CARE_JAX_CACHE, else ~/.cache/care_jax."""
     return pathlib.Path(os.environ.get("CARE_JAX_CACHE") or pathlib.Path.home() / ".cache" / "care_jax")
 
 
 def _from_url(url: str) -> pathlib.Path:
-    """A local folder with the small files of a remote one, and the URL of its weights."""
+    """Copies the small files of a remote folder into a local one, with the URL of its weights; returns the latter."""
     folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
 
     def copy() -> str:
@@ -58,13 +58,13 @@ def _from_url(url: str) -> pathlib.Path:
             for pattern in _SMALL_FILES:
                 for file in store.glob(f"{root.rstrip('/')}/{pattern}"):
                     name = file.rsplit("/", 1)[-1]
-                    # Another process may be reading the folder: a file is replaced whole.
+                    # Another process may be reading the folder: each file is replaced by a rename.
                     store.get_file(file, str(folder / f".{os.getpid()}.{name}"))
                     os.replace(folder / f".{os.getpid()}.{name}", folder / name)
                     names.add(name)
             for old in folder.iterdir():
                 if old.name not in names and not old.name.startswith("."):
-                    old.unlink()  # what the store no longer has must not stay
+                    old.unlink()  # the store no longer has it
         except (ImportError, ValueError, OSError) as error:
             if isinstance(error, UserError):
                 raise
@@ -80,7 +80,7 @@ def _from_hub(name: str, revision: str | None) -> pathlib.Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     def download() -> str:
-        # Some repositories hold their weights twice, in another project's layout too.
+        # Some repositories hold their weights a second time, in the layout of another project.
         return huggingface_hub.snapshot_download(
             name,
             revision=revision,
@@ -91,19 +91,19 @@ def _from_hub(name: str, revision: str | None) -> pathlib.Path:
     try:
         return _first_alone(download)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"model.path: {name}: no such folder, and the hub does not give it: {error}") from error
+        raise UserError(f"model.path: {name}: no such folder, and the hub does not have it: {error}") from error
 
 
 def resolve(path: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
-    """The local folder of a path, a hub id (at `revision`) or a URL; of several processes one downloads first.
+    """Returns the local folder of a path, a hub id (at `revision`) or a URL; of several processes, one downloads first.
 
-    Of a URL the small files are copied, the weights stay where they are and are read there. UserError where there is
-    no such thing, and for a revision of what has none.
+    Of a URL, only the small files are copied: weights are read where they are. Raises UserError if there is no such
+    model, and if a revision is given for anything but a hub id.
     """
     folder = pathlib.Path(path).expanduser()
     remote = "://" in str(path)
     if revision is not None and (remote or folder.is_dir()):
-        raise UserError(f"model.revision: found {revision!r}, but {path} is no hub id, and has no revisions: remove it")
+        raise UserError(f"model.revision: found {revision!r}, but {path} is not a hub id, which alone has revisions")
     if remote:
         return _from_url(str(path))
     if folder.is_dir():

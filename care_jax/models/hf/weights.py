@@ -1,12 +1,12 @@
-"""Tensors of safetensors files into declared weights, each straight to its place on the mesh."""
+"""Fills declared weights from the tensors of safetensors files, each part straight onto its device."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from care_jax import sharding
 from care_jax.errors import UserError
@@ -17,51 +17,58 @@ from care_jax.models.hf.safetensors_io import DTYPES, Tensor
 Index = tuple[slice, ...]
 
 
-def place(path: str, weight: Weight, piece: Callable[[Index], np.ndarray], mesh: Mesh | None) -> jax.Array:
-    """One weight, each device's piece of it made on the host and sent there."""
-    whole = tuple(slice(0, size) for size in weight.shape)
-    # Each weight is waited for, or the host pieces of several transfers would be alive at once.
+def make_weight(path: str, weight: Weight, part_at: Callable[[Index], np.ndarray], mesh: Mesh | None) -> jax.Array:
+    """Returns one weight, placed on `mesh` as declared (None: on the default device).
+
+    part_at: returns the host array of one index of the weight; each device's part is asked for by itself.
+    """
+    everything = tuple(slice(0, size) for size in weight.shape)
+    # Waits for each weight: else the host's parts of several transfers would be in memory at once.
     if mesh is None:
-        return jax.block_until_ready(jax.device_put(piece(whole)))
-    pieces: dict[Any, np.ndarray] = {}  # devices that hold the same piece share one reading
+        return jax.block_until_ready(jax.device_put(part_at(everything)))
+    parts: dict[tuple[tuple[int | None, int | None], ...], np.ndarray] = {}  # devices with the same part share it
 
-    def shared_piece(index: Index | None) -> np.ndarray:
-        index = whole if index is None else index
-        key = tuple((one.start, one.stop) for one in index)
-        if key not in pieces:
-            pieces[key] = piece(index)
-        return pieces[key]
+    def shared_part(index: Index | None) -> np.ndarray:
+        index = everything if index is None else index
+        key = tuple((dimension.start, dimension.stop) for dimension in index)
+        if key not in parts:
+            parts[key] = part_at(index)
+        return parts[key]
 
-    placed = sharding.sharding(mesh, weight.axes, weight.shape, path)
-    return jax.block_until_ready(jax.make_array_from_callback(weight.shape, placed, shared_piece))
+    placement = sharding.sharding(mesh, weight.axes, weight.shape, path)
+    return jax.block_until_ready(jax.make_array_from_callback(weight.shape, placement, shared_part))
 
 
-def load_weights(path: str, weight: Weight, found: dict[str, Tensor], dtype: Any, mesh: Mesh | None) -> jax.Array:
-    """One weight from its tensors, in `dtype`; the host holds at most this weight's own pieces."""
+def read_weight(
+    path: str, weight: Weight, tensors: Mapping[str, Tensor], dtype: DTypeLike, mesh: Mesh | None
+) -> jax.Array:
+    """Reads one weight from its tensors, in `dtype`; the host holds no more than its own parts of this weight."""
 
-    def piece(index: Index) -> np.ndarray:
-        spans = [range(*one.indices(size)) for one, size in zip(index, weight.shape)]
+    def part_at(index: Index) -> np.ndarray:
+        spans = [range(*dimension.indices(size)) for dimension, size in zip(index, weight.shape)]
         out = np.empty([len(span) for span in spans], dtype)
         inner = index[1:] if weight.stacked else index
         shape = weight.shape[1:] if weight.stacked else weight.shape
-        # A file joins heads and their size; reshaping a mapped tensor is free, so the slice alone is read.
+        # Files join heads and their size. Reshaping a mapped tensor copies nothing, so only the slice is read.
         for row, layer in enumerate(spans[0] if weight.stacked else range(1)):
-            value = found[weight.hf_name.format(i=layer)].read(shape, inner)
+            value = tensors[weight.hf_name.format(i=layer)].read(shape, inner)
             out[(row, ...) if weight.stacked else ...] = value
         return out
 
     axes = () if mesh is None or jax.process_count() == 1 else _axes_of_rows(weight, mesh)
-    return place(path, weight, piece, mesh) if mesh is None or not axes else _by_rows(path, weight, piece, mesh, axes)
+    if mesh is None or not axes:
+        return make_weight(path, weight, part_at, mesh)
+    return _read_by_rows(path, weight, part_at, mesh, axes)
 
 
 def _axes_of_rows(weight: Weight, mesh: Mesh) -> tuple[str, ...]:
-    """Mesh axes over which to read the rows of a file's matrix, where its place on the mesh cuts within rows.
+    """Returns the mesh axes over which to read the rows of a file's matrix if the mesh splits it within rows, else ().
 
-    Rows lie together; of a cut within them every process would have to fetch all.
+    A file stores row after row: to read its part within rows, every process would have to fetch all of them.
     """
-    cut = sharding.spec(weight.axes)[-1]
-    within = (cut,) if isinstance(cut, str) else cut or ()
-    if len(weight.hf_shape) < 2 or math.prod(mesh.shape[axis] for axis in within) == 1:
+    last = sharding.spec(weight.axes)[-1]
+    within_rows = (last,) if isinstance(last, str) else last or ()
+    if len(weight.hf_shape) < 2 or math.prod(mesh.shape[axis] for axis in within_rows) == 1:
         return ()
     axes = tuple(axis for axis in sharding.MESH_AXES if mesh.shape[axis] > 1)
     while axes and weight.hf_shape[0] % math.prod(mesh.shape[axis] for axis in axes):
@@ -69,46 +76,45 @@ def _axes_of_rows(weight: Weight, mesh: Mesh) -> tuple[str, ...]:
     return axes
 
 
-def _by_rows(
-    path: str, weight: Weight, piece: Callable[[Index], np.ndarray], mesh: Mesh, axes: tuple[str, ...]
+def _read_by_rows(
+    path: str, weight: Weight, part_at: Callable[[Index], np.ndarray], mesh: Mesh, axes: tuple[str, ...]
 ) -> jax.Array:
-    """One weight, its rows read by one device each and then sent where they belong."""
+    """Reads one weight with its rows split over all devices, then sends every part to its place."""
     stacked = weight.shape[:1] if weight.stacked else ()
     inner = weight.shape[len(stacked) :]
     rows = weight.hf_shape[0]
-    # The dimensions of the weight that are the file's rows: all but the last ones that make up its columns.
+    # The first `outer` dimensions of the weight are the file's rows, the others its columns.
     outer = 1
     while math.prod(inner[:outer]) < rows:
         outer += 1
-    spread = NamedSharding(mesh, PartitionSpec(*(None for _ in stacked), axes))
 
-    def whole_rows(index: Index | None) -> np.ndarray:
+    def full_rows(index: Index | None) -> np.ndarray:
         assert index is not None  # every device of the mesh holds some rows
-        taken = index[len(stacked)]
-        first, end, _ = taken.indices(rows)
-        size = math.prod(inner[1:outer])  # rows of each entry of the first dimension
+        first, end, _ = index[len(stacked)].indices(rows)
+        size = math.prod(inner[1:outer])  # rows per entry of the first dimension
         low, high = first // size, -(-end // size)
-        found = piece((*(slice(0, n) for n in stacked), slice(low, high), *(slice(0, n) for n in inner[1:])))
-        flat = found.reshape(*stacked, (high - low) * size, weight.hf_shape[1])
+        part = part_at((*(slice(0, n) for n in stacked), slice(low, high), *(slice(0, n) for n in inner[1:])))
+        flat = part.reshape(*stacked, (high - low) * size, weight.hf_shape[1])
         return flat[..., first - low * size : end - low * size, :]
 
-    placed = sharding.sharding(mesh, weight.axes, weight.shape, path)
-    read = jax.make_array_from_callback((*stacked, *weight.hf_shape), spread, whole_rows)
-    return jax.block_until_ready(jax.jit(lambda x: x.reshape(weight.shape), out_shardings=placed)(read))
+    by_rows = NamedSharding(mesh, PartitionSpec(*(None for _ in stacked), axes))
+    placement = sharding.sharding(mesh, weight.axes, weight.shape, path)
+    matrix = jax.make_array_from_callback((*stacked, *weight.hf_shape), by_rows, full_rows)
+    return jax.block_until_ready(jax.jit(lambda x: x.reshape(weight.shape), out_shardings=placement)(matrix))
 
 
-def check(declared: Params, found: dict[str, Tensor], complaint: str) -> None:
-    """One UserError, `complaint` and a line for every missing, surplus or misshapen tensor."""
+def check_tensors(declared: Params, tensors: Mapping[str, Tensor], complaint: str) -> None:
+    """Raises one UserError, `complaint` and a line for every tensor that is missing, surplus or of a wrong shape."""
     expected: dict[str, tuple[int, ...]] = {}
     for weight in jax.tree.leaves(declared, is_leaf=arch_lib.is_weight):
         for layer in range(weight.shape[0] if weight.stacked else 1):
             expected[weight.hf_name.format(i=layer)] = weight.hf_shape
-    lines = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in found]
-    lines += [f"surplus {name} {list(found[name].shape)}" for name in found if name not in expected]
+    lines = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
+    lines += [f"surplus {name} {list(tensors[name].shape)}" for name in tensors if name not in expected]
     for name, shape in expected.items():
-        if name in found and found[name].shape != shape:
-            lines.append(f"misshapen {name}: found {list(found[name].shape)}, expected {list(shape)}")
-        if name in found and found[name].dtype not in DTYPES:
-            lines.append(f"{name}: dtype {found[name].dtype}, expected one of {', '.join(DTYPES)}")
+        if name in tensors and tensors[name].shape != shape:
+            lines.append(f"misshapen {name}: found {list(tensors[name].shape)}, expected {list(shape)}")
+        if name in tensors and tensors[name].dtype not in DTYPES:
+            lines.append(f"{name}: dtype {tensors[name].dtype}, expected one of {', '.join(DTYPES)}")
     if lines:
         raise UserError("\n  ".join([f"{complaint}:", *lines]))
