@@ -19,7 +19,7 @@ from care_jax.config import Config
 from care_jax.errors import Leakage, UserError
 from care_jax.training import loop
 from care_jax.training.forward.reference import Reference
-from tests.test_config import KEYS, PLAIN
+from tests.config.test_config import KEYS, PLAIN
 from tests.test_end_to_end import care_jax as run_command
 
 # Likely values, right and wrong ones, for what decides how a run is laid out.

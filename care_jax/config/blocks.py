@@ -1,45 +1,49 @@
-"""The blocks of a run's configuration, one class each: exactly the keys that something reads, with their defaults."""
+"""The blocks of a run's configuration, one class each, with their keys and defaults."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
+from pydantic import Field, Tag, model_serializer, model_validator
 
 from care_jax.config.types import (
-    AtKey,
     Block,
     Count,
     Fraction,
     Integer,
     Interval,
+    InvalidValue,
     NonNegative,
     Positive,
     Share,
     Switch,
     Text,
     Warmup,
-    finite,
-    shown,
+    abbreviate,
+    is_finite,
+    tag_lists,
+    tag_texts,
 )
 from care_jax.errors import nearest
+from care_jax.textfiles import JsonObject
 
 Dtype = Literal["float32", "bfloat16"]
 UnitName = Literal["pair", "group"]
 
 
-def list_or(tag_of_list: str, tag_of_all_else: str) -> Discriminator:
-    return Discriminator(lambda value: tag_of_list if isinstance(value, list | tuple) else tag_of_all_else)
+class OneKeyBlock(Block):
+    """A block of which exactly one key is set; only that key is written."""
 
+    @model_validator(mode="after")
+    def _check_one_key(self) -> "OneKeyBlock":
+        present = list(self._without_nulls())
+        if len(present) != 1:
+            keys = ", ".join(type(self).model_fields)
+            raise ValueError(f"found {' and '.join(present) or 'none'}, expected exactly one of {keys}")
+        return self
 
-def text_or(tag_of_text: str, tag_of_all_else: str) -> Discriminator:
-    return Discriminator(lambda value: tag_of_text if isinstance(value, str) else tag_of_all_else)
-
-
-def _exactly_one(block: Block, *keys: str) -> Any:
-    given = [key for key in keys if getattr(block, key) is not None]
-    if len(given) != 1:
-        raise ValueError(f"found {' and '.join(given) or 'none'}, expected exactly one of {', '.join(keys)}")
-    return block
+    @model_serializer
+    def _without_nulls(self) -> JsonObject:
+        return {key: value for key, value in self.__dict__.items() if value is not None}
 
 
 class LoraConfig(Block):
@@ -47,7 +51,7 @@ class LoraConfig(Block):
     alpha: Positive = 32.0
     target_modules: Annotated[
         Annotated[Literal["all"], Tag("<all>")] | Annotated[tuple[Text, ...], Tag("<names>")],
-        text_or("<all>", "<names>"),
+        tag_texts("<all>", "<names>"),
     ] = "all"
     base_dtype: Dtype = "bfloat16"
 
@@ -65,24 +69,16 @@ class ModelConfig(Block):
     lora: LoraConfig | None = None
 
 
-class Limit(Block):
-    """At most so many questions, pairs or tokens; one of the three."""
+class Limit(OneKeyBlock):
+    """The most questions, pairs or tokens that are used; one of the three."""
 
     questions: Count | None = None
     pairs: Count | None = None
     tokens: Count | None = None
 
-    @model_validator(mode="after")
-    def _one(self):
-        return _exactly_one(self, "questions", "pairs", "tokens")
-
-    @model_serializer
-    def _set_key_only(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if value is not None}
-
 
 class SourceConfig(Block):
-    """A data set and what to take of it; null: all. weight: passes through it an epoch."""
+    """A data set and the part of it to use; null means all. weight: passes through it per epoch."""
 
     reader: Text = "care"
     path: Text
@@ -100,23 +96,15 @@ class SourceConfig(Block):
     weight: Positive = 1.0
 
 
-class Split(Block):
-    """Questions held out of the training data: a share or a number of them."""
+class Split(OneKeyBlock):
+    """Questions held out of the training data: a fraction or a number of them."""
 
     fraction: Fraction | None = None
     questions: Count | None = None
 
-    @model_validator(mode="after")
-    def _one(self):
-        return _exactly_one(self, "fraction", "questions")
-
-    @model_serializer
-    def _set_key_only(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if value is not None}
-
 
 class PairsConfig(Block):
-    """weights: what a pair counts in the loss's mean; gap: the difference of its ratings."""
+    """weights: the weight of a pair in the mean of the loss; `gap` is the difference of its ratings."""
 
     policy: Literal["all", "best_worst", "adjacent", "random"] = "best_worst"
     min_gap: Positive = 1.0
@@ -129,28 +117,28 @@ class LabelsConfig(Block):
     undesirable_max: NonNegative = 4.0
 
     @model_validator(mode="after")
-    def _apart(self):
+    def _check_bounds(self) -> "LabelsConfig":
         if self.undesirable_max >= self.desirable_min:
-            raise AtKey(
+            raise InvalidValue(
                 "undesirable_max",
                 f"found {self.undesirable_max:g}, expected less than desirable_min, "
-                f"which is {self.desirable_min:g}: no response is both",
+                f"which is {self.desirable_min:g}: no response may be both",
             )
         return self
 
 
 class DataConfig(Block):
-    """template_date: what a chat template that asks for the date gets; the run's first start fills it in."""
+    """template_date: the date for a chat template that asks for one; filled in when the run starts first."""
 
     train: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
     eval: Annotated[
         Annotated[Split, Tag("<share>")] | Annotated[tuple[SourceConfig, ...], Tag("<sources>")],
-        list_or("<sources>", "<share>"),
+        tag_lists("<sources>", "<share>"),
     ] = Split(fraction=0.05)
     pairs: PairsConfig = PairsConfig()
     labels: Annotated[
         Annotated[Literal["best", "relative"], Tag("<name>")] | Annotated[LabelsConfig, Tag("<bounds>")],
-        text_or("<name>", "<bounds>"),
+        tag_texts("<name>", "<bounds>"),
     ] = LabelsConfig()
     fraction: Share = 1.0
     epochs: Count | None = 1
@@ -162,9 +150,9 @@ class DataConfig(Block):
     template_date: Text | None = None
 
     @model_validator(mode="after")
-    def _ends(self):
+    def _check_length(self) -> "DataConfig":
         if self.epochs is None and self.max_steps is None:
-            raise AtKey("epochs", "found nothing, expected a number of epochs, or data.max_steps set")
+            raise InvalidValue("epochs", "found nothing, expected a number of epochs, or data.max_steps set")
         return self
 
 
@@ -180,32 +168,36 @@ class BatchConfig(Block):
 
 
 class LossConfig(Block):
-    """A loss and all of its hyperparameters (its signature gives their types and defaults); weight: in a list."""
+    """A loss and all its hyperparameters, whose types and defaults its signature gives.
+
+    weight: of this loss in a list of several.
+    """
 
     name: Text = "dpo"
     weight: NonNegative = 1.0
-    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    hyperparameters: JsonObject = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
-    def _from_flat(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        own = {key: given[key] for key in ("name", "weight") if key in given}
-        name = own.get("name", "dpo")
+    def _from_flat_keys(cls, values: object) -> object:
+        """In a configuration the hyperparameters are keys beside `name` and `weight`."""
+        if not isinstance(values, Mapping):
+            return values
+        fields = {key: values[key] for key in ("name", "weight") if key in values}
+        name = fields.get("name", "dpo")
         if not isinstance(name, str):
-            return own  # the field's own type says what is wrong
-        from care_jax import losses
+            return fields  # validating the field says what is wrong
+        from care_jax import losses  # loads jax
 
-        for key, value in given.items():
-            if not finite(value):
-                raise AtKey(key, f"found {shown(value)}, expected a finite number")
-        rest = {key: value for key, value in given.items() if key not in own}
-        known = losses.spec(losses.bind(name, **rest)).hyperparameters
-        return own | {"hyperparameters": {key: default for key, (_, default) in known.items()}}
+        for key, value in values.items():
+            if not is_finite(value):
+                raise InvalidValue(key, f"found {abbreviate(value)}, expected a finite number")
+        rest = {key: value for key, value in values.items() if key not in fields}
+        hyperparameters = losses.spec(losses.bind(name, **rest)).hyperparameters
+        return fields | {"hyperparameters": {key: default for key, (_, default) in hyperparameters.items()}}
 
     @model_serializer
-    def _flat(self) -> dict[str, Any]:
+    def _as_flat_keys(self) -> JsonObject:
         weight = {} if self.weight == 1.0 else {"weight": self.weight}
         return {"name": self.name, **weight, **self.hyperparameters}
 
@@ -215,7 +207,7 @@ class ReferenceConfig(Block):
     path: Text | None = None
 
 
-# The keys that an optimizer has no use for; one of your own (module:function) may name any.
+# Optimizer -> the keys that it does not use; your own optimizer (module:function) may use any.
 _UNUSED = {
     "adamw": (),
     "sgd": ("b1", "b2", "eps", "moment_dtype"),
@@ -238,10 +230,10 @@ class OptimizerConfig(Block):
     accumulate_dtype: Dtype = "float32"
 
     @model_validator(mode="after")
-    def _used(self):
+    def _check_keys_are_used(self) -> "OptimizerConfig":
         module, colon, function = self.name.partition(":")
         if self.name not in _UNUSED and not (colon and module and function):
-            raise AtKey(
+            raise InvalidValue(
                 "name",
                 f"found {self.name!r}{nearest(self.name, list(_UNUSED))}, "
                 f"expected {', '.join(_UNUSED)}, or your own as module:function",
@@ -249,7 +241,7 @@ class OptimizerConfig(Block):
         for key in _UNUSED.get(self.name, ()):
             value, default = getattr(self, key), type(self).model_fields[key].default
             if value != default:
-                raise AtKey(key, f"found {value!r}, but {self.name} does not use it: leave it at {default!r}")
+                raise InvalidValue(key, f"found {value!r}, but {self.name} does not use it: leave it at {default!r}")
         return self
 
 
@@ -259,14 +251,14 @@ class MeshConfig(Block):
     tensor: Integer = 1
 
     @model_validator(mode="after")
-    def _sizes(self):
+    def _check_sizes(self) -> "MeshConfig":
         sizes = self.__dict__
         for axis, size in sizes.items():
             if size == 0 or size < -1:
-                raise AtKey(axis, f"found {size}, expected a positive number, or -1 for what is left")
+                raise InvalidValue(axis, f"found {size}, expected a positive number, or -1 for what is left")
         if list(sizes.values()).count(-1) > 1:
-            twice = [axis for axis, size in sizes.items() if size == -1]
-            raise AtKey(twice[-1], f"found -1, but mesh.{twice[0]} is -1 too: one axis takes what is left")
+            free = [axis for axis, size in sizes.items() if size == -1]
+            raise InvalidValue(free[-1], f"found -1, but mesh.{free[0]} is -1 too: only one axis takes what is left")
         return self
 
 
@@ -288,7 +280,7 @@ class ProfileConfig(Block):
 
 
 class TaskConfig(Block):
-    """A task and how it is asked; the keys are the options of care-jax evaluate. name: what its numbers are called."""
+    """A task and its options, which are those of care-jax evaluate. name: the label of its numbers."""
 
     task: Text
     name: Text | None = None
@@ -308,27 +300,27 @@ class TaskConfig(Block):
     chat_template: Text | None = None
 
     @model_validator(mode="after")
-    def _examples_from_somewhere(self):
+    def _check_examples(self) -> "TaskConfig":
         if (self.num_fewshot is None) != (self.fewshot is None):
-            raise AtKey("num_fewshot", "goes with fewshot, the file of the examples: found only one of them")
+            raise InvalidValue("num_fewshot", "goes with fewshot, the file of the examples: found only one of them")
         return self
 
     @property
     def label(self) -> str:
-        asked = "" if self.query_language == "native" else f" ({self.query_language})"
-        return self.name or f"{self.task}{asked}"
+        language = "" if self.query_language == "native" else f" ({self.query_language})"
+        return self.name or f"{self.task}{language}"
 
 
 class EvaluationConfig(Block):
-    """Tasks that the policy answers before training, at the end, and every so often."""
+    """Tasks that the policy answers before training, at the end, and at every interval in between."""
 
     tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)]
     every: Interval = 0.5
 
     @model_validator(mode="after")
-    def _named_apart(self):
-        labels = [one.label for one in self.tasks]
-        twice = next((label for label in labels if labels.count(label) > 1), None)
-        if twice is not None:
-            raise AtKey("tasks", f"two of them are called {twice!r}: give them a `name` each")
+    def _check_labels(self) -> "EvaluationConfig":
+        labels = [task.label for task in self.tasks]
+        repeated = next((label for label in labels if labels.count(label) > 1), None)
+        if repeated is not None:
+            raise InvalidValue("tasks", f"two of them are called {repeated!r}: give each a `name`")
         return self

@@ -1,39 +1,45 @@
-"""From recipes, machine files and `key=value` to one nested mapping; the keys' meaning is the blocks' affair."""
+"""Recipes, machine files and `key=value` overrides, merged into one nested mapping.
+
+What the keys mean is in `blocks`.
+"""
 
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Literal, TypeAlias
 
 import yaml
 
-from care_jax.config.types import shown
+from care_jax.config.types import abbreviate
 from care_jax.errors import UserError, nearest
+from care_jax.textfiles import JsonObject
 
-# Where a mapping offers alternatives, or belongs to a name, a new one takes the place of the old.
+Kind: TypeAlias = Literal["recipe", "machine"]
+
+# Keys whose mapping offers alternatives: a new one replaces the old one, the two are not merged.
 ALTERNATIVES = {"data.eval", "limit"}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader; a key written twice is a mistake, a date stays the text that it is."""
+    """YAML's safe loader, except that a repeated key is an error and a date stays text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         seen = set()
         for key, _ in node.value:
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is repeated", key.start_mark)
             if isinstance(key.value, str):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-def parse(text: str, where: str) -> Any:
-    """YAML text as plain values; UserError that begins with `where`."""
+def parse(text: str, where: str) -> object:
+    """Reads YAML text as plain values. Raises UserError, beginning with `where`, if it is not valid."""
     try:
         value = yaml.load(text, _Loader)
         _check_keys(value, where)
@@ -46,12 +52,12 @@ def parse(text: str, where: str) -> Any:
         raise UserError(f"{where}: not valid YAML: nested too deep") from None
     except UserError:
         raise
-    except ValueError as error:  # a scalar that looks like a number and is none: 0b_, or thousands of digits
+    except ValueError as error:  # a scalar that looks like a number but is not one: 0b_, or thousands of digits
         raise UserError(f"{where}: not valid YAML: {error}") from None
     return value
 
 
-def _check_keys(value: Any, where: str) -> None:
+def _check_keys(value: object, where: str) -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
@@ -63,41 +69,41 @@ def _check_keys(value: Any, where: str) -> None:
 
 
 def shipped_folder() -> pathlib.Path:
-    """The folder of recipes and machines: inside the package in a wheel, beside it in a checkout."""
+    """The folder of the shipped recipes and machines: inside the package in a wheel, beside it in a checkout."""
     package = pathlib.Path(__file__).resolve().parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
-def shipped(kind: str) -> list[str]:
-    """Names that come with the package; kind: recipe or machine."""
+def shipped_names(kind: Kind) -> list[str]:
+    """Names of the recipes or machines that come with the package."""
     folder = shipped_folder() / ("machines" if kind == "machine" else "")
-    return sorted(path.stem if path.suffix == ".yaml" else path.name for path in folder.glob("*.yaml"))
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def find(name: str | os.PathLike[str], kind: str) -> pathlib.Path:
-    """The file that a path or a shipped name means."""
+def find_file(name: str | os.PathLike[str], kind: Kind) -> pathlib.Path:
+    """The file that a path or a shipped name stands for. Raises UserError if there is none."""
     text = os.fspath(name)
-    if text in shipped(kind):
+    if text in shipped_names(kind):
         return shipped_folder() / ("machines" if kind == "machine" else "") / f"{text}.yaml"
     path = pathlib.Path(text)
     try:
-        there = bool(text) and path.is_file()
-    except (OSError, ValueError):  # longer than a file name may be, or with a NUL in it
-        there = False
-    if there:
+        exists = bool(text) and path.is_file()
+    except (OSError, ValueError):  # too long for a file name, or with a NUL in it
+        exists = False
+    if exists:
         return path
-    names = shipped(kind)
-    if text in shipped("machine"):
-        raise UserError(f"{kind} {text!r} is a machine: it stands behind the recipe, care-jax train RECIPE {text}")
+    names = shipped_names(kind)
+    if text in shipped_names("machine"):
+        raise UserError(f"{kind} {text!r} is a machine: name it after the recipe, as in care-jax train RECIPE {text}")
     raise UserError(
         f"{kind} {text!r}: no such file, and no {kind} of that name{nearest(text, names)}; there are {', '.join(names)}"
     )
 
 
-def read(name: str | os.PathLike[str], kind: str) -> dict[str, Any]:
-    """The mapping in a recipe or machine file."""
-    path = find(name, kind)
+def read(name: str | os.PathLike[str], kind: Kind) -> JsonObject:
+    """Reads the mapping in a recipe or machine file."""
+    path = find_file(name, kind)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -106,30 +112,36 @@ def read(name: str | os.PathLike[str], kind: str) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     value = parse(text, str(path))
     if not isinstance(value, dict):
-        raise UserError(f"{path}: a {kind} is a mapping of keys, found {shown(value)}")
+        raise UserError(f"{path}: a {kind} is a mapping of keys, found {abbreviate(value)}")
     return value
 
 
-def merged(below: Any, above: Any, path: str = "") -> Any:
-    """`above` laid over `below`: mappings by key, all else replaced; a loss that names itself starts afresh."""
-    if not isinstance(below, Mapping) or not isinstance(above, Mapping):
-        return above
-    if _replaces(path, below, above):
-        return dict(above)
-    result = dict(below)
-    for key, value in above.items():
-        result[key] = merged(below[key], value, f"{path}.{key}" if path else key) if key in below else value
+def merge(old: Mapping[str, object], new: Mapping[str, object], path: str = "") -> JsonObject:
+    """Returns `old` with the values of `new`: mappings are merged by key, all else is replaced.
+
+    A loss that has a name replaces the old loss with all its keys. path: dotted key of the two mappings.
+    """
+    if _replaces(path, new):
+        return dict(new)
+    result = dict(old)
+    for key, value in new.items():
+        result[key] = _merge_value(result.get(key), value, f"{path}.{key}" if path else key)
     return result
 
 
-def _replaces(path: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
+def _merge_value(old: object, new: object, path: str) -> object:
+    return merge(old, new, path) if isinstance(old, Mapping) and isinstance(new, Mapping) else new
+
+
+def _replaces(path: str, new: Mapping[str, object]) -> bool:
+    """Whether a mapping at `path` replaces the one that is there."""
     if path == "loss":
-        return "name" in above
+        return "name" in new
     return path in ALTERNATIVES or path.rsplit(".", 1)[-1] in ALTERNATIVES
 
 
-def split_overrides(overrides: Iterable[str]) -> list[tuple[str, Any]]:
-    """`key=value` texts as (key, value), the value read as YAML."""
+def parse_overrides(overrides: Iterable[str]) -> list[tuple[str, object]]:
+    """Returns `key=value` texts as (key, value), the value read as YAML."""
     pairs = []
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -139,14 +151,13 @@ def split_overrides(overrides: Iterable[str]) -> list[tuple[str, Any]]:
     return pairs
 
 
-def with_overrides(values: Mapping[str, Any], overrides: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """`values` with dotted keys set, later over earlier.
+def with_overrides(values: Mapping[str, object], overrides: Sequence[tuple[str, object]]) -> object:
+    """Returns `values` with dotted keys set; later ones win.
 
-    A loss's name goes first wherever it stands, so that it resets the recipe's keys and none given beside it.
+    The name of a loss is set first wherever it comes, so that it resets the recipe's keys but no other override.
     """
     result = _copy(values)
-    first = [one for one in overrides if _names_a_loss(one[0])]
-    for key, value in [*first, *(one for one in overrides if not _names_a_loss(one[0]))]:
+    for key, value in sorted(overrides, key=lambda override: not _names_a_loss(override[0])):
         parts = key.split(".")
         if not all(parts):
             raise UserError(f"override {key}: a part of the key is empty")
@@ -159,33 +170,37 @@ def _names_a_loss(key: str) -> bool:
     return parts[0] == "loss" and parts[-1] in ("loss", "name") and len(parts) <= 3
 
 
-def _set(node: Any, parts: Sequence[str], value: Any, path: str, key: str) -> Any:
-    """`node` (the value at `path`) with the value under it set."""
+def _set(node: object, parts: Sequence[str], value: object, path: str, key: str) -> object:
+    """Returns `node`, the value at `path`, with `value` set under it.
+
+    parts: what is left of the dotted key from `path` on. key: the whole dotted key, for messages.
+    """
     if not parts:
-        return merged(node, _copy(value), path)
-    name, here = parts[0], f"{path}.{parts[0]}" if path else parts[0]
+        return _merge_value(node, _copy(value), path)
+    name, path_below = parts[0], f"{path}.{parts[0]}" if path else parts[0]
     if path == "loss" and isinstance(node, list) and name == "name":
-        node = {}  # one loss in place of a list of them
+        node = {}  # one loss replaces a list of them
     if path in ALTERNATIVES and isinstance(node, list) and not name.isdecimal():
-        node = {}  # a share in place of a list of sources
+        node = {}  # a fraction replaces a list of sources
     if isinstance(node, list):
         if not name.isdecimal() or int(name) >= len(node):
-            last = f"{path}.0 to {path}.{len(node) - 1}" if node else "nothing in it"
-            raise UserError(f"override {key}: {path} is a list ({last}); say which, as {path}.0.KEY, or set all of it")
-        return [_set(one, parts[1:], value, here, key) if i == int(name) else one for i, one in enumerate(node)]
+            entries = f"{path}.0 to {path}.{len(node) - 1}" if node else "empty"
+            raise UserError(f"override {key}: {path} is a list ({entries}); name an entry, {path}.0.KEY, or set all")
+        index = int(name)
+        return [*node[:index], _set(node[index], parts[1:], value, path_below, key), *node[index + 1 :]]
     if node is None:
         node = {}
     if not isinstance(node, Mapping):
-        raise UserError(f"override {key}: {path} is {shown(node)}, which has no {name!r} in it")
+        raise UserError(f"override {key}: {path} is {abbreviate(node)}, which has no key {name!r}")
     if len(parts) == 1 and name == "name" and (path == "loss" or path.startswith("loss.")):
         return {"name": value} | ({"weight": node["weight"]} if "weight" in node else {})
-    if len(parts) == 1 and _replaces(path, node, {name: value}):
+    if len(parts) == 1 and _replaces(path, {name: value}):
         return {name: value}
-    return {**node, name: _set(node.get(name), parts[1:], value, here, key)}
+    return {**node, name: _set(node.get(name), parts[1:], value, path_below, key)}
 
 
-def _copy(value: Any) -> Any:
-    """Mappings and sequences as new dicts and lists; the rest as it is."""
+def _copy(value: object) -> object:
+    """Mappings and sequences as new dicts and lists; everything else as it is."""
     if isinstance(value, Mapping):
         return {key: _copy(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
-"""The types of the configuration's values, and the messages for what does not fit them.
+"""The types of the configuration's values, and the messages for values that do not fit them.
 
-YAML 1.1 reads `1e-6` as text, so a number may come as one. A truth value is no number, a number is no text.
+YAML 1.1 reads `1e-6` as text, so text of a number counts as one. A boolean is not a number, a number is not text.
 """
 
 import math
@@ -8,9 +8,10 @@ import numbers
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, ValidationError
+from pydantic_core import ErrorDetails
 
 from care_jax.errors import UserError, nearest
 
@@ -18,48 +19,58 @@ _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\Z", re.ASCII)
 
 
 class Block(BaseModel):
-    """A part of the configuration: frozen, and a key that it does not have is an error."""
+    """A mapping in the configuration: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class AtKey(ValueError):
-    """A mistake in `key` of the block whose validator raises it."""
+class InvalidValue(ValueError):
+    """A wrong value of `key`, a key of the block whose validator raises it."""
 
     def __init__(self, key: str, text: str):
         super().__init__(text)
         self.key = key
 
 
-def shown(value: Any) -> str:
-    """A found value, short enough for a message."""
+def tag_lists(list_tag: str, other_tag: str) -> Discriminator:
+    """Discriminates the two types of a union, of which one is a list."""
+    return Discriminator(lambda value: list_tag if isinstance(value, list | tuple) else other_tag)
+
+
+def tag_texts(text_tag: str, other_tag: str) -> Discriminator:
+    """Discriminates the two types of a union, of which one is text."""
+    return Discriminator(lambda value: text_tag if isinstance(value, str) else other_tag)
+
+
+def abbreviate(value: object) -> str:
+    """A value as a message shows it, at most 80 characters long."""
     if value is None:
         return "nothing"
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def finite(value: Any) -> bool:
-    """False for a number, or text of one, that is infinite, not a number, or beyond float."""
+def is_finite(value: object) -> bool:
+    """False for a number, or text of one, that is infinite, NaN, or too large for a float; otherwise True."""
     if isinstance(value, numbers.Real | str):
         try:
             return math.isfinite(float(value))
         except OverflowError:
             return False
-        except ValueError:  # text that is no number
+        except ValueError:  # text, but not of a number
             return True
     return True
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     if isinstance(value, str) and _NUMBER.match(value.strip()):
         value = float(value)
-    if isinstance(value, numbers.Real) and not isinstance(value, bool) and finite(value):
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and is_finite(value):
         return float(value)
     raise ValueError("a number")
 
 
-def _integer(value: Any) -> int:
+def _integer(value: object) -> int:
     if isinstance(value, numbers.Integral) and not isinstance(value, bool) and abs(int(value)) < 2**63:
         return int(value)
     try:
@@ -71,7 +82,7 @@ def _integer(value: Any) -> int:
     raise ValueError("a whole number")
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, str):
@@ -81,7 +92,7 @@ def _text(value: Any) -> str:
     raise ValueError("text (in quotes)" if isinstance(value, numbers.Real) else "text")
 
 
-def _interval(value: Any) -> float:
+def _interval(value: object) -> float:
     try:
         number = _number(value)
     except ValueError:
@@ -104,7 +115,7 @@ Text = Annotated[str, BeforeValidator(_text)]
 Switch = Annotated[bool, Strict()]
 
 
-# What a value may be where a type alone says too little.
+# What a value may be, for keys whose type alone says too little.
 _EXPECTED = {
     "loss": "a mapping such as {name: dpo, beta: 0.1}, or a list of them",
     "data.train": "a list of sources, such as [{reader: care, path: sample}]",
@@ -120,25 +131,28 @@ _BOUNDS = {
 }
 
 
-def message(error: ValidationError, root: type[BaseModel]) -> str:
-    """One line for each mistake: the key, what it got, what it may be, the nearest valid name."""
-    # A list whose only entry is wrong is reported as too short as well.
-    errors = [one for one in error.errors(include_url=False) if one["type"] != "too_short" or not one["input"]]
-    return "\n".join(dict.fromkeys(_line(one, root) for one in errors))
+def error_message(error: ValidationError, root: type[BaseModel]) -> str:
+    """One line for each mistake: the key, the value that was found, the expected values, the nearest valid name.
+
+    root: the model that was validated.
+    """
+    # pydantic reports a list whose only entry is wrong as too short as well.
+    details = [each for each in error.errors(include_url=False) if each["type"] != "too_short" or not each["input"]]
+    return "\n".join(dict.fromkeys(_line(each, root) for each in details))
 
 
-def _line(error: Any, root: type[BaseModel]) -> str:
-    # Parts of a location that begin with "<" are the tags of a union: they are none of the user's keys.
+def _line(error: ErrorDetails, root: type[BaseModel]) -> str:
+    # Parts of a location that begin with "<" are the tags of a union, not keys of the user.
     key = ".".join(str(part) for part in error["loc"] if not str(part).startswith("<"))
-    kind, context, found = error["type"], error.get("ctx", {}), shown(error["input"])
+    kind, context, found = error["type"], error.get("ctx", {}), abbreviate(error["input"])
     cause = context.get("error")
     if isinstance(cause, UserError):
-        own = str(cause)
-        return f"{key}.{own[5:]}" if own.startswith("loss.") else f"{key}: {own}"
-    if isinstance(cause, AtKey):
+        text = str(cause)
+        return f"{key}.{text[5:]}" if text.startswith("loss.") else f"{key}: {text}"
+    if isinstance(cause, InvalidValue):
         return f"{key}.{cause.key}: {cause}" if key else f"{cause.key}: {cause}"
     if kind == "extra_forbidden":
-        return _unknown(key, error["loc"], root)
+        return _unknown_key(key, error["loc"], root)
     if kind == "missing":
         return f"{key}: found nothing, expected {_EXPECTED.get(key, 'a value: it has no default')}"
     if kind == "literal_error":
@@ -164,41 +178,42 @@ def _line(error: Any, root: type[BaseModel]) -> str:
     return f"{key}: found {found}, expected {_EXPECTED.get(key, expected)}"
 
 
-def _unknown(key: str, loc: Sequence[Any], root: type[BaseModel]) -> str:
+def _unknown_key(key: str, loc: Sequence[int | str], root: type[BaseModel]) -> str:
     name, parent = str(loc[-1]), ".".join(key.split(".")[:-1])
     fields = list((_block_at(loc[:-1], root) or root).model_fields)
     close = nearest(name, fields)
-    elsewhere = [known for known in _every_key(root, "") if known.rsplit(".", 1)[-1] == name]
-    if not close and elsewhere:
-        close = f" (did you mean {elsewhere[0]!r}?)"
+    same_name = [known for known in _all_keys(root, "") if known.rsplit(".", 1)[-1] == name]
+    if not close and same_name:
+        close = f" (did you mean {same_name[0]!r}?)"
     return f"{key}: unknown key{close}; {parent or 'the configuration'} takes {', '.join(fields)}"
 
 
-def _blocks(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The blocks that a field's annotation names, in order."""
+def _blocks(annotation: object) -> Iterator[type[BaseModel]]:
+    """The blocks in a field's annotation, in order."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
         yield from _blocks(inner)
 
 
-def _block_at(loc: Sequence[Any], root: type[BaseModel]) -> type[BaseModel] | None:
-    """The block at a location in the configuration."""
+def _block_at(loc: Sequence[int | str], root: type[BaseModel]) -> type[BaseModel] | None:
+    """The block at a location in the configuration; None if it is inside no block."""
     block: type[BaseModel] | None = root
     for index, part in enumerate(loc):
         if block is None:
             return None
         if part not in block.model_fields:
             continue  # an index, or the tag of a union
-        found = list(_blocks(block.model_fields[part].annotation))
-        last = loc[index + 1 : index + 2] == ("<sources>",)
-        block = (found[-1] if last else found[0]) if found else None
+        alternatives = list(_blocks(block.model_fields[part].annotation))
+        is_list = loc[index + 1 : index + 2] == ("<sources>",)
+        block = (alternatives[-1] if is_list else alternatives[0]) if alternatives else None
     return block
 
 
-def _every_key(block: type[BaseModel], path: str) -> Iterator[str]:
+def _all_keys(block: type[BaseModel], path: str) -> Iterator[str]:
+    """Every dotted key below a block."""
     for name, field in block.model_fields.items():
         yield path + name
         if name != "loss":
             for inner in _blocks(field.annotation):
-                yield from _every_key(inner, f"{path}{name}.")
+                yield from _all_keys(inner, f"{path}{name}.")

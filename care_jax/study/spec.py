@@ -13,8 +13,7 @@ from pydantic import Field, Tag, ValidationError, model_validator
 
 from care_jax import config as configs
 from care_jax.config import Config, blocks, files
-from care_jax.config.blocks import list_or, text_or
-from care_jax.config.types import AtKey, Block, Count, Integer, Switch, Text, message
+from care_jax.config.types import Block, Count, Integer, InvalidValue, Switch, Text, error_message, tag_lists, tag_texts
 from care_jax.errors import UserError, nearest
 from care_jax.evaluation.items import Options
 from care_jax.evaluation.tasks import registry
@@ -36,7 +35,7 @@ class TaskConfig(blocks.TaskConfig):
     judge: (
         Annotated[
             Annotated[Literal["files"], Tag("<files>")] | Annotated[JudgeConfig, Tag("<judge>")],
-            text_or("<files>", "<judge>"),
+            tag_texts("<files>", "<judge>"),
         ]
         | None
     ) = None
@@ -60,7 +59,7 @@ class Study(Block):
     output_dir: Text
     base: Annotated[
         Annotated[Text, Tag("<one>")] | Annotated[tuple[Text, ...], Field(min_length=1), Tag("<several>")],
-        list_or("<several>", "<one>"),
+        tag_lists("<several>", "<one>"),
     ]
     arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = {"base": {}}  # noqa: RUF012  # pydantic copies it
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
@@ -83,23 +82,23 @@ class Study(Block):
     def _fits_together(self):
         for name in (*self.arms, *self.responses):
             if not re.fullmatch(r"[\w.+ -]+", name):
-                raise AtKey("arms", f"found the name {name!r}, expected letters, digits, and _ . + -")
+                raise InvalidValue("arms", f"found the name {name!r}, expected letters, digits, and _ . + -")
         for key, values in self.grid.items():
             if not values:
-                raise AtKey(f"grid.{key}", "found an empty list, expected values")
+                raise InvalidValue(f"grid.{key}", "found an empty list, expected values")
         if self.baseline is not None and self.baseline not in self.arms:
-            raise AtKey(
+            raise InvalidValue(
                 "baseline", f"found {self.baseline!r}{nearest(self.baseline, list(self.arms))}, expected an arm"
             )
         if self.x is not None and self.x not in self.grid:
-            raise AtKey("x", f"found {self.x!r}{nearest(self.x, list(self.grid))}, expected a key of the grid")
+            raise InvalidValue("x", f"found {self.x!r}{nearest(self.x, list(self.grid))}, expected a key of the grid")
         labels = [one.label for one in self.evaluate]
         if len(set(labels)) < len(labels):
-            raise AtKey("evaluate", "two entries go by one name: give them a `name` each")
+            raise InvalidValue("evaluate", "two entries go by one name: give them a `name` each")
         if not self.train and not self.evaluate:
-            raise AtKey("evaluate", "found nothing, but train is false: nothing would be done")
+            raise InvalidValue("evaluate", "found nothing, but train is false: nothing would be done")
         if self.responses and not self.evaluate:
-            raise AtKey("evaluate", "found nothing, but there are responses: say which task they answer")
+            raise InvalidValue("evaluate", "found nothing, but there are responses: say which task they answer")
         return self
 
 
@@ -141,7 +140,7 @@ def load_study(path: str | os.PathLike[str]) -> Study:
     try:
         return Study.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{place}: {message(error, Study)}") from None
+        raise UserError(f"{place}: {error_message(error, Study)}") from None
 
 
 def shipped() -> list[str]:

@@ -85,7 +85,7 @@ def finished(one: RunOf) -> bool:
     stored = one.folder / "config.yaml"
     if not (one.folder / "export" / "config.json").is_file() or not stored.is_file():
         return False
-    different = configs.differences(configs.load(stored), one.config)
+    different = configs.numeric_differences(configs.load(stored), one.config)
     different.pop("data.template_date", None)
     if different:
         shown = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in different.items())

@@ -37,7 +37,7 @@ def write_manifest(
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
         "commit": _commit(),
-        "config_hash": configs.maths_hash(config),
+        "config_hash": configs.numeric_hash(config),
         "seed": config.seed,
         "data": [
             {"path": each.path, "reader": each.reader, "revision": each.revision, "licence": _data_licence(each.path)}
@@ -68,7 +68,7 @@ def read_manifest(
         raise UserError(f"--from-manifest {path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"--from-manifest {path}: not the manifest.json of a run ({error})") from None
-    config = configs.over(values, machines, overrides)
+    config = configs.resolve(values, machines, overrides)
     changed = [
         f"{name} {versions_then.get(name)} then, {now} now"
         for name, now in _versions().items()

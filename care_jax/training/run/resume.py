@@ -86,7 +86,7 @@ def numerics_environment(mesh: jax.sharding.Mesh) -> JsonObject:
 
 
 def _check_configuration(before: Config, config: Config) -> None:
-    different = configs.differences(before, config)
+    different = configs.numeric_differences(before, config)
     if different:
         keys = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, (old, new) in different.items())
         raise UserError(

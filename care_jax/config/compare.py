@@ -1,0 +1,67 @@
+"""Two configurations of one run compared: which differences change its numbers, which only their rounding."""
+
+import hashlib
+import json
+from typing import TypeAlias
+
+from care_jax.config.config import Config
+from care_jax.textfiles import JsonObject
+
+Differences: TypeAlias = dict[str, tuple[object, object]]  # dotted key -> (value in a, value in b)
+
+# These change the order of sums: numbers stay equal up to rounding, not bit for bit.
+_ROUNDING_KEYS = (
+    *("mesh", "model.remat", "model.attention", "reference.mode", "optimizer.accumulate_dtype"),
+    *("batch.row_length", "batch.microbatch_rows", "batch.packing", "batch.share_responses", "batch.share_prompts"),
+)
+# What may change when a run is started again: where it runs, what it writes and how often, and what rounds.
+_FREE_KEYS = {
+    *("name", "output_dir", "resume", "checkpoint", "nonfinite", "profile", "log_every", "eval_every"),
+    *("evaluation", "trackers", "data.strict"),
+    *_ROUNDING_KEYS,
+}
+
+
+def numeric_differences(a: Config, b: Config) -> Differences:
+    """The keys that change a run's numbers beyond rounding and differ; None for a value that is absent."""
+    left, right = _numeric_values(a), _numeric_values(b)
+    keys = [*left, *(key for key in right if key not in left)]
+    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
+
+
+def rounding_differences(a: Config, b: Config) -> Differences:
+    """The keys that may change when a run is started again, but change how its numbers are rounded, and differ."""
+
+    def at(config: Config, key: str) -> object:
+        value = config.model_dump(mode="json")
+        for part in key.split("."):
+            value = value[part]
+        return value
+
+    return {key: (at(a, key), at(b, key)) for key in _ROUNDING_KEYS if at(a, key) != at(b, key)}
+
+
+def numeric_hash(config: Config) -> str:
+    """Sixteen hex digits of the values that change a run's numbers; equal if `numeric_differences` is empty."""
+    text = json.dumps(_numeric_values(config), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _numeric_values(config: Config) -> JsonObject:
+    """Dotted key -> value of everything that changes the numbers of a run beyond rounding."""
+    flat: JsonObject = {}
+
+    def walk(value: object, path: str) -> None:
+        if path in _FREE_KEYS:
+            return
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk(inner, f"{path}.{key}" if path else key)
+        elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+            for index, inner in enumerate(value):
+                walk(inner, f"{path}.{index}")
+        else:
+            flat[path] = value
+
+    walk(config.model_dump(mode="json"), "")
+    return flat
