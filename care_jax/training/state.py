@@ -18,6 +18,8 @@ from care_jax.training.forward.cache import fingerprint
 from care_jax.training.optimizer import Schedule, optimizer_and_schedule
 from care_jax.training.step import State, init_state
 
+Shaped = jax.Array | jax.ShapeDtypeStruct
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelAndOptimizer:
@@ -112,7 +114,7 @@ def state_shardings(state: State, trained: ModelAndOptimizer, mesh: Mesh) -> Sta
     everywhere = sharding.replicated(mesh)
     weights = models.param_shardings(trained.model.arch, mesh)
 
-    def moment(leaf: jax.ShapeDtypeStruct, weight: jax.ShapeDtypeStruct, placed: NamedSharding) -> NamedSharding:
+    def moment(leaf: Shaped, weight: Shaped, placed: NamedSharding) -> NamedSharding:
         if leaf.shape == weight.shape:
             return placed
         parts = (*placed.spec, *(None,) * (len(weight.shape) - len(placed.spec)))
