@@ -45,7 +45,7 @@ def test_a_weight_is_named(tiny):
 
 def test_a_layer_is_named(tiny):
     found = first(tiny, lambda params, batch: (scaled(scaled(params, "up", 1, 1e30), "gate", 1, 1e30), batch))
-    assert found.tensor == "the hidden state behind layer 2 of 2"
+    assert found.tensor == "the hidden state after layer 2 of 2"
     assert found.place is not None
 
 

@@ -1,149 +1,160 @@
-"""Which tensor of a step is the first that is not finite: programs of their own, run only where an update failed.
+"""Finds the first tensor of a step that is not finite, with programs of its own that run only after a failed step.
 
 They follow the order in which a step computes: weights, hidden states layer by layer, log-probabilities, loss, and then
-the gradient from the head down. They run with the weights that the loop holds by then; after a skipped update those are
-the same, unless the next update has been taken already.
+the gradient from the head down. They run with the weights that the loop holds at that moment: after a skipped update
+those of the step itself, unless the next update has been applied already.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from care_jax.data.packing.plans import Batch
+from care_jax.models.arch import Params
+from care_jax.models.decoder import Decoder
 from care_jax.training import objective as objectives
 from care_jax.training.objective import Objective
-from care_jax.training.step import State, make_logps, response_logps
+from care_jax.training.step import State, Variables, make_logps, response_logps
+
+_Path: TypeAlias = tuple[object, ...]  # keys of a tree, from the root to a leaf
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """tensor: its name, for a reader. place: (microbatch, slot) of the response it was found in, if in one."""
+    """tensor: its name for a message. place: (microbatch, slot) of the response that it belongs to, or None."""
 
     tensor: str
     place: tuple[int, int] | None = None
 
 
 class Diagnosis:
-    """Compiled when first asked; the loop makes one and asks it seldom."""
+    """Its programs are compiled at the first call."""
 
-    def __init__(self, model: Any, objective: Objective):
+    def __init__(self, model: Decoder, objective: Objective):
         self._model, self._objective = model, objective
         self._logps = jax.jit(make_logps(model))
-        self._share = jax.jit(self._gradient)
+        self._microbatch_gradient = jax.jit(self._loss_and_gradient)
 
     def first_nonfinite(self, state: State, batch: Batch, kl: float) -> Finding:
-        """batch: on the devices, as the step took it. kl: KTO's z0 of the step, where the loss names it."""
-        bad = _leaves(state.variables())
-        if bad:
-            return Finding(f"the weight {bad[0]}")
-        ref = _places(np.asarray(batch.ref_logps), batch)
-        if ref:
-            return Finding("the reference's log-probability of a response", ref[0])
-        found = _places(np.asarray(self._logps(state.variables(), dataclasses.replace(batch, mismatched=None))), batch)
-        if found:
-            return Finding(self._layer(state, batch, found[0]), found[0])
+        """batch: on the devices, as the step used it. kl: KTO's z0 of the step, if the loss names it."""
+        weights = _nonfinite_leaves(state.variables())
+        if weights:
+            return Finding(f"the weight {weights[0]}")
+        places = _nonfinite_places(np.asarray(batch.ref_logps), batch)
+        if places:
+            return Finding("the reference's log-probability of a response", places[0])
+        logps = np.asarray(self._logps(state.variables(), dataclasses.replace(batch, mismatched=None)))
+        places = _nonfinite_places(logps, batch)
+        if places:
+            return Finding(self._first_layer(state, batch, places[0]), places[0])
         other = batch.mismatched
-        if other is not None and _places(np.asarray(self._logps(state.variables(), other)), other):
+        if other is not None and _nonfinite_places(np.asarray(self._logps(state.variables(), other)), other):
             return Finding("the log-probability of a mismatched completion (of the KL term)")
-        return self._of_gradient(state, batch, kl)
+        return self._in_gradient(state, batch, kl)
 
-    def _layer(self, state: State, batch: Batch, place: tuple[int, int]) -> str:
-        """The first layer behind which a response's microbatch is not finite, by halving."""
+    def _first_layer(self, state: State, batch: Batch, place: tuple[int, int]) -> str:
+        """Finds, by bisection, the first layer after which the microbatch of a response is not finite."""
         low, high = 0, self._model.arch.layers
         microbatch = jax.tree.map(
             lambda x: x[place[0]], dataclasses.replace(batch, n_microbatches=None, mismatched=None)
         )
-        if self._finite_behind(high, state, microbatch):
+        if self._is_finite_after(high, state, microbatch):
             return "a response's log-probability (the hidden states are finite, its logits are not)"
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self._finite_behind(middle, state, microbatch) else (low, middle)
-        return f"the hidden state behind layer {high} of {self._model.arch.layers}"
+            low, high = (middle, high) if self._is_finite_after(middle, state, microbatch) else (low, middle)
+        return f"the hidden state after layer {high} of {self._model.arch.layers}"
 
-    def _finite_behind(self, layers: int, state: State, microbatch: Batch) -> bool:
+    def _is_finite_after(self, layers: int, state: State, microbatch: Batch) -> bool:
+        """Runs the first `layers` layers and the final norm."""
         arch = self._model.arch
-        cut = dataclasses.replace(arch, layers=layers, layer_kinds=arch.layer_kinds[:layers])
-        model = self._model.clone(arch=cut)
+        model = self._model.clone(arch=dataclasses.replace(arch, layers=layers, layer_kinds=arch.layer_kinds[:layers]))
 
-        def run(variables, one):
-            kept = {
+        def run(variables: Variables, rows: Batch) -> jax.Array:
+            first_layers = {
                 name: {**tree, "blocks": jax.tree.map(lambda x: x[:layers], tree["blocks"])}
                 for name, tree in variables.items()
             }
-            hidden = model.apply(
-                kept, one.tokens, one.positions, one.segment_ids, one.prompt_segment_ids, method="hidden"
+            hidden: Any = model.apply(
+                first_layers, rows.tokens, rows.positions, rows.segment_ids, rows.prompt_segment_ids, method="hidden"
             )
-            return jnp.all(jnp.isfinite(hidden) | (one.segment_ids == 0)[..., None])
+            return jnp.all(jnp.isfinite(hidden) | (rows.segment_ids == 0)[..., None])
 
         return bool(jax.jit(run)(state.variables(), microbatch))
 
-    def _gradient(self, state: State, batch: Batch, index: Any, kl: Any) -> tuple[jax.Array, Any]:
-        """The loss's share of one microbatch, and its gradient's largest magnitude: a leaf, of each layer apart."""
+    def _loss_and_gradient(
+        self, state: State, batch: Batch, index: jax.Array, kl: jax.Array
+    ) -> tuple[jax.Array, Params]:
+        """Returns one microbatch's share of the loss, and the largest magnitude in each leaf of its gradient, per layer
+        in stacked leaves.
+        """
         totals = objectives.denominators(self._objective, objectives.flatten(batch))
         arrays = dataclasses.replace(batch, n_microbatches=None, mismatched=None)
-        one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False), arrays)
+        microbatch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False), arrays)
 
-        def share(trained):
-            logps = response_logps(self._model, state.with_trainable(trained).variables(), one)
-            return objectives.evaluate(self._objective, logps, one, kl, totals)[0]
+        def share(trained: Params) -> jax.Array:
+            logps = response_logps(self._model, state.with_trainable(trained).variables(), microbatch)
+            return objectives.evaluate(self._objective, logps, microbatch, kl, totals)[0]
 
         value, gradient = jax.value_and_grad(share)(state.trainable())
 
-        def largest(path, x):
-            keep = 1 if _stacked(path) else 0
-            return jnp.max(jnp.abs(x.astype(jnp.float32)), axis=tuple(range(keep, x.ndim)))
+        def largest(path: _Path, x: jax.Array) -> jax.Array:
+            first_axis = 1 if _is_stacked(path) else 0
+            return jnp.max(jnp.abs(x.astype(jnp.float32)), axis=tuple(range(first_axis, x.ndim)))
 
         return value, jax.tree_util.tree_map_with_path(largest, gradient)
 
-    def _of_gradient(self, state: State, batch: Batch, kl: float) -> Finding:
+    def _in_gradient(self, state: State, batch: Batch, kl: float) -> Finding:
         if self._objective.whole_step:
-            return Finding("the gradient (all log-probabilities are finite; the loss sees the whole step at once)")
+            return Finding("the gradient (all log-probabilities are finite; the loss takes the whole step at once)")
         for index in range(int(batch.n_microbatches)):
-            value, largest = self._share(state, batch, jnp.asarray(index), jnp.asarray(kl, jnp.float32))
+            value, largest = self._microbatch_gradient(state, batch, jnp.asarray(index), jnp.asarray(kl, jnp.float32))
             if not np.isfinite(value):
                 return Finding(f"the loss of microbatch {index + 1} (its log-probabilities are finite)")
-            bad = [
+            nonfinite = [
                 (path, layer)
                 for path, values in jax.tree_util.tree_leaves_with_path(largest)
-                for layer, one in enumerate(np.atleast_1d(np.asarray(values)).tolist())
-                if not np.isfinite(one)
+                for layer, magnitude in enumerate(np.atleast_1d(np.asarray(values)).tolist())
+                if not np.isfinite(magnitude)
             ]
-            if bad:
-                path, layer = max(bad, key=lambda one: _backward(*one))
-                where = f"{_named(path)}, layer {layer + 1}" if _stacked(path) else _named(path)
+            if nonfinite:
+                path, layer = max(nonfinite, key=lambda leaf: _backward_order(*leaf))
+                where = f"{_name(path)}, layer {layer + 1}" if _is_stacked(path) else _name(path)
                 return Finding(f"the gradient of {where} (microbatch {index + 1}; the loss is finite)")
         return Finding("none when computed again: a sum or a norm overflowed, or the weights are one update further")
 
 
-def _backward(path: Any, layer: int) -> tuple[int, int]:
-    """Larger for what a backward pass reaches sooner: the head and the last norm, the blocks from the top, the rest."""
-    if _stacked(path):
+def _backward_order(path: _Path, layer: int) -> tuple[int, int]:
+    """Returns a key that is larger the sooner a backward pass reaches a weight: the head and the last norm, the blocks
+    from the top, the embedding.
+    """
+    if _is_stacked(path):
         return 1, layer
-    return (0, 0) if "embed" in _named(path) else (2, 0)
+    return (0, 0) if "embed" in _name(path) else (2, 0)
 
 
-def _stacked(path: Any) -> bool:
-    return "blocks" in _named(path).split(".")
+def _is_stacked(path: _Path) -> bool:
+    return "blocks" in _name(path).split(".")
 
 
-def _named(path: Any) -> str:
+def _name(path: _Path) -> str:
     return ".".join(str(getattr(part, "key", part)) for part in path)
 
 
 @jax.jit
-def _finite(tree: Any) -> Any:
+def _finite_leaves(tree: Variables) -> Variables:
     return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
 
 
-def _leaves(tree: Any) -> list[str]:
-    """Names of the leaves that are not finite."""
-    return [_named(path) for path, fine in jax.tree_util.tree_leaves_with_path(_finite(tree)) if not fine]
+def _nonfinite_leaves(tree: Variables) -> list[str]:
+    """Returns the names of the leaves that are not finite."""
+    return [_name(path) for path, finite in jax.tree_util.tree_leaves_with_path(_finite_leaves(tree)) if not finite]
 
 
-def _places(logps: np.ndarray, batch: Batch) -> list[tuple[int, int]]:
-    """(microbatch, slot) of every value [A, S] that is not finite, in order, in the microbatches that are filled."""
+def _nonfinite_places(logps: np.ndarray, batch: Batch) -> list[tuple[int, int]]:
+    """Returns (microbatch, slot) of every value [A, S] that is not finite, in order, without the empty microbatches."""
     filled = np.arange(len(logps))[:, None] < int(batch.n_microbatches)
-    return [(int(a), int(s)) for a, s in np.argwhere(~np.isfinite(logps) & filled)]
+    return [(int(microbatch), int(slot)) for microbatch, slot in np.argwhere(~np.isfinite(logps) & filled)]
