@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from care_jax.data.questions import Content, Message, is_ids, is_messages, plain_text
-from care_jax.data.rows.files import SAMPLE, shorten
+from care_jax.data.rows.files import SAMPLE
+from care_jax.data.rows.row import shorten
 from care_jax.data.template_frames import Frames
 from care_jax.errors import UserError
 from care_jax.hub import is_hub_id

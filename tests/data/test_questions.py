@@ -93,7 +93,7 @@ def test_ratings_of_every_spelling(value):
     ["", " ", None, "N/A", "7/10", "1e1", "nan", "inf", "-", 0, 11, "0.5", True, [7], {"a": 7}, float("nan"), 10**400],
 )
 def test_what_is_no_rating(value):
-    with pytest.raises(fields.Bad) as caught:
+    with pytest.raises(fields.BadField) as caught:
         fields.rating(value, "rating", 1.0, 10.0)
     assert caught.value.reason == "invalid_rating"
 
@@ -106,12 +106,12 @@ def test_text_is_kept_byte_for_byte():
 
 @pytest.mark.parametrize("value", [None, "", " \n", 3, ["a"], {"a": "b"}])
 def test_what_is_no_text(value):
-    with pytest.raises(fields.Bad):
+    with pytest.raises(fields.BadField):
         fields.text(value, "response", "empty_response")
 
 
 def test_half_a_surrogate_pair_is_unreadable():
-    with pytest.raises(fields.Bad) as caught:
+    with pytest.raises(fields.BadField) as caught:
         fields.text("a\ud83d", "response", "empty_response")
     assert caught.value.reason == "unreadable"
 
@@ -125,13 +125,13 @@ def test_labels(value, expected):
 
 @pytest.mark.parametrize("value", [None, 2, "maybe", [], float("nan")])
 def test_what_is_no_label(value):
-    with pytest.raises(fields.Bad):
+    with pytest.raises(fields.BadField):
         fields.label(value)
 
 
 @pytest.mark.parametrize("value", [[], None, "1 2", [1, True], [1, -1], [1, 2.0], [None], [2**31], [[1]]])
 def test_what_are_no_token_ids(value):
-    with pytest.raises(fields.Bad):
+    with pytest.raises(fields.BadField):
         fields.ids(value, "prompt_ids", "empty_question")
 
 

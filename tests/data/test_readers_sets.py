@@ -5,9 +5,11 @@ import json
 import pytest
 
 from care_jax.data.curation.catalogue import DATASETS, list_text
+from care_jax.data.readers.blend import country_language
 from care_jax.data.readers.registry import READERS, read
 from care_jax.errors import UserError
-from care_jax.evaluation.tasks import registry
+from care_jax.evaluation.items import Options
+from care_jax.evaluation.tasks import blend, registry
 from tests.data.rows import write
 
 
@@ -230,3 +232,19 @@ def test_a_map_for_assertions(tmp_path):
     columns = {"question": "subject", "reference": "assertion"}
     reading = read("care_eval", write(tmp_path, [row]), columns=columns)
     assert [(q.prompt[0]["content"], q.reference) for q in reading.questions] == [("China", row["assertion"])]
+
+
+@pytest.mark.parametrize(
+    ("file", "culture", "language"),
+    [("US_data.json", "us", "en"), ("US_data_v1.json", "us", "en"), ("South_Korea_data.json", "south_korea", "ko")],
+)
+def test_the_reader_and_the_task_agree_on_the_country_of_a_blend_file(tmp_path, file, culture, language):
+    votes = [{"answers": ["pie"], "en_answers": ["pie"], "count": 2}]
+    entry = {"question": "q?", "en_question": "q?", "annotations": votes, "idks": {}}
+    (tmp_path / file).write_text(json.dumps({"1": entry}), encoding="utf-8")
+    for path in (tmp_path, tmp_path / file):
+        (question,) = read("blend", str(path)).questions
+        assert (question.culture, question.language) == (culture, language)
+        (item,) = blend.read_short(str(path), Options()).items
+        assert item.groups["culture"] == culture
+        assert item.groups["language"] == country_language(item.groups["country"]).name

@@ -8,6 +8,6 @@ Importing this registers the builder, so `tfds.builder("care/arab")` works too. 
 """
 
 from care_jax.data.care_tfds.builder import Care, prepare
-from care_jax.data.rows.files import tfds_source as source
+from care_jax.data.rows.external import tfds_source as source
 
 __all__ = ["Care", "prepare", "source"]

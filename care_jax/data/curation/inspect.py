@@ -9,8 +9,8 @@ from typing import Any
 
 from care_jax.data.preferences import question_pairs
 from care_jax.data.questions import Content, Question, Stored, is_ids, plain_text
-from care_jax.data.rows.files import shorten
 from care_jax.data.rows.report import Report, merge
+from care_jax.data.rows.row import shorten
 from care_jax.errors import UserError
 
 _EXAMPLES = 2

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from care_jax.data.questions import Question, is_ids, is_messages, normalise, plain_text
-from care_jax.data.rows.files import shorten
+from care_jax.data.rows.row import shorten
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 

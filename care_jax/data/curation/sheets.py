@@ -19,7 +19,9 @@ from typing import Any
 
 from care_jax.data.questions import parse_category, parse_culture, question_key
 from care_jax.data.rows import fields as f
-from care_jax.data.rows.files import Row, describe, open_rows
+from care_jax.data.rows.files import open_rows
+from care_jax.data.rows.row import Row, describe
+from care_jax.data.rows.table import open_table
 from care_jax.errors import UserError
 from care_jax.textfiles import write_whole
 
@@ -73,16 +75,13 @@ def write_sheets(
 
 def _rows(path: str, aliases: Mapping[str, tuple[str, ...]], needed: Sequence[str]) -> list[tuple[Row, dict[str, Any]]]:
     """All rows of a file with their fields; a row that cannot be used ends it."""
-    fields, rows = f.Fields.make(aliases, None), []
-    for row in open_rows(path):
-        if row.value is None:
-            raise UserError(f"{row.place}: {row.problem}")
-        found = fields.of(row.value)
+    rows = []
+    for row, found in open_table(path, aliases):
         for name in needed:
             if not isinstance(found.get(name), str) or not found[name].strip():
                 raise UserError(f"{row.place}, {name}: expected text, found {describe(found.get(name))}")
         try:
-            json.dumps(dict(row.value), ensure_ascii=False, default=str).encode("utf-8")
+            json.dumps(row.value, ensure_ascii=False, default=str).encode("utf-8")
         except UnicodeEncodeError:
             raise UserError(f"{row.place}: text that is not valid Unicode") from None
         rows.append((row, found))
@@ -167,8 +166,8 @@ def import_sheets(sheets: Sequence[str], key: str) -> tuple[list[dict[str, Any]]
             if cell.strip():
                 try:
                     ratings[identity][rater] = f.rating(cell, "rating", 1.0, 10.0)
-                except f.Bad as bad:
-                    raise UserError(f"{sheet} (line {line}), rating: expected 1 to 10, found {bad.found}") from bad
+                except f.BadField as bad:
+                    raise UserError(f"{sheet} (line {line}), rating: expected 1 to 10, found {bad.value}") from bad
     rows = []
     for identity, given in ratings.items():
         if given:

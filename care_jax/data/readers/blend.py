@@ -1,101 +1,191 @@
-"""BLEnD's annotations as questions with a reference: for reading and leakage; `evaluate --task blend_sa` scores.
+"""BLEnD's annotation files (Myung et al. 2024): one parser for the reader `blend` and the task `blend_sa`.
 
-Myung et al. 2024; github nlee0212/BLEnD, data/annotations/{Country}_data.json, and the hub's rows with an ID.
+Files: github.com/nlee0212/BLEnD, data/annotations/{Country}_data.json, an object of id -> entry; or the hub's rows with
+an ID.
 """
 
+import dataclasses
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from care_jax.data.questions import Question, culture_id
-from care_jax.data.readers.rated import Groups, Known, assistant_turn, good_rows, user_turn
-from care_jax.data.rows import fields as f
-from care_jax.data.rows.files import Row, describe, shorten
-from care_jax.data.rows.report import Report
+from care_jax.data.questions import Question, Response, culture_id
+from care_jax.data.readers.rated import Groups, Known, assistant_turn, user_turn
+from care_jax.data.rows import fields
+from care_jax.data.rows.fields import BadField
+from care_jax.data.rows.files import open_rows
+from care_jax.data.rows.row import Row, describe, shorten
+from care_jax.data.rows.table import Table
+from care_jax.errors import UserError
+from care_jax.textfiles import JsonObject
 
 BLEND = {
+    "id": ("ID",),
     "question": ("question",),
     "translated": ("en_question",),
     "answers": ("annotations", "aggregated_answers"),
     "idks": ("idks",),
     "country": ("country",),
 }
-FILES = r"_data\b.*\.json$"  # of a folder: questions and prompts lie beside the annotations
+_KEYS = {key for keys in BLEND.values() for key in keys}
+FILES = r"_data(?![a-zA-Z0-9]).*\.json$"  # in a folder, files of questions and prompts stand beside the annotations
+
+
+class Language(NamedTuple):
+    """The language of a country's questions: its BCP 47 code and its English name."""
+
+    code: str
+    name: str
+
+
 _LANGUAGES = {
-    "uk": "en", "us": "en", "south_korea": "ko", "north_korea": "ko", "algeria": "ar", "china": "zh",
-    "indonesia": "id", "spain": "es", "mexico": "es", "iran": "fa", "assam": "as", "greece": "el", "ethiopia": "am",
-    "northern_nigeria": "ha", "azerbaijan": "az", "west_java": "su",
-}  # fmt: skip
+    "uk": Language("en", "English"),
+    "us": Language("en", "English"),
+    "south_korea": Language("ko", "Korean"),
+    "north_korea": Language("ko", "Korean"),
+    "algeria": Language("ar", "Arabic"),
+    "china": Language("zh", "Chinese"),
+    "indonesia": Language("id", "Indonesian"),
+    "spain": Language("es", "Spanish"),
+    "mexico": Language("es", "Spanish"),
+    "iran": Language("fa", "Persian"),
+    "assam": Language("as", "Assamese"),
+    "greece": Language("el", "Greek"),
+    "ethiopia": Language("am", "Amharic"),
+    "northern_nigeria": Language("ha", "Hausa"),
+    "azerbaijan": Language("az", "Azerbaijani"),
+    "west_java": Language("su", "Sundanese"),
+}
 
 
-def read_blend(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
-    """One question an id; what most people of the country answered stands as the only, unrated response.
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """An answer of the annotators: its wordings in the local language and in English, and how many people gave it."""
 
-    Dropped as `unanswerable` is what the authors exclude: no-answer and not-applicable together at least 3, or idk at
-    least 5; as `empty_response` what nobody answered.
-    """
-    groups = Groups(report)
-    for row, found in good_rows(_entries(rows), fields, report):
+    local: tuple[str, ...]
+    english: tuple[str, ...]
+    count: float
+
+
+def country_of_file(file: str | pathlib.PurePath) -> str:
+    """Returns the country in the name of a file: 'US' for US_data.json and US_data_v1.json."""
+    name = pathlib.PurePath(file).name
+    return re.split(r"_data(?![a-zA-Z0-9])", name)[0].split(".")[0]
+
+
+def country_language(country: str) -> Language | None:
+    """Returns the language of a country's questions, or None if BLEnD does not have the country."""
+    return _LANGUAGES.get(country.casefold().replace(" ", "_"))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One question of a file of annotations. place: for messages. values: its fields, named as in `BLEND`."""
+
+    place: str
+    id: str
+    values: JsonObject
+    votes: tuple[Votes, ...]
+
+
+def open_annotations(path: str) -> Iterator[Entry]:
+    """Yields the entries of a file of annotations; raises `UserError` for an entry that is not as in BLEnD's files."""
+    for row, values in Table(_entries(open_rows(path)), fields.Fields.make(BLEND, None)):
+        place = f"{row.place} ({values['id']})" if "id" in values else row.place
+        missing = [name for name in ("id", "question", "idks", "answers") if name not in values]
+        if missing:
+            expected = " or ".join(BLEND[missing[0]])
+            columns = ", ".join(map(str, row.value or ()))
+            raise UserError(f"{place}: no `{expected}`; its keys are {columns}")
         try:
-            f.need(found, "question", "answers")
-            question = f.text(found["question"], "question", "empty_question")
-            _check_answerable(found.get("idks"))
-            answer = _most_given(found["answers"])
-            country = f.optional_text(found.get("country"), "country") or _country(row.file)
-            groups.add(
-                row,
-                user_turn(question),
-                assistant_turn(answer),
-                None,
-                "reference",
-                name="answer",
-                culture=culture_id(country),
-                language=_LANGUAGES.get(country.lower().replace(" ", "_")),
-                reference=answer,
-                translated=f.optional_text(found.get("translated"), "translated"),
-            )
-        except f.Bad as bad:
-            f.drop(report, row, bad)
-    return groups.questions()
+            yield Entry(place, str(values["id"]), values, tuple(parse_votes(values["answers"])))
+        except BadField as bad:
+            expected = "a list of answers, en_answers, count"
+            raise UserError(f"{place}, {bad.field}: expected {expected}, found {bad.value}") from None
 
 
 def _entries(rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows, those of a file that maps ids to entries one by one."""
+    """Yields a row per entry: those of a file of id -> entry get their id as `ID`; other rows are entries already."""
     number = 0
     for row in rows:
-        if not row.value or "question" in row.value or not all(isinstance(v, Mapping) for v in row.value.values()):
-            yield Row(row.file, row.row, number, row.line, row.value, row.problem)
+        if not row.value or _KEYS & set(row.value) or not any(isinstance(v, Mapping) for v in row.value.values()):
+            yield dataclasses.replace(row, number=number)
             number += 1
             continue
-        for place, entry in enumerate(row.value.values()):
-            yield Row(row.file, place, number, None, entry)
+        for index, (identity, entry) in enumerate(row.value.items()):
+            value = {"ID": identity, **entry} if isinstance(entry, Mapping) else entry
+            yield Row.make(row.file, index, number, None, value)
             number += 1
 
 
-def _country(file: str) -> str:
-    name = pathlib.PurePath(file).name
-    return re.split(r"_data\b", name)[0].split(".")[0]
+def parse_votes(answers: object) -> list[Votes]:
+    """Returns the annotators' answers, the most frequent first; raises `BadField` for an answer without a count."""
+    if answers is not None and not isinstance(answers, list | tuple):
+        raise BadField("empty_response", "annotations", describe(answers))
+    votes = []
+    for answer in answers or ():
+        if not isinstance(answer, Mapping):
+            raise BadField("empty_response", "annotations", describe(answer))
+        count = fields.rating(answer.get("count"), "annotations")
+        votes.append(Votes(_wordings(answer.get("answers")), _wordings(answer.get("en_answers")), count))
+    # BLEnD's scorer takes the count of the first entry as the highest; its files are sorted already.
+    return sorted(votes, key=lambda vote: -vote.count)
 
 
-def _check_answerable(idks: Any) -> None:
+def _wordings(value: object) -> tuple[str, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else ()
+
+
+def exclusion(idks: object) -> str | None:
+    """Returns why BLEnD's authors exclude a question, else None.
+
+    unanswerable: no-answer and not-applicable together at least 3. unknown: idk at least 5.
+    """
     counts = idks if isinstance(idks, Mapping) else {}
-    no, none, unknown = (
-        value if isinstance(value := counts.get(name), int | float) else 0
-        for name in ("no-answer", "not-applicable", "idk")
-    )
-    if no + none >= 3 or unknown >= 5:
-        raise f.Bad("unanswerable", "idks", shorten(dict(counts)))
+
+    def count(name: str) -> float:
+        value = counts.get(name)
+        return float(value) if isinstance(value, int | float) else 0.0
+
+    if count("no-answer") + count("not-applicable") >= 3:
+        return "unanswerable"
+    return "unknown" if count("idk") >= 5 else None
 
 
-def _most_given(answers: Any) -> str:
-    """The first wording of the answer that most people gave; of equal ones the first in the alphabet."""
-    if not isinstance(answers, list) or not answers:
-        raise f.Bad("empty_response", "annotations", describe(answers))
-    given: list[tuple[float, str]] = []
-    for one in answers:
-        words = one.get("answers") if isinstance(one, Mapping) else None
-        if not isinstance(words, list) or not words:
-            raise f.Bad("empty_response", "annotations", describe(one))
-        given.append((-f.rating(one.get("count"), "annotations"), f.text(words[0], "annotations", "empty_response")))
-    return min(given)[1]
+def read_blend(table: Table, known: Known) -> list[Question]:
+    """Reads a question per entry; the most frequent answer of the country is its only response, not rated.
+
+    Drops as `unanswerable` what BLEnD's authors exclude, and as `empty_response` a question without an answer.
+    """
+    groups = Groups(table.report)
+
+    def add(row: Row, values: JsonObject) -> None:
+        fields.need(values, "question", "answers")
+        question = fields.text(values["question"], "question", "empty_question")
+        idks = values.get("idks")
+        if exclusion(idks):
+            raise BadField("unanswerable", "idks", shorten(idks))
+        answer = _most_frequent(values["answers"])
+        country = fields.optional_text(values.get("country"), "country") or country_of_file(row.file)
+        language = country_language(country)
+        about = {
+            "culture": culture_id(country),
+            "language": None if language is None else language.code,
+            "reference": answer,
+            "translated": fields.optional_text(values.get("translated"), "translated"),
+        }
+        response = Response(assistant_turn(answer), None, "reference", row.number, "answer")
+        groups.add(row, user_turn(question), response, about)
+
+    dataclasses.replace(table, rows=_entries(table.rows)).for_each(add)
+    return groups.questions()
+
+
+def _most_frequent(answers: object) -> str:
+    """Returns the first wording of the answer that most people gave; of equally frequent ones the first by text."""
+    votes = parse_votes(answers)
+    if not votes or not all(vote.local for vote in votes):
+        raise BadField("empty_response", "annotations", describe(answers))
+    return min((-v.count, fields.text(v.local[0], "annotations", "empty_response")) for v in votes)[1]

@@ -1,16 +1,26 @@
-"""Other people's preference and instruction sets, each from its documented fields, into the same questions.
+"""Reads public preference and instruction sets by their documented fields.
 
-Where one row of the input holds several candidates (UltraFeedback, PRISM), each candidate counts as a row.
+If one row of the input holds several candidates (UltraFeedback, PRISM), each candidate counts as a row.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-from care_jax.data.questions import Content, Message, Question, Response, culture_id, culture_language, question_key
-from care_jax.data.readers.rated import Groups, Known, assistant_turn, good_rows, user_turn
-from care_jax.data.rows import fields as f
-from care_jax.data.rows.files import Row, describe
-from care_jax.data.rows.report import Report
+from care_jax.data.questions import (
+    Content,
+    Message,
+    Question,
+    Response,
+    culture_id,
+    culture_language,
+    plain_text,
+    question_key,
+)
+from care_jax.data.readers.rated import Groups, Known, assistant_turn, user_turn
+from care_jax.data.rows import fields
+from care_jax.data.rows.fields import BadField
+from care_jax.data.rows.row import Row, describe
+from care_jax.data.rows.table import Table
+from care_jax.textfiles import JsonObject
 
 ULTRAFEEDBACK = {"instruction": ("instruction", "prompt"), "completions": ("completions",), "source": ("source",)}
 OASST = {
@@ -39,205 +49,200 @@ SFT = {
 }
 
 
-def read_ultrafeedback(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
-    """openbmb/UltraFeedback: instruction and completions of model, response, overall_score (1-10)."""
-    groups = Groups(report)
-    for row, found in good_rows(rows, fields, report):
-        try:
-            f.need(found, "instruction", "completions")
-            prompt = user_turn(f.text(found["instruction"], "instruction", "empty_question"))
-            candidates = _some(found["completions"], "completions")
-        except f.Bad as bad:
-            f.drop(report, row, bad)
-            continue
-        report.rows += len(candidates) - 1
-        for place, candidate in enumerate(candidates):
-            name = f"completions[{place}]"
+def read_ultrafeedback(table: Table, known: Known) -> list[Question]:
+    """Reads openbmb/UltraFeedback: instruction, and completions of model, response, overall_score (1-10)."""
+    groups = Groups(table.report)
+
+    def add(row: Row, values: JsonObject) -> None:
+        fields.need(values, "instruction", "completions")
+        prompt = user_turn(fields.text(values["instruction"], "instruction", "empty_question"))
+        candidates = _not_empty(values["completions"], "completions")
+        table.report.rows += len(candidates) - 1
+        for index, candidate in enumerate(candidates):
+            name = f"completions[{index}]"
             try:
-                response, rating, model = _candidate(candidate, name, "response", "overall_score", "model")
-                groups.add(row, prompt, assistant_turn(response), rating, model)
-            except f.Bad as bad:
-                f.drop(report, row, bad)
+                groups.add(row, prompt, _candidate(row, candidate, name, ("response", "overall_score", "model")))
+            except BadField as bad:
+                table.drop(row, bad)
+
+    table.for_each(add)
     return groups.questions()
 
 
-def _some(value: Any, name: str) -> list[Any]:
+def _not_empty(value: object, name: str) -> list[object]:
     if not isinstance(value, list) or not value:
-        raise f.Bad("empty_response", name, describe(value))
+        raise BadField("empty_response", name, describe(value))
     return value
 
 
-def _candidate(value: Any, name: str, text: str, score: str, model: str) -> tuple[str, float, str]:
-    """(response, rating, source) of one candidate of a row."""
+def _candidate(row: Row, value: object, name: str, keys: tuple[str, str, str]) -> Response:
+    """Returns one candidate of a row. name: where it stands. keys: of its text, its rating and its source."""
+    text, rating, source = keys
     if not isinstance(value, Mapping):
-        raise f.Bad("unreadable", name, describe(value))
-    for key in (text, score):
+        raise BadField("unreadable", name, describe(value))
+    for key in (text, rating):
         if key not in value:
-            raise f.Bad("missing_field", f"{name}.{key}", "no such key")
-    response = f.text(value[text], f"{name}.{text}", "empty_response")
-    rating = f.rating(value[score], f"{name}.{score}")
-    return response, rating, f.optional_text(value.get(model), f"{name}.{model}") or "unknown"
+            raise BadField("missing_field", f"{name}.{key}", "no such key")
+    return Response(
+        assistant_turn(fields.text(value[text], f"{name}.{text}", "empty_response")),
+        fields.rating(value[rating], f"{name}.{rating}"),
+        fields.optional_text(value.get(source), f"{name}.{source}") or "unknown",
+        row.number,
+    )
 
 
-def read_tfds(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
-    """The TFDS dataset `care`, one record a question: see care_tfds."""
-    questions = []
-    for row, found in good_rows(rows, fields, report):
-        try:
-            f.need(found, "question", "key", "responses")
-            question = f.text(found["question"], "question", "empty_question")
-            answers = found["responses"]
-            if not isinstance(answers, Mapping) or not {"text", "rating", "source", "row"} <= set(answers):
-                raise f.Bad("unreadable", "responses", describe(answers))
-        except f.Bad as bad:
-            f.drop(report, row, bad)
-            continue
-        report.rows += len(answers["text"]) - 1
-        about = {name: found.get(name) or None for name in TFDS if name not in ("question", "key", "responses")}
+def read_tfds(table: Table, known: Known) -> list[Question]:
+    """Reads the TFDS dataset `care`, one record per question (see care_tfds)."""
+
+    def parse(row: Row, values: JsonObject) -> Question:
+        fields.need(values, "question", "key", "responses")
+        question = fields.text(values["question"], "question", "empty_question")
+        columns = values["responses"]
+        if not isinstance(columns, Mapping) or not {"text", "rating", "source", "row"} <= set(columns):
+            raise BadField("unreadable", "responses", describe(columns))
+        table.report.rows += len(columns["text"]) - 1
+        about = {name: values.get(name) or None for name in TFDS if name not in ("question", "key", "responses")}
         responses = tuple(
             Response(assistant_turn(text), None if rating != rating else rating, source, number)  # NaN: not rated
-            for text, rating, source, number in zip(*(answers[name] for name in ("text", "rating", "source", "row")))
+            for text, rating, source, number in zip(*(columns[name] for name in ("text", "rating", "source", "row")))
         )
-        questions.append(Question(user_turn(question), responses, found["key"], file=row.file, **about))
-    return questions
+        return Question(user_turn(question), responses, values["key"], file=row.file, **about)
+
+    return list(table.parse(parse))
 
 
-def read_prism(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
-    """PRISM's conversations: each turn's candidates, rated 1-100 by the person who asked, after the turns before it."""
-    groups = Groups(report)
-    for row, found in good_rows(rows, fields, report):
-        try:
-            f.need(found, "history")
-            turns = _turns(_some(found["history"], "conversation_history"))
-        except f.Bad as bad:
-            f.drop(report, row, bad)
-            continue
-        report.rows -= 1  # its candidates count instead
-        prompt: list[Message] = []
-        for number in sorted(turns):
-            asked, candidates = turns[number]
-            report.rows += len(candidates)
-            prompt = [*prompt, {"role": "user", "content": asked}]
-            chosen = None
-            for candidate in candidates:
-                name = f"conversation_history (turn {number})"
-                try:
-                    response, rating, model = _candidate(candidate, name, "content", "score", "model_name")
-                    groups.add(row, tuple(prompt), assistant_turn(response), rating, model)
-                    chosen = response if candidate.get("if_chosen") is True else chosen
-                except f.Bad as bad:
-                    f.drop(report, row, bad)
-            if chosen is None:
-                break  # without the answer that the person went on from, later turns have no prompt
-            prompt = [*prompt, {"role": "assistant", "content": chosen}]
-        lost = sum(len(candidates) for later, (_, candidates) in turns.items() if later > number)
-        for _ in range(lost):
-            report.rows += 1
-            report.drop(row, "missing_field", "conversation_history", f"no chosen answer in turn {number}")
+def read_prism(table: Table, known: Known) -> list[Question]:
+    """Reads PRISM: the candidates of each turn, rated 1-100 by the person who asked, after the turns before it."""
+    groups = Groups(table.report)
+
+    def add(row: Row, values: JsonObject) -> None:
+        fields.need(values, "history")
+        turns = _prism_turns(_not_empty(values["history"], "conversation_history"))
+        table.report.rows += sum(len(candidates) for _, candidates in turns.values()) - 1
+        _add_conversation(groups, table, row, turns)
+
+    table.for_each(add)
     return groups.questions()
 
 
-def _turns(history: list[Any]) -> dict[int, tuple[str, list[Mapping[str, Any]]]]:
-    """turn -> (what the person asked, the models' candidates)."""
-    asked: dict[int, str] = {}
-    candidates: dict[int, list[Mapping[str, Any]]] = {}
+_Turns = dict[int, tuple[str, list[JsonObject]]]  # turn -> (question, candidates)
+
+
+def _add_conversation(groups: Groups, table: Table, row: Row, turns: _Turns) -> None:
+    prompt: list[Message] = []
+    for number in sorted(turns):
+        question, candidates = turns[number]
+        prompt = [*prompt, *user_turn(question)]
+        chosen = None
+        for candidate in candidates:
+            name = f"conversation_history (turn {number})"
+            try:
+                response = _candidate(row, candidate, name, ("content", "score", "model_name"))
+                groups.add(row, tuple(prompt), response)
+                chosen = response if candidate.get("if_chosen") is True else chosen
+            except BadField as bad:
+                table.drop(row, bad)
+        if chosen is None:
+            break  # later turns have no prompt without the response that the person chose
+        prompt = [*prompt, {"role": "assistant", "content": plain_text(chosen.content)}]
+    for _ in range(sum(len(candidates) for later, (_, candidates) in turns.items() if later > number)):
+        table.report.drop(row, "missing_field", "conversation_history", f"no chosen response in turn {number}")
+
+
+def _prism_turns(history: list[object]) -> _Turns:
+    questions: dict[int, str] = {}
+    candidates: dict[int, list[JsonObject]] = {}
     for item in history:
-        if not isinstance(item, Mapping) or not isinstance(item.get("turn"), int):
-            raise f.Bad("unreadable", "conversation_history", f"no numbered turn: {describe(item)}")
+        if not isinstance(item, dict) or not isinstance(item.get("turn"), int):
+            raise BadField("unreadable", "conversation_history", f"no numbered turn: {describe(item)}")
         if item.get("role") == "user":
-            asked[item["turn"]] = f.text(item.get("content"), "conversation_history", "empty_question")
+            questions[item["turn"]] = fields.text(item.get("content"), "conversation_history", "empty_question")
         else:
             candidates.setdefault(item["turn"], []).append(item)
-    without = next((turn for turn in candidates if turn not in asked), None)
+    without = next((turn for turn in candidates if turn not in questions), None)
     if without is not None or not candidates:
-        raise f.Bad("empty_question", "conversation_history", f"no question in turn {without or 0}")
-    return {turn: (asked[turn], candidates[turn]) for turn in candidates}
+        raise BadField("empty_question", "conversation_history", f"no question in turn {without or 0}")
+    return {turn: (questions[turn], candidates[turn]) for turn in candidates}
 
 
-def read_oasst(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
-    """OpenAssistant's trees: the replies to one message, ranked (0 is best), after the messages above it.
+def read_oasst(table: Table, known: Known) -> list[Question]:
+    """Reads OpenAssistant's trees: the replies to one message, ranked (0 is best), after the messages above it.
 
     Only replies of the assistant count as rows; `cultures: [ar, zh]` selects by language.
     """
-    messages: dict[str, dict[str, Any]] = {}
-    replies: list[tuple[Row, dict[str, Any]]] = []
-    for row, found in good_rows(rows, fields, report):
+    report = table.report
+    messages: dict[str, JsonObject] = {}
+
+    def parse(row: Row, values: JsonObject) -> tuple[Row, JsonObject]:
+        fields.need(values, "id", "parent", "text", "role")
+        values["text"] = fields.text(values["text"], "text", "empty_response")
+        if values["role"] not in ("prompter", "assistant"):
+            raise BadField("unreadable", "role", describe(values["role"]))
+        messages[fields.text(values["id"], "message_id", "unreadable")] = values
+        report.rows -= values["role"] == "prompter"
+        return row, values
+
+    replies = [(row, values) for row, values in table.parse(parse) if values["role"] == "assistant"]
+    ranked: list[tuple[Row, JsonObject, Content]] = []
+    last_rank: dict[str, float] = {}  # of the replies to a message
+    for row, values in replies:
         try:
-            f.need(found, "id", "parent", "text", "role")
-            found["text"] = f.text(found["text"], "text", "empty_response")
-            if found["role"] not in ("prompter", "assistant"):
-                raise f.Bad("unreadable", "role", describe(found["role"]))
-            messages[f.text(found["id"], "message_id", "unreadable")] = found
-            if found["role"] == "assistant":
-                replies.append((row, found))
-            else:
-                report.rows -= 1
-        except f.Bad as bad:
-            f.drop(report, row, bad)
-    ranked: list[tuple[Row, dict[str, Any], Content]] = []
-    lowest: dict[str, float] = {}
-    for row, found in replies:
-        try:
-            if found.get("deleted") is True or found.get("reviewed") is False:
-                raise f.Bad("not_reviewed", "review_result", "deleted, or refused by its reviewers")
-            found["rank"] = f.rating(found.get("rank"), "rank", 0.0)
-            found["language"] = f.optional_text(found.get("language"), "lang")
-            ranked.append((row, found, _thread(messages, found["parent"])))
-            lowest[found["parent"]] = max(lowest.get(found["parent"], 0.0), found["rank"])
-        except f.Bad as bad:
-            f.drop(report, row, bad)
+            if values.get("deleted") is True or values.get("reviewed") is False:
+                raise BadField("not_reviewed", "review_result", "deleted, or rejected by its reviewers")
+            values["rank"] = fields.rating(values.get("rank"), "rank", 0.0)
+            values["language"] = fields.optional_text(values.get("language"), "lang")
+            ranked.append((row, values, _thread(messages, values["parent"])))
+            last_rank[values["parent"]] = max(last_rank.get(values["parent"], 0.0), values["rank"])
+        except BadField as bad:
+            table.drop(row, bad)
     groups = Groups(report)
-    for row, found, prompt in ranked:
-        rating = lowest[found["parent"]] - found["rank"] + 1.0
-        groups.add(row, prompt, assistant_turn(found["text"]), rating, "human", language=found["language"])
+    for row, values, prompt in ranked:
+        rating = last_rank[values["parent"]] - values["rank"] + 1.0
+        response = Response(assistant_turn(values["text"]), rating, "human", row.number)
+        groups.add(row, prompt, response, {"language": values["language"]})
     return groups.questions()
 
 
-def _thread(messages: Mapping[str, Mapping[str, Any]], last: Any) -> Content:
-    """The conversation down to a message."""
+def _thread(messages: Mapping[str, JsonObject], last: object) -> Content:
+    """Returns the conversation from the root down to the message of this id."""
     turns: list[Message] = []
     while last is not None:
         message = messages.get(last) if isinstance(last, str) else None
         if message is None or len(turns) > 1000:
-            raise f.Bad("empty_question", "parent_id", f"no such message: {describe(last)}")
+            raise BadField("empty_question", "parent_id", f"no such message: {describe(last)}")
         turns.append({"role": "user" if message["role"] == "prompter" else "assistant", "content": message["text"]})
         last = message["parent"]
     if not turns:
-        raise f.Bad("empty_question", "parent_id", "a reply to nothing")
+        raise BadField("empty_question", "parent_id", "the reply has no parent")
     return tuple(reversed(turns))
 
 
-def read_sft(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
-    """Instructions with one good response each (Aya, CIDAR, Palm, CultureBank, messages files), labelled desirable."""
-    questions = []
-    for row, found in good_rows(rows, fields, report):
-        try:
-            questions.append(_instruction(row, found))
-        except f.Bad as bad:
-            f.drop(report, row, bad)
-    return questions
+def read_sft(table: Table, known: Known) -> list[Question]:
+    """Reads instructions with one good response each, labelled desirable (Aya, CIDAR, Palm, CultureBank, messages)."""
+    return list(table.parse(_instruction))
 
 
-def _instruction(row: Row, found: Mapping[str, Any]) -> Question:
-    if "messages" in found:
-        turns = f.messages(found["messages"], "messages", "empty_response")
+def _instruction(row: Row, values: JsonObject) -> Question:
+    prompt: Content
+    if "messages" in values:
+        turns = fields.messages(values["messages"], "messages", "empty_response")
         if len(turns) < 2 or turns[-1]["role"] != "assistant":
-            raise f.Bad("empty_response", "messages", "it does not end in an answer of the assistant")
+            raise BadField("empty_response", "messages", "the conversation does not end in a response of the assistant")
         prompt, response = turns[:-1], turns[-1:]
     else:
-        f.need(found, "prompt", "response")
-        asked = f.text(found["prompt"], "prompt", "empty_question")
-        more = f.optional_text(found.get("input"), "input")
-        prompt = user_turn(asked if more is None else f"{asked}\n\n{more}")
-        response = assistant_turn(f.text(found["response"], "response", "empty_response"))
-    named = f.optional_text(found.get("culture"), "culture")
-    culture = culture_id(named) if named else None
-    source = f.optional_text(found.get("source"), "source") or "unknown"
+        fields.need(values, "prompt", "response")
+        instruction = fields.text(values["prompt"], "prompt", "empty_question")
+        more = fields.optional_text(values.get("input"), "input")
+        prompt = user_turn(instruction if more is None else f"{instruction}\n\n{more}")
+        response = assistant_turn(fields.text(values["response"], "response", "empty_response"))
+    name = fields.optional_text(values.get("culture"), "culture")
+    culture = culture_id(name) if name else None
+    source = fields.optional_text(values.get("source"), "source") or "unknown"
     return Question(
         prompt,
         (Response(response, 1.0, source, row.number, desirable=True),),
         question_key(prompt, culture),
         culture=culture,
-        language=f.optional_text(found.get("language"), "language") or culture_language(culture),
+        language=fields.optional_text(values.get("language"), "language") or culture_language(culture),
         file=row.file,
     )

@@ -1,9 +1,10 @@
-"""Rated responses, one a row, to groups of one question: CARE's two schemas, its evaluation set, anyone's own table."""
+"""Reads rated responses, one per row, and groups them by question: CARE's files and any other table."""
 
+import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias
 
 from care_jax.data.questions import (
     Content,
@@ -16,211 +17,216 @@ from care_jax.data.questions import (
     plain_text,
     question_key,
 )
-from care_jax.data.rows import fields as f
-from care_jax.data.rows.files import Row
+from care_jax.data.rows import fields
+from care_jax.data.rows.fields import BadField
 from care_jax.data.rows.report import Report
+from care_jax.data.rows.row import Row, describe
+from care_jax.data.rows.table import Table
+from care_jax.textfiles import JsonObject
 
 
 def user_turn(text: str) -> tuple[Message, ...]:
-    """A question as a conversation of one user message."""
+    """Returns a question as a conversation of one user message."""
     return ({"role": "user", "content": text},)
 
 
 def assistant_turn(text: str) -> tuple[Message, ...]:
-    """A response as one assistant message."""
+    """Returns a response as one assistant message."""
     return ({"role": "assistant", "content": text},)
 
 
+# What rows say about a question: culture, relation, category, language, reference, translated.
+About: TypeAlias = dict[str, str | None]
+
+
 @dataclass(slots=True)
-class _RatedAnswer:
-    content: Content
+class _RatedResponse:
+    response: Response
     ratings: list[float | None]
     source: str
-    row: int
-    field: str
+
+    def merged(self) -> Response:
+        known = [rating for rating in self.ratings if rating is not None]
+        mean = math.fsum(known) / len(known) if known else None
+        return dataclasses.replace(self.response, rating=mean, source=self.source)
+
+
+@dataclass(slots=True)
+class _Group:
+    """A question whose responses are being collected. responses: by text, or by row with `every_response`."""
+
+    key: str
+    prompt: Content
+    file: str
+    about: About
+    responses: dict[Hashable, _RatedResponse] = field(default_factory=dict)
+
+    def question(self) -> Question:
+        responses = tuple(response.merged() for response in self.responses.values())
+        return Question(self.prompt, responses, self.key, file=self.file, **self.about)
 
 
 @dataclass(slots=True)
 class Groups:
-    """Collects rated responses by question key; the same response twice stands once, rated by the mean.
+    """Collects rated responses by question key. A response that occurs twice is kept once, with the mean rating.
 
-    Where rows of one question differ (in the spelling of the prompt, a detail, a response's source), the least of the
-    values stands, so that the order of the rows decides nothing.
+    If rows of one question differ (in the spelling of the prompt, a detail, a response's source), the smallest of the
+    values is kept, so that the result does not depend on the order of the rows.
     """
 
     report: Report
-    about: dict[Any, dict[str, Any]] = field(default_factory=dict)
-    answers: dict[Any, dict[Any, _RatedAnswer]] = field(default_factory=dict)
-    # Rows of one question come with one text: its key is made once. With `every_response`, texts that differ at all are
-    # apart, as each response is scored behind its own row's words.
-    keys: dict[tuple[str, str | None], Any] = field(default_factory=dict)
+    by_key: dict[Hashable, _Group] = field(default_factory=dict)
+    # (prompt text, culture) -> key. Rows of one question repeat its text, and keys are slow to make. With
+    # `every_response` texts are their own keys, as each response is scored after the prompt of its own row.
+    keys: dict[tuple[str, str | None], Hashable] = field(default_factory=dict)
 
-    def add(
-        self,
-        row: Row,
-        prompt: Content,
-        response: Content,
-        rating: float | None,
-        source: str,
-        *,
-        name: str = "response",
-        **about: Any,
-    ) -> None:
-        """One response to a prompt. about: culture, relation, category, language, reference, translated."""
-        asked = plain_text(prompt), about.get("culture")
-        place = self.keys.get(asked)
-        if place is None:
-            key = question_key(prompt, asked[1])
-            place = self.keys[asked] = asked if self.report.every_response else key
-            if place not in self.about:
-                self.about[place] = {"key": key, "prompt": prompt, "file": row.file, **about}
-                self.answers[place] = {}
-            elif asked[0] < plain_text(self.about[place]["prompt"]):
-                self.about[place]["prompt"] = prompt
-        known = self.about[place]
-        for detail, value in about.items():
-            if value is not None and (known[detail] is None or value < known[detail]):
-                known[detail] = value
-        words = (row.number, len(self.answers[place])) if self.report.every_response else plain_text(response)
-        same = self.answers[place].get(words)
-        if same is None:
-            self.answers[place][words] = _RatedAnswer(response, [rating], source, row.number, name)
+    def add(self, row: Row, prompt: Content, response: Response, about: About | None = None) -> None:
+        """Adds one response to a prompt."""
+        group = self._group(row, prompt, about or {})
+        text = (row.number, len(group.responses)) if self.report.every_response else plain_text(response.content)
+        earlier = group.responses.get(text)
+        if earlier is None:
+            group.responses[text] = _RatedResponse(response, [response.rating], response.source)
             return
-        conflict = rating not in same.ratings
+        conflict = response.rating not in earlier.ratings
         reason = "conflicting_duplicate" if conflict else "duplicate"
-        rated = f"rated {rating}, there {same.ratings[0]}" if conflict else "rated alike"
-        self.report.drop(row, reason, name, f"the same response as in row {same.row}, {rated}")
-        same.ratings.append(rating)
-        same.source = min(same.source, source)
+        rated = f"rated {response.rating}, there {earlier.ratings[0]}" if conflict else "with the same rating"
+        self.report.drop(row, reason, response.field, f"the same response as in row {earlier.response.row}, {rated}")
+        earlier.ratings.append(response.rating)
+        earlier.source = min(earlier.source, response.source)
+
+    def _group(self, row: Row, prompt: Content, about: About) -> _Group:
+        """Returns the group of a prompt, updated with these values."""
+        identity = plain_text(prompt), about.get("culture")
+        key = self.keys.get(identity)
+        if key is None:
+            question = question_key(prompt, identity[1])
+            key = self.keys[identity] = identity if self.report.every_response else question
+            if key not in self.by_key:
+                self.by_key[key] = _Group(question, prompt, row.file, dict(about))
+            elif identity[0] < plain_text(self.by_key[key].prompt):
+                self.by_key[key].prompt = prompt
+        group = self.by_key[key]
+        for name, value in about.items():
+            known = group.about[name]
+            if value is not None and (known is None or value < known):
+                group.about[name] = value
+        return group
 
     def questions(self) -> list[Question]:
-        """The questions, in the order in which they first came."""
-        return [
-            Question(
-                responses=tuple(
-                    Response(a.content, _mean(a.ratings), a.source, a.row, a.field)
-                    for a in self.answers[place].values()
-                ),
-                **about,
-            )
-            for place, about in self.about.items()
-        ]
-
-
-def _mean(ratings: list[float | None]) -> float | None:
-    known = [r for r in ratings if r is not None]
-    return math.fsum(known) / len(known) if known else None
+        """Returns the questions in the order of their first rows."""
+        return [group.question() for group in self.by_key.values()]
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Cultures and categories that the user named, beyond the known ones."""
+    """Cultures and categories that the user named, in addition to the registered ones."""
 
     cultures: frozenset[str] = frozenset()
     categories: frozenset[str] = frozenset()
 
 
-def read_care(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
-    """CARE's training rows: question, response, rating 1-10, source, category, culture; reference and translation.
+def read_care(table: Table, known: Known) -> list[Question]:
+    """Reads CARE's training rows: question, response, rating 1-10, source, category, culture; reference, translation.
 
-    A file without any response or rating, but with references, is CARE's evaluation set: see `read_care_eval`.
+    A file that has references but neither responses nor ratings is CARE's evaluation set: see `read_care_eval`.
     """
-    return _read(rows, fields, report, known, 1.0, 10.0)
+    return _read(table, known, 1.0, 10.0)
 
 
-def read_rated(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
-    """Any table of question, response and rating (larger is better, any scale), mapped by `columns:`."""
-    return _read(rows, fields, report, known, float("-inf"), float("inf"))
+def read_rated(table: Table, known: Known) -> list[Question]:
+    """Reads any table of question, response and rating (larger is better, any scale), mapped by `columns:`."""
+    return _read(table, known, -math.inf, math.inf)
 
 
-def read_care_eval(rows: Iterable[Row], fields: f.Fields, report: Report, known: Known) -> list[Question]:
-    """CARE's evaluation items: a question with its reference, which stands as the only, unrated response."""
-    groups = Groups(report)
-    for row, found in good_rows(rows, fields, report):
-        try:
-            _add_item(groups, row, found, known)
-        except f.Bad as bad:
-            f.drop(report, row, bad)
+def read_care_eval(table: Table, known: Known) -> list[Question]:
+    """Reads CARE's evaluation items: a question with its reference as the only response, not rated."""
+    groups = Groups(table.report)
+    table.for_each(lambda row, values: _add_reference(groups, row, values, known))
     return groups.questions()
 
 
-_SPOKEN_OF = frozenset(("response", "rating", "category", "culture"))
+_CARE_FIELDS = frozenset(("response", "rating", "category", "culture"))
 
 
-def _read(
-    rows: Iterable[Row], fields: f.Fields, report: Report, known: Known, low: float, high: float
-) -> list[Question]:
-    groups = Groups(report)
-    # A column that no row has is one that the data do not speak of; one that only some rows lack is damage. So a row
-    # that lacks what none before it had waits for the rows behind it.
-    waiting: list[tuple[Row, dict[str, Any]]] = []
+def _read(table: Table, known: Known, low: float, high: float) -> list[Question]:
+    """Reads rated rows.
+
+    A field that no row has is absent from the data; if only some rows lack it, those rows are damaged. So rows wait
+    until all fields have been seen, or until the end of the data.
+    """
+    groups = Groups(table.report)
+    waiting: list[tuple[Row, JsonObject]] = []
     seen: set[str] = set()
 
-    def add(row: Row, found: Mapping[str, Any]) -> None:
+    def add(row: Row, values: JsonObject) -> None:
         try:
             if "response" not in seen and "rating" not in seen and "reference" in seen:
-                _add_item(groups, row, found, known)
-                return
-            f.need(found, "question", "response")
-            if not report.every_response:
-                f.need(found, "rating", *(key for key in ("category", "culture") if key in seen))
-            question = f.text(found["question"], "question", "empty_question")
-            response = f.text(found["response"], "response", "empty_response")
-            rating = _rating(found, low, high, report)
-            about = _about(found, known, report)
-            source = f.optional_text(found.get("source"), "source") or "unknown"
-            groups.add(row, user_turn(question), assistant_turn(response), rating, source, **about)
-        except f.Bad as bad:
-            f.drop(report, row, bad)
+                _add_reference(groups, row, values, known)
+            else:
+                _add_response(groups, row, values, known, (low, high), seen)
+        except BadField as bad:
+            table.drop(row, bad)
 
-    for row, found in good_rows(rows, fields, report):
-        seen.update(found)
-        if seen >= _SPOKEN_OF:
-            add(row, found)
+    for row, values in table:
+        seen.update(values)
+        if seen >= _CARE_FIELDS:
+            add(row, values)
         else:
-            waiting.append((row, found))
-    for row, found in waiting:
-        add(row, found)
+            waiting.append((row, values))
+    for row, values in waiting:
+        add(row, values)
     return groups.questions()
 
 
-def _add_item(groups: Groups, row: Row, found: Mapping[str, Any], known: Known) -> None:
-    f.need(found, "question", "reference")
-    question = f.text(found["question"], "question", "empty_question")
-    reference = f.text(found["reference"], "reference", "empty_response")
-    about = _about(found, known, groups.report)
-    groups.add(row, user_turn(question), assistant_turn(reference), None, "reference", name="answer", **about)
+def _add_reference(groups: Groups, row: Row, values: JsonObject, known: Known) -> None:
+    fields.need(values, "question", "reference")
+    question = fields.text(values["question"], "question", "empty_question")
+    reference = fields.text(values["reference"], "reference", "empty_response")
+    about = _about(values, known, groups.report)
+    groups.add(
+        row, user_turn(question), Response(assistant_turn(reference), None, "reference", row.number, "answer"), about
+    )
 
 
-def _rating(found: Mapping[str, Any], low: float, high: float, report: Report) -> float | None:
+def _add_response(
+    groups: Groups, row: Row, values: JsonObject, known: Known, bounds: tuple[float, float], seen: set[str]
+) -> None:
+    fields.need(values, "question", "response")
+    if not groups.report.every_response:
+        fields.need(values, "rating", *(name for name in ("category", "culture") if name in seen))
+    question = fields.text(values["question"], "question", "empty_question")
+    response = fields.text(values["response"], "response", "empty_response")
+    rating = _rating(values, bounds, groups.report)
+    about = _about(values, known, groups.report)
+    source = fields.optional_text(values.get("source"), "source") or "unknown"
+    groups.add(row, user_turn(question), Response(assistant_turn(response), rating, source, row.number), about)
+
+
+def _rating(values: JsonObject, bounds: tuple[float, float], report: Report) -> float | None:
     try:
-        return f.rating(found.get("rating"), "rating", low, high)
-    except f.Bad:
+        return fields.rating(values.get("rating"), "rating", *bounds)
+    except BadField:
         if report.every_response:
             return None
         raise
 
 
-def _about(found: Mapping[str, Any], known: Known, report: Report) -> dict[str, Any]:
-    category = parse_category(found.get("category"), known.categories)
-    if category is None and "category" in found and not report.every_response:
-        raise f.Bad("unknown_category", "category", f.describe(found["category"]))
-    relation, culture = parse_culture(found.get("culture"), known.cultures)
-    if culture is None and "culture" in found and not report.every_response:
-        raise f.Bad("unknown_culture", "culture", f.describe(found["culture"]))
-    about: dict[str, Any] = {"culture": culture, "relation": relation, "category": category}
-    for name in ("language", "reference", "translated"):
-        value = found.get(name)
-        about[name] = None if value is None else f.optional_text(value, name)
-    about["language"] = about["language"] or culture_language(culture)
-    return about
-
-
-def good_rows(rows: Iterable[Row], fields: f.Fields, report: Report) -> Iterable[tuple[Row, dict[str, Any]]]:
-    """Each readable row with its fields; counts all rows, and drops the unreadable."""
-    for row in rows:
-        report.rows += 1
-        if row.value is None:
-            report.drop(row, "unreadable", "", row.problem)
-        else:
-            yield row, fields.of(row.value)
+def _about(values: JsonObject, known: Known, report: Report) -> About:
+    category = parse_category(values.get("category"), known.categories)
+    if category is None and "category" in values and not report.every_response:
+        raise BadField("unknown_category", "category", describe(values["category"]))
+    relation, culture = parse_culture(values.get("culture"), known.cultures)
+    if culture is None and "culture" in values and not report.every_response:
+        raise BadField("unknown_culture", "culture", describe(values["culture"]))
+    language, reference, translated = (
+        fields.optional_text(values.get(name), name) for name in ("language", "reference", "translated")
+    )
+    return {
+        "culture": culture,
+        "relation": relation,
+        "category": category,
+        "language": language or culture_language(culture),
+        "reference": reference,
+        "translated": translated,
+    }

@@ -6,7 +6,7 @@ reading.questions, reading.report.to_json()
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from care_jax.data.questions import (
@@ -16,19 +16,23 @@ from care_jax.data.questions import (
     culture_id,
     normalise,
     parse_culture,
+    question_key,
     register_culture,
 )
 from care_jax.data.readers import blend, pairs, rated, token_cache
 from care_jax.data.readers import public_sets as sets
 from care_jax.data.readers.rated import Known, user_turn
 from care_jax.data.rows import fields as f
-from care_jax.data.rows.files import Row, open_rows
+from care_jax.data.rows.files import open_rows
 from care_jax.data.rows.report import Report, write_report
+from care_jax.data.rows.row import Row
+from care_jax.data.rows.table import Table, open_table
 from care_jax.errors import UserError, nearest
+from care_jax.textfiles import JsonObject
 
 __all__ = ["READERS", "ReaderSpec", "Reading", "read", "write_report"]
 
-Reader = Callable[[Iterable[Row], f.Fields, Report, Known], list[Question]]
+Reader = Callable[[Table, Known], list[Question]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,7 @@ def read(
         rows = open_rows(str(path), split, name, revision, spec.files)
     known = Known(frozenset(map(culture_id, cultures or ())), frozenset(map(category_id, categories or ())))
     report = Report(strict=strict, every_response=every_response)
-    questions = spec.read(rows, f.Fields.make(spec.aliases, columns), report, known)
+    questions = spec.read(Table(rows, f.Fields.make(spec.aliases, columns), report), known)
     if report.rows and report.dropped["unreadable"] == report.rows:
         first = report.rejected[0]
         raise UserError(f"{path}: none of {report.rows} rows can be read; row {first['row']}: {first['found']}")
@@ -226,17 +230,14 @@ def _in_english(questions: list[Question], path: str, translations: str | None) 
 
 
 def _translations(path: str) -> dict[str, str]:
-    """question key -> English wording."""
-    fields, report, found = f.Fields.make(f.RATED, None), Report(strict=True), {}
-    for row, value in rated.good_rows(open_rows(path), fields, report):
-        try:
-            f.need(value, "question", "translated")
-            question = f.text(value["question"], "question", "empty_question")
-            english = f.optional_text(value["translated"], "translated")
-            if english is not None:
-                named = f.optional_text(value.get("culture"), "culture")
-                culture = (parse_culture(named)[1] or culture_id(named)) if named else None
-                found[rated.question_key(question, culture)] = english
-        except f.Bad as bad:
-            f.drop(report, row, bad)
-    return found
+    """Returns question key -> English wording."""
+
+    def parse(row: Row, values: JsonObject) -> tuple[str, str | None]:
+        f.need(values, "question", "translated")
+        question = f.text(values["question"], "question", "empty_question")
+        name = f.optional_text(values.get("culture"), "culture")
+        culture = (parse_culture(name)[1] or culture_id(name)) if name else None
+        return question_key(question, culture), f.optional_text(values["translated"], "translated")
+
+    pairs = open_table(path, f.RATED).parse(parse)
+    return {key: english for key, english in pairs if english is not None}

@@ -21,8 +21,10 @@ from care_jax.data import chat
 from care_jax.data.chat import Tokenizer
 from care_jax.data.preferences import content_hash
 from care_jax.data.questions import Question, Response, Stored, is_ids, is_messages, normalise
-from care_jax.data.rows.files import TOKEN_CACHE, Row, Rows
+from care_jax.data.rows.files import TOKEN_CACHE
 from care_jax.data.rows.report import Report, write_report
+from care_jax.data.rows.row import Row, Rows
+from care_jax.data.rows.table import Table
 from care_jax.errors import UserError
 from care_jax.textfiles import write_whole
 
@@ -250,8 +252,8 @@ def _questions(cache: TokenCache, index: dict[str, np.ndarray]) -> Iterator[Ques
         yield Question(prompt, tuple(responses), key, reference=reference, translated=translated, **about)
 
 
-def read_prepared(rows: Any, fields: Any, report: Report, known: Any) -> list[Question]:
+def read_prepared(table: Table, known: object) -> list[Question]:
     """The reader `prepared`. Rows are the responses that the cache holds (a pair of one row counts as that row)."""
-    questions = [row.value["question"] for row in rows]
-    report.rows += sum(response.field != "rejected" for question in questions for response in question.responses)
+    questions = [row.value["question"] for row in table.rows if row.value is not None]
+    table.report.rows += sum(response.field != "rejected" for question in questions for response in question.responses)
     return questions

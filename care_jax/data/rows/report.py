@@ -1,4 +1,4 @@
-"""What was read and what was dropped, why and where: nothing is lost in silence."""
+"""Counts what was read and lists what was dropped, where and why."""
 
 import dataclasses
 import json
@@ -7,12 +7,12 @@ import pathlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from care_jax.data.questions import Question
-from care_jax.data.rows.files import Row
+from care_jax.data.preferences import POLICIES, question_pairs
+from care_jax.data.questions import Question, Response
+from care_jax.data.rows.row import Row
 from care_jax.errors import UserError
-from care_jax.textfiles import write_whole
+from care_jax.textfiles import JsonObject, write_lines, write_whole
 
 REASONS = (
     "unreadable",
@@ -26,59 +26,63 @@ REASONS = (
     "unknown_culture",
     "truncated_away",
 )
-POLICIES = ("all", "best_worst", "adjacent", "random")
 
 
 @dataclass(slots=True)
 class Report:
-    """The account of one reading. rows = responses + everything dropped (pairs of one row count as that row).
+    """What one reading read and dropped. rows = responses + all dropped rows; a pair of one row counts as that row.
 
-    dropped: rows by reason. rejected: one entry a dropped row: file, row, field, reason, found. What was read well but
-    not asked for (another culture, another source) is dropped as `not_selected`, counted and not listed.
-    every_response: readers keep each response that has a question, duplicates too, and leave out what else is wrong
-    with its row (rating, category, culture): for scoring, where a row asks for its number and teaches nothing.
+    strict: the first row that cannot be used raises `UserError`. every_response: readers keep each response that has a
+    question, duplicates too, and leave out a rating, category or culture that cannot be used; for scoring, where each
+    row needs its number. dropped: number of rows by reason; rows that the user did not select (another culture, another
+    source) count as `not_selected`. rejected: an entry per dropped row, as rejected_rows.jsonl holds them; none for
+    `not_selected`. truncated: (question, response) of the responses in `drop_truncated`.
     """
 
     strict: bool = False
     every_response: bool = False
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
+    rejected: list[JsonObject] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     truncated: set[tuple[int, int]] = field(default_factory=set)
 
-    def drop(self, row: Row, reason: str, field: str, found: str) -> None:
-        """Counts and lists a row that is not used; with `strict`, ends the reading (a duplicate loses nothing)."""
+    def drop(self, row: Row, reason: str, field: str, value: str) -> None:
+        """Counts and lists a dropped row. field: the field that cannot be used, or ''. value: what was found, in words.
+
+        Raises `UserError` if `strict`, except for a duplicate.
+        """
         if self.strict and reason != "duplicate":
-            raise UserError(
-                f"{row.place}, {field}: {reason.replace('_', ' ')}: {found} (strict: the first bad row ends it)"
-            )
+            place = f"{row.place}, {field}" if field else row.place
+            raise UserError(f"{place}: {reason.replace('_', ' ')}: {value}")
         self.dropped[reason] += 1
-        entry = {"file": row.file, "row": row.row, "field": field, "reason": reason, "found": found}
+        entry = {"file": row.file, "row": row.row, "field": field, "reason": reason, "found": value}
         self.rejected.append(entry if row.line is None else entry | {"line": row.line})
 
-    def drop_truncated(self, question: int, response: int, found: str) -> None:
-        """Counts and lists a response of `questions` whose every completion token lies behind the maximum length."""
+    def drop_truncated(self, question: int, response: int, value: str) -> None:
+        """Counts and lists a response of `questions` that has no completion token within the maximum length."""
         if (question, response) in self.truncated:
             return
         item = self.questions[question]
         row = item.responses[response]
-        paired = row.field in ("chosen", "rejected") and any(q == question for q, _ in self.truncated)
+        counted = _is_paired(row) and any(q == question for q, _ in self.truncated)  # a pair is one row
         self.truncated.add((question, response))
-        self.dropped["truncated_away"] += not paired
+        self.dropped["truncated_away"] += not counted
         self.rejected.append(
-            {"file": item.file, "row": row.row, "field": row.field, "reason": "truncated_away", "found": found}
+            {"file": item.file, "row": row.row, "field": row.field, "reason": "truncated_away", "found": value}
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """`rows questions responses dropped ratings by pairs`, as data_report.json holds them."""
+    def to_json(self) -> JsonObject:
+        """Returns `rows questions responses dropped ratings by pairs`, as data_report.json holds them."""
         return merge([self])
 
 
-def merge(reports: Sequence[Report]) -> dict[str, Any]:
-    """One account of several readings: every number is the sum over them."""
-    from care_jax.data.preferences import question_pairs
+def _is_paired(response: Response) -> bool:
+    return response.field in ("chosen", "rejected")
 
+
+def merge(reports: Sequence[Report]) -> JsonObject:
+    """Returns the JSON of several readings together: every number is the sum over them."""
     dropped: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
     ratings: Counter[float] = Counter()
     by: dict[str, Counter[str]] = {"culture": Counter(), "category": Counter()}
@@ -91,8 +95,8 @@ def merge(reports: Sequence[Report]) -> dict[str, Any]:
             if not kept:
                 continue
             questions += 1
-            if any(r.field in ("chosen", "rejected") for r in kept):
-                responses += len(kept) == len(question.responses)  # a pair is one row, and lost with either side
+            if any(map(_is_paired, kept)):
+                responses += len(kept) == len(question.responses)  # a pair is one row, dropped with either response
             else:
                 responses += len(kept)
             by["culture"][question.culture or "none"] += 1
@@ -113,12 +117,11 @@ def merge(reports: Sequence[Report]) -> dict[str, Any]:
     }
 
 
-def write_report(folder: str | os.PathLike[str], reports: Sequence[Report]) -> dict[str, Any]:
-    """Writes data_report.json and rejected_rows.jsonl into the folder, each whole or not at all; returns the former."""
-    place = pathlib.Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
+def write_report(folder: str | os.PathLike[str], reports: Sequence[Report]) -> JsonObject:
+    """Writes data_report.json and rejected_rows.jsonl into the folder; returns the content of the former."""
+    path = pathlib.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
     account = merge(reports)
-    rejected = [entry for report in reports for entry in report.rejected]
-    write_whole(place / "data_report.json", json.dumps(account, ensure_ascii=False, indent=2) + "\n")
-    write_whole(place / "rejected_rows.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in rejected))
+    write_whole(path / "data_report.json", json.dumps(account, ensure_ascii=False, indent=2) + "\n")
+    write_lines(path / "rejected_rows.jsonl", (entry for report in reports for entry in report.rejected))
     return account

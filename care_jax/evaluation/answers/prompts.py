@@ -1,15 +1,18 @@
 """Rows that ask something, whoever answers them: a model here or an endpoint. Needs no jax."""
 
 import dataclasses
+import itertools
 from collections import Counter
 from typing import Any
 
 from care_jax.data.questions import Content, is_messages
-from care_jax.data.readers.rated import good_rows, user_turn
+from care_jax.data.readers.rated import user_turn
 from care_jax.data.rows import fields as f
-from care_jax.data.rows.files import open_rows
 from care_jax.data.rows.report import Report
+from care_jax.data.rows.row import Row
+from care_jax.data.rows.table import open_table
 from care_jax.errors import UserError
+from care_jax.textfiles import JsonObject
 
 _FIELDS = {"question": ("question", "query"), "prompt": ("prompt", "instruction")}
 
@@ -29,15 +32,12 @@ def read_prompts(path: str, limit: int | None = None) -> tuple[list[Asked], Coun
     `question` is asked as one user message; `prompt` is messages, or text that no template renders. Nothing else is
     required of a row. Raises UserError where no row asks anything.
     """
-    fields, report = f.Fields.make(_FIELDS, None), Report()
-    asked: list[Asked] = []
-    for row, found in good_rows(open_rows(path), fields, report):
-        if limit is not None and len(asked) == limit:
-            break
-        try:
-            asked.append(Asked(row.number, dict(row.value or {}), _prompt(found)))
-        except f.Bad as bad:
-            f.drop(report, row, bad)
+    report = Report()
+
+    def parse(row: Row, values: JsonObject) -> Asked:
+        return Asked(row.number, dict(row.value or {}), _prompt(values))
+
+    asked = list(itertools.islice(open_table(path, _FIELDS, report=report).parse(parse), limit))
     if not asked:
         first = f"; row {report.rejected[0]['row']}: {report.rejected[0]['found']}" if report.rejected else ""
         raise UserError(f"{path}: no row asks anything: a row needs `question` or `prompt`, text or messages{first}")

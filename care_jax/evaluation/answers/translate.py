@@ -7,10 +7,10 @@ from collections import Counter
 from typing import Any
 
 from care_jax.data.questions import culture_id, parse_culture, question_key
-from care_jax.data.readers.rated import good_rows, user_turn
+from care_jax.data.readers.rated import user_turn
 from care_jax.data.rows import fields as f
-from care_jax.data.rows.files import open_rows
 from care_jax.data.rows.report import Report
+from care_jax.data.rows.table import open_table
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.prompts import Asked
 from care_jax.textfiles import write_whole
@@ -27,10 +27,11 @@ def read_questions(path: str, limit: int | None = None) -> tuple[list[Asked], Co
 
     fields: `question` and, where the row has one, `culture`, as they stand there. Raises UserError where none is left.
     """
-    fields, report = f.Fields.make(_FIELDS, None), Report()
+    report = Report()
+    table = open_table(path, _FIELDS, report=report)
     asked: list[Asked] = []
     seen: set[str] = set()
-    for row, found in good_rows(open_rows(path), fields, report):
+    for row, found in table:
         if limit is not None and len(asked) == limit:
             break
         try:
@@ -38,8 +39,8 @@ def read_questions(path: str, limit: int | None = None) -> tuple[list[Asked], Co
             question = f.text(found["question"], "question", "empty_question")
             culture = f.optional_text(found.get("culture"), "culture")
             translated = f.optional_text(found.get("translated"), "translated")
-        except f.Bad as bad:
-            f.drop(report, row, bad)
+        except f.BadField as bad:
+            table.drop(row, bad)
             continue
         key = question_key(question, (parse_culture(culture)[1] or culture_id(culture)) if culture else None)
         if translated is None and key not in seen:

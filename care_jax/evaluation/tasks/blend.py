@@ -12,24 +12,28 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from care_jax.data.questions import culture_id
-from care_jax.data.rows.files import open_rows, shorten
+from care_jax.data.readers.blend import (
+    FILES,
+    Entry,
+    Votes,
+    country_language,
+    country_of_file,
+    exclusion,
+    open_annotations,
+)
+from care_jax.data.rows.files import open_rows
+from care_jax.data.rows.row import shorten
 from care_jax.errors import UserError, nearest
 from care_jax.evaluation.answers.responses import Matched
 from care_jax.evaluation.items import Item, Options, Outcome, Scored, TaskItems, limited, summarize
 from care_jax.evaluation.language import detect
 from care_jax.evaluation.tasks.parsing import blend_choice
 
-LANGUAGES = {
-    "UK": "English", "US": "English", "South_Korea": "Korean", "North_Korea": "Korean", "Algeria": "Arabic",
-    "China": "Chinese", "Indonesia": "Indonesian", "Spain": "Spanish", "Mexico": "Spanish", "Iran": "Persian",
-    "Assam": "Assamese", "Greece": "Greek", "Ethiopia": "Amharic", "Northern_Nigeria": "Hausa",
-    "Azerbaijan": "Azerbaijani", "West_Java": "Sundanese",
-}  # fmt: skip
 OFFICIAL_PROMPT = "inst-4"
 # Where no file of prompts lies beside the data.
 _OWN_PROMPT = "Give one short answer to this question, and nothing else.\n\nQuestion: {q}\nAnswer:"
@@ -37,10 +41,10 @@ _OWN_PROMPT = "Give one short answer to this question, and nothing else.\n\nQues
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
-    """What people of a country answered. votes: (local answers, English answers, how many gave them), most first."""
+    """The answers of a country's people. language: of the local answers. votes: the most frequent first."""
 
     language: str
-    votes: tuple[tuple[tuple[str, ...], tuple[str, ...], float], ...]
+    votes: tuple[Votes, ...]
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -57,20 +61,20 @@ def read_short(path: str, options: Options) -> TaskItems:
     excluded: Counter[str] = Counter()
     notes: list[str] = []
     if place.is_dir():
-        files = sorted(file for file in place.rglob("*_data*.json") if file.is_file())
+        files = sorted(file for file in place.rglob("*_data*.json") if file.is_file() and re.search(FILES, file.name))
         if not files:
             raise UserError(f"{path}: no file named COUNTRY_data.json in this folder")
     else:
         files = [place]
     for file in files:
-        country = _country(file)
+        country = country_of_file(file)
         prompts = _prompts(file, country, options, notes)
         topics = {id_: topic for id_, (_, _, topic) in _beside(file, country).items()}
-        for id_, row in _annotations(str(file) if file.exists() else path):
-            where = str(row.get("country", country))
-            name = id_ if len(files) == 1 and "country" not in row else f"{where}:{id_}"
-            item = _short_item(file, name, id_, row, where, prompts, topics, options)
-            reason = _exclusion(row)
+        for entry in open_annotations(str(file) if file.exists() else path):
+            where = str(entry.values.get("country", country))
+            name = entry.id if len(files) == 1 and "country" not in entry.values else f"{where}:{entry.id}"
+            item = _short_item(entry, name, where, prompts, topics, options)
+            reason = exclusion(entry.values["idks"]) or (None if entry.votes else "no_annotations")
             if reason:
                 excluded[reason] += 1
             else:
@@ -78,87 +82,27 @@ def read_short(path: str, options: Options) -> TaskItems:
     return TaskItems(limited(items, options, path), excluded, tuple(dict.fromkeys(notes)))
 
 
-def _country(file: pathlib.Path) -> str:
-    found = re.match(r"(.+?)_data\b|(.+?)_data[._]", file.name)
-    return (found[1] or found[2]) if found else file.stem.split(".")[0]
-
-
-def _annotations(path: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """(id, entry) of a file that maps ids to entries, or of rows with an ID."""
-    place = pathlib.Path(path)
-    if place.suffix == ".json":
-        try:
-            whole = json.loads(place.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not a JSON file: {error}") from None
-        if isinstance(whole, dict) and "annotations" not in whole:
-            for id_, entry in whole.items():
-                _check_entry(f"{path}, {id_}", entry)
-                yield id_, entry
-            return
-    for row in open_rows(path):
-        if row.value is None:
-            raise UserError(f"{row.place}: {row.problem}")
-        id_ = next((row.value[key] for key in ("ID", "id") if key in row.value), None)
-        if id_ is None:
-            raise UserError(f"{row.place}: no ID; its keys are {', '.join(map(str, row.value))}")
-        _check_entry(row.place, row.value)
-        yield str(id_), row.value
-
-
-def _check_entry(place: str, entry: Any) -> None:
-    keys = list(entry) if isinstance(entry, Mapping) else []
-    for key in ("question", "idks"):
-        if key not in keys:
-            raise UserError(f"{place}: no `{key}`; expected question, en_question, annotations, idks: {shorten(entry)}")
-    if not {"annotations", "aggregated_answers"} & set(keys):
-        raise UserError(f"{place}: no `annotations`; found {', '.join(map(str, keys))}")
-
-
-def _votes(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    found = row["annotations"] if "annotations" in row else row["aggregated_answers"]
-    # The authors take the first entry's votes as the most; sorting changes nothing in their files.
-    return sorted(found or [], key=lambda one: -float(one["count"]))
-
-
-def _exclusion(row: Mapping[str, Any]) -> str | None:
-    idks = row["idks"] or {}
-
-    def count(name: str) -> float:
-        value = idks.get(name)
-        return float(value) if isinstance(value, int | float) else 0.0
-
-    if count("no-answer") + count("not-applicable") >= 3:
-        return "unanswerable"
-    if count("idk") >= 5:
-        return "unknown"
-    return None if _votes(row) else "no_annotations"
-
-
 def _short_item(
-    file: pathlib.Path, name: str, id_: str, row: Mapping[str, Any], country: str,
-    prompts: str, topics: Mapping[str, str], options: Options,
-) -> Item:  # fmt: skip
-    language = LANGUAGES.get(country.replace(" ", "_"), "English")
+    entry: Entry, name: str, country: str, prompts: str, topics: Mapping[str, str], options: Options
+) -> Item:
+    known = country_language(country)
+    language = "English" if known is None else known.name
     english = options.query_language == "english"
-    if english and not str(row.get("en_question") or "").strip():
-        raise UserError(f"{file}, {id_}: --query-language english, but it has no en_question")
-    question = str(row["en_question"] if english else row["question"])
-    votes = tuple(
-        (tuple(one.get("answers") or ()), tuple(one.get("en_answers") or ()), float(one["count"]))
-        for one in _votes(row)
-    )
+    translated = entry.values.get("translated")
+    if english and not str(translated or "").strip():
+        raise UserError(f"{entry.place}: --query-language english, but it has no en_question")
+    question = str(translated if english else entry.values["question"])
     groups = {"country": country, "culture": culture_id(country), "language": language}
-    if id_ in topics:
-        groups["topic"] = topics[id_]
+    if entry.id in topics:
+        groups["topic"] = topics[entry.id]
     return Item(
         id=name,
         question=question,
         prompt=prompts.replace("{q}", question),
         groups=groups,
         language="English" if english else language,
-        fields={"country": country, "question_en": row.get("en_question")},
-        secret=Annotated("English" if language == "English" else language, votes),
+        fields={"country": country, "question_en": translated},
+        secret=Annotated(language, entry.votes),
     )
 
 
@@ -313,15 +257,15 @@ def _hit(item: Item, response: str, strict: bool) -> tuple[float, str | None]:
     text = cleaned(response, item.prompt)
     if not text:
         return 0.0, None
-    most = said.votes[0][2]
-    for local, english, count in said.votes:
+    most = said.votes[0].count
+    for votes in said.votes:
         if said.language != "English":
-            for answer in local:
+            for answer in votes.local:
                 if matches(answer, text, said.language, strict=strict):
-                    return count / most, answer
-        for answer in english:
+                    return votes.count / most, answer
+        for answer in votes.english:
             if matches(answer, text, "English", strict=strict):
-                return count / most, answer
+                return votes.count / most, answer
     return 0.0, None
 
 

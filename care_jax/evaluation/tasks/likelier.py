@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from care_jax.data.rows.fields import Fields
-from care_jax.data.rows.files import Row, open_rows
+from care_jax.data.rows.files import open_rows
+from care_jax.data.rows.row import Row
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import Matched
 from care_jax.evaluation.items import Item, Options, Outcome, Scored, TaskItems, limited, summarize

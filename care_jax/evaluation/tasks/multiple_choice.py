@@ -11,7 +11,8 @@ from typing import Any
 
 from care_jax.data.questions import culture_id
 from care_jax.data.rows.fields import Fields
-from care_jax.data.rows.files import Row, open_rows, shorten
+from care_jax.data.rows.files import open_rows
+from care_jax.data.rows.row import Row, shorten
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import Answer, Matched
 from care_jax.evaluation.items import Item, Options, Outcome, Scored, TaskItems, limited, summarize
