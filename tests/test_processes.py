@@ -20,7 +20,7 @@ from care_jax.distributed import Agreement, barrier, start_processes
 from care_jax.errors import UserError
 from care_jax.models import save_pretrained
 from tests.training.batches import tiny_model
-from tests.training.fake_bucket import Bucket
+from tests.training.run.fake_bucket import Bucket
 
 LOCAL = pathlib.Path(care_jax_package.__file__).parents[1] / "launch" / "local.sh"
 SHORT = ["data.max_steps=2", "checkpoint.every=null", "eval_every=null", "data.train.0.cultures=[chinese]"]

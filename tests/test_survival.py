@@ -17,8 +17,8 @@ import pytest
 
 from care_jax.training.forward.cache import ReferenceCache
 from tests.test_end_to_end import care_jax, command, environment, same_end
-from tests.training.damage import KINDS, harm
-from tests.training.test_signals import metadata_server
+from tests.test_stopping import metadata_server
+from tests.training.run.damage import KINDS, harm
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.test_processes import environment, finished, process, same_run, train
-from tests.training.test_run_directory import HOLDS
+from tests.training.run.test_directory import HOLDS
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from care_jax.stopping import StopSignal
 from care_jax.training import memory
 from care_jax.training.forward.cache import ReferenceCache, digest, fill_cache, fingerprint
 from care_jax.training.forward.passes import ForwardPass
-from tests.training.damage import harm, no_privileges
+from tests.training.run.damage import harm, no_privileges
 
 KEY = {"weights": "w", "dtype": "float32"}
 

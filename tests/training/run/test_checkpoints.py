@@ -15,7 +15,7 @@ from care_jax.errors import UserError
 from care_jax.training.errors import ProcessLost, RunFailed, explain_failures
 from care_jax.training.run.checkpoints import Checkpoints
 from care_jax.training.step import State
-from tests.training.damage import harm, no_privileges
+from tests.training.run.damage import harm, no_privileges
 
 META = {"config": "name: run", "last": 9}
 

@@ -18,8 +18,8 @@ from care_jax.training.run import bucket as places
 from care_jax.training.run import checkpoints as checkpoints_module
 from care_jax.training.run.checkpoints import Checkpoints
 from care_jax.training.run.directory import run_directory
-from tests.training.fake_bucket import Bucket, fake_gcs
-from tests.training.test_checkpoints import META, is_of, state
+from tests.training.run.fake_bucket import Bucket, fake_gcs
+from tests.training.run.test_checkpoints import META, is_of, state
 
 HttpError = pytest.importorskip("gcsfs.retry").HttpError
 
