@@ -1,4 +1,4 @@
-"""Text files that are never seen half written, JSON lines, Markdown tables."""
+"""Text files that are written aside and renamed into place, JSON files, JSON lines, Markdown tables."""
 
 import contextlib
 import json
@@ -14,35 +14,31 @@ JsonObject: TypeAlias = dict[str, Any]  # one JSON object: what json.loads retur
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file aside and renames it into place, so that it is never seen half written."""
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    """Writes the text to a temporary file and renames it to `path`, so that nobody reads a partly written file."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
     except BaseException:
-        os.unlink(aside)
+        os.unlink(temporary)
         raise
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table, and an empty line after it."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    return [line(head), "|" + "---|" * len(head), *map(line, rows), ""]
+def write_json(path: pathlib.Path, value: Mapping[str, object] | Sequence[object], indent: int = 1) -> None:
+    """Writes one JSON document by `write_whole`."""
+    write_whole(path, json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
 
 
-def write_lines(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """JSON lines, written aside and renamed into place."""
+def write_lines(path: pathlib.Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Writes JSON lines by `write_whole`, and makes the folder if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, "".join(dump_line(row) for row in rows))
 
 
-def dump_line(row: Mapping[str, Any]) -> str:
-    """One JSON line; half a surrogate pair, which is no UTF-8, is escaped."""
+def dump_line(row: Mapping[str, object]) -> str:
+    """Returns the row as one JSON line. A lone surrogate, which UTF-8 cannot encode, is escaped."""
     text = json.dumps(row, ensure_ascii=False, default=str)
     try:
         text.encode("utf-8")
@@ -52,9 +48,9 @@ def dump_line(row: Mapping[str, Any]) -> str:
 
 
 def read_lines(path: pathlib.Path) -> list[JsonObject]:
-    """The complete lines of a JSON lines file whose last line a kill may have cut; none where there is no file."""
+    """Returns the complete lines of a JSON lines file, up to the first that a kill cut off; [] if there is no file."""
     lines: list[JsonObject] = []
-    for text in path.read_text().split("\n")[:-1] if path.exists() else ():
+    for text in path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else ():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
@@ -64,8 +60,17 @@ def read_lines(path: pathlib.Path) -> list[JsonObject]:
 
 @contextlib.contextmanager
 def writing(key: str, path: pathlib.Path | str) -> Iterator[None]:
-    """While entered, an OSError becomes a UserError that names the option or key and the path that it gave."""
+    """Turns an OSError inside the `with` block into a UserError that names the option or key and the path."""
     try:
         yield
     except OSError as error:
         raise UserError(f"{key}: cannot write {path}: {error.strerror or error}") from None
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a Markdown table, followed by an empty line."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return [line(head), "|" + "---|" * len(head), *map(line, rows), ""]

@@ -16,7 +16,7 @@ import yaml
 from care_jax import cli
 from care_jax import config as configs
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.snippets import best_of
+from care_jax.evaluation.answers.snippets import keep_best
 from care_jax.study import jobs, pictures, results, spec, stages, tables
 
 STUDY = {
@@ -278,7 +278,7 @@ def test_the_best_of_a_question_is_kept(tmp_path):
         {"id": "b", "rating": None},
     ]
     (tmp_path / "rated.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    best_of(tmp_path / "rated.jsonl", tmp_path / "best.jsonl")
+    keep_best(tmp_path / "rated.jsonl", tmp_path / "best.jsonl")
     assert [json.loads(line)["rating"] for line in (tmp_path / "best.jsonl").read_text().splitlines()] == [5, None]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from care_jax.errors import INTERRUPTED, UserError
 from care_jax.evaluation.answers.responses import read_answers
+from care_jax.evaluation.answers.settings import GenerationSettings
 from care_jax.evaluation.items import Options, TaskItems
 from care_jax.evaluation.tasks import registry
 from care_jax.evaluation.tasks.registry import Task
@@ -23,9 +24,9 @@ class Answerer:
         self._mesh: Any = None
         self._endpoint: Any = None
         if arguments.base_url is not None:
-            from care_jax.cli.command import endpoint
+            from care_jax.cli.command import open_endpoint
 
-            self._endpoint = endpoint(arguments, arguments.model)
+            self._endpoint = open_endpoint(arguments, arguments.model)
 
     def run(self, task: Task, taken: TaskItems, options: Options) -> tuple[dict[str, Any], int]:
         """(result, 0), or ({}, exit status) where a signal stopped it."""
@@ -92,36 +93,32 @@ class Answerer:
         return task.temperature if self._arguments.temperature is None else self._arguments.temperature
 
     def _answer(self, task: Task, taken: TaskItems, options: Options, path: pathlib.Path) -> int:
-        from care_jax.evaluation.answers import by_model
+        from care_jax.evaluation.answers.prompts import item_prompts
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        asked = by_model.asked(taken.items, task.name)
+        asked = item_prompts(taken.items, task.name)
         if self._endpoint is not None:
             return self._by_endpoint(task, asked, path)
         self._open()
         if registry.by_logprob(task, options, has_weights=True):
-            from care_jax.cli.command import progress
+            from care_jax.cli.command import progress_bar
+            from care_jax.evaluation.answers.logprobs import score_file
 
             template = self._arguments.chat_template or "none"
-            with progress(len(asked), "items") as update:
-                by_model.logp_file(
-                    self._opened, taken.items, task.name, path, mesh=self._mesh, progress=update, chat_template=template
-                )
+            with progress_bar(len(asked), "items") as update:
+                score_file(self._opened, taken.items, task.name, path, template, self._mesh)
+                update(len(asked))
             return 0
         return self._by_words(task, asked, path)
 
     def _by_endpoint(self, task: Task, asked: list[Any], path: pathlib.Path) -> int:
-        from care_jax.cli.command import progress
+        from care_jax.cli.command import progress_bar
         from care_jax.evaluation.answers.ask import ask_file
         from care_jax.stopping import interruptible
 
         arguments = self._arguments
-        with interruptible() as status, progress(len(asked) * arguments.n, "answers") as update:
-            counts = ask_file(
-                self._endpoint, asked, path, temperature=self._temperature(task), top_p=arguments.top_p,
-                max_tokens=arguments.max_tokens or task.max_tokens, n=arguments.n, seed=arguments.seed,
-                raw=arguments.chat_template == "none", progress=update,
-            )  # fmt: skip
+        with interruptible() as status, progress_bar(len(asked) * arguments.n, "answers") as update:
+            counts = ask_file(self._endpoint, asked, path, self._generation(task), update)
             self._say(f"{path}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
         return status.value
 
@@ -129,21 +126,24 @@ class Answerer:
         from care_jax.evaluation.answers import generate
         from care_jax.stopping import Interrupted, StopSignal
 
-        arguments = self._arguments
-        settings = generate.Settings(
-            temperature=self._temperature(task), top_p=arguments.top_p, n=arguments.n, seed=arguments.seed,
-            max_tokens=arguments.max_tokens or task.max_tokens, date=arguments.template_date,
-            chat_template=arguments.chat_template or "model", batch_size=arguments.batch_size,
-        )  # fmt: skip
+        settings = self._generation(task)
         try:
             with StopSignal() as stop:
-                generate.answer_file(
+                generate.generate_file(
                     self._opened, asked, path, settings, self._mesh, check=lambda: stop.check("between two answers")
                 )
         except Interrupted as stopped:
             print(f"care-jax: {stopped}", file=sys.stderr)
             return INTERRUPTED
         return 0
+
+    def _generation(self, task: Task) -> GenerationSettings:
+        arguments = self._arguments
+        return GenerationSettings(
+            temperature=self._temperature(task), top_p=arguments.top_p, n=arguments.n, seed=arguments.seed,
+            max_tokens=arguments.max_tokens or task.max_tokens, date=arguments.template_date,
+            chat_template=arguments.chat_template or "model", batch_size=arguments.batch_size,
+        )  # fmt: skip
 
     def _open(self) -> None:
         if self._opened is None:

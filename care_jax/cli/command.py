@@ -1,18 +1,28 @@
-"""What every command of the command line is made of."""
+"""What the commands share: adding a subcommand, the options of endpoints, checks of options, a progress bar."""
 
 import argparse
 import contextlib
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from care_jax.errors import UserError
+from care_jax.evaluation.endpoint.client import Endpoint
+from care_jax.evaluation.endpoint.transport import check_url, only_model
 
-PICTURES = (".png", ".pdf", ".svg")
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+else:
+    Subparsers = argparse._SubParsersAction
+
+PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 
 
-def command(commands, name: str, run, summary: str, more: str = "") -> argparse.ArgumentParser:
-    """A subcommand `name`; `run` takes the parsed arguments and returns the exit status."""
-    one = commands.add_parser(
+def command(
+    commands: Subparsers, name: str, run: Callable[[argparse.Namespace], int], summary: str, more: str = ""
+) -> argparse.ArgumentParser:
+    """Adds the subcommand `name`. run: takes the parsed arguments and returns the exit status."""
+    parser = commands.add_parser(
         name,
         allow_abbrev=False,
         help=summary,
@@ -20,31 +30,33 @@ def command(commands, name: str, run, summary: str, more: str = "") -> argparse.
         epilog=more,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    one.set_defaults(run=run, parser=one)
-    return one
+    parser.set_defaults(run=run, parser=parser)
+    return parser
 
 
-def calls(one: argparse.ArgumentParser) -> None:
-    """The options of whatever calls an endpoint."""
-    one.add_argument("--concurrency", type=int, default=16, metavar="N", help="calls under way at once (default: 16)")
-    one.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds a call may take (default: 60)")
-    one.add_argument("--retries", type=int, default=5, metavar="N", help="of a failed call (default: 5)")
-    one.add_argument("--requests-per-minute", type=float, metavar="N", help="at most so many calls are begun")
+def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a command that calls an endpoint."""
+    parser.add_argument("--concurrency", type=int, default=16, metavar="N", help="calls that run at once (default: 16)")
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds per call (default: 60)")
+    parser.add_argument("--retries", type=int, default=5, metavar="N", help="retries of a failed call (default: 5)")
+    parser.add_argument("--requests-per-minute", type=float, metavar="N", help="calls started per minute at most")
 
 
-def at_least(*given: tuple[str, int | float | None, int | float]) -> None:
-    """Raises UserError for an option below its least value."""
-    for option, value, least in given:
-        if value is not None and not value >= least:
-            raise UserError(f"{option}: found {value}, expected at least {least:g}")
+def require_at_least(*options: tuple[str, int | float | None, int | float]) -> None:
+    """Raises UserError if the value of an option (name, value, minimum) is below its minimum."""
+    for option, value, minimum in options:
+        if value is not None and not value >= minimum:
+            raise UserError(f"{option}: found {value}, expected at least {minimum:g}")
 
 
-def endpoint(arguments: argparse.Namespace, model: str | None) -> Any:
-    """The endpoint of --base-url, whose model is the one named or the only one that it serves."""
-    from care_jax.evaluation.endpoint import Endpoint, check_url, only_model
-
-    at_least(("--concurrency", arguments.concurrency, 1), ("--retries", arguments.retries, 0))
-    at_least(("--timeout", arguments.timeout, 1e-3), ("--requests-per-minute", arguments.requests_per_minute, 1e-3))
+def open_endpoint(arguments: argparse.Namespace, model: str | None) -> Endpoint:
+    """Returns the endpoint of --base-url with the named model, or else with the only model that it serves."""
+    require_at_least(
+        ("--concurrency", arguments.concurrency, 1),
+        ("--retries", arguments.retries, 0),
+        ("--timeout", arguments.timeout, 1e-3),
+        ("--requests-per-minute", arguments.requests_per_minute, 1e-3),
+    )
     url = check_url(arguments.base_url)
     return Endpoint(
         url, model or only_model(url), arguments.timeout, arguments.retries, arguments.concurrency,
@@ -53,8 +65,8 @@ def endpoint(arguments: argparse.Namespace, model: str | None) -> Any:
 
 
 @contextlib.contextmanager
-def progress(total: int, what: str):
-    """A bar on stderr; yields its update."""
+def progress_bar(total: int, what: str) -> Iterator[Callable[..., object]]:
+    """Shows a bar on stderr; yields the function that advances it."""
     from tqdm import tqdm
 
     interval = 0.2 if sys.stderr.isatty() else 10

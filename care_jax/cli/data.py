@@ -7,7 +7,7 @@ import pathlib
 import sys
 from typing import Any
 
-from care_jax.cli.command import PICTURES, command
+from care_jax.cli.command import PICTURE_SUFFIXES, command
 from care_jax.errors import LEAKAGE, MISTAKE, UserError
 
 _DATA = "a file, a folder, a hub id, or `sample`"
@@ -126,8 +126,8 @@ def _list(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from care_jax.data.curation import inspect as inspection
 
-    if arguments.plot and pathlib.Path(arguments.plot).suffix.lower() not in PICTURES:
-        raise UserError(f"--plot: found {arguments.plot!r}, expected a file ending in {', '.join(PICTURES)}")
+    if arguments.plot and pathlib.Path(arguments.plot).suffix.lower() not in PICTURE_SUFFIXES:
+        raise UserError(f"--plot: found {arguments.plot!r}, expected a file ending in {', '.join(PICTURE_SUFFIXES)}")
     report = _reading(arguments, arguments.data).report
     if arguments.plot:
         try:

@@ -6,7 +6,7 @@ import pathlib
 import sys
 from typing import Any
 
-from care_jax.cli.command import at_least, calls, command
+from care_jax.cli.command import add_endpoint_options, command, require_at_least
 from care_jax.errors import UserError
 
 _EVALUATE = """\
@@ -53,7 +53,7 @@ def add(commands) -> None:
     )  # fmt: skip
     evaluate.add_argument("--fewshot", metavar="D", help="where these come from: a validation or dev split's file")
     evaluate.add_argument("--columns", metavar="MAP", help="field=column,... for a table of one's own")
-    calls(evaluate)
+    add_endpoint_options(evaluate)
     evaluate.add_argument("--temperature", type=float, metavar="T", help="default: the task's")
     evaluate.add_argument("--top-p", type=float, default=1.0, metavar="P")
     evaluate.add_argument("--max-tokens", type=int, metavar="N", help="of an answer (default: the task's)")
@@ -89,7 +89,7 @@ def add(commands) -> None:
     judge.add_argument("--cache", metavar="F", help="answers by content (default: OUT.cache.jsonl)")
     judge.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     judge.add_argument("--json", action="store_true", help="print the account as one JSON object")
-    calls(judge)
+    add_endpoint_options(judge)
 
     tables = command(commands, "report", _report, "tables, plots and a page to browse, over any number of systems")
     tables.add_argument("folders", metavar="DIR", nargs="+", help="folders or files of judged or scored answers")
@@ -114,9 +114,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise UserError("--responses: the answers are there; leave --model and --base-url away")
     if not (arguments.responses or arguments.model or arguments.base_url):
         raise UserError("expected one of --model, --base-url, --responses: where do the answers come from?")
-    at_least(("--limit", arguments.limit, 1), ("--n", arguments.n, 1), ("--max-tokens", arguments.max_tokens, 1))
-    at_least(("--temperature", arguments.temperature, 0), ("--batch-size", arguments.batch_size, 1))
-    at_least(("--num-fewshot", arguments.num_fewshot, 0))
+    require_at_least(("--limit", arguments.limit, 1), ("--n", arguments.n, 1), ("--max-tokens", arguments.max_tokens, 1))
+    require_at_least(("--temperature", arguments.temperature, 0), ("--batch-size", arguments.batch_size, 1))
+    require_at_least(("--num-fewshot", arguments.num_fewshot, 0))
     if arguments.fewshot is not None and not arguments.num_fewshot:
         raise UserError("--fewshot: how many examples of it? --num-fewshot N")
     options = Options(
@@ -178,8 +178,8 @@ def _judge(arguments: argparse.Namespace) -> int:
     from care_jax.cli import judging
     from care_jax.stopping import interruptible
 
-    at_least(("--tries", arguments.tries, 1), ("--max-tokens", arguments.max_tokens, 1))
-    at_least(("--temperature", arguments.temperature, 0), ("--limit", arguments.limit, 1))
+    require_at_least(("--tries", arguments.tries, 1), ("--max-tokens", arguments.max_tokens, 1))
+    require_at_least(("--temperature", arguments.temperature, 0), ("--limit", arguments.limit, 1))
     with interruptible() as status:
         return judging.judge(arguments)
     return status.value
@@ -195,7 +195,7 @@ def _report(arguments: argparse.Namespace) -> int:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file, expected a folder")
     found = records.load_records(arguments.folders)
-    made = tables.make(found, arguments.base)
+    made = tables.make_report(found, arguments.base)
     files = tables.write(made, found, out)
     if arguments.json:
         print(json.dumps(tables.as_json(made), ensure_ascii=False))

@@ -1,177 +1,205 @@
-"""What `care-jax judge` does: count, write requests, read answers, or ask."""
+"""The command `care-jax judge`: counts the calls, writes requests, reads the answers to them, or asks a judge."""
 
 import argparse
 import dataclasses
 import json
 import pathlib
 import sys
-from typing import Any
 
+from care_jax.cli.command import open_endpoint, progress_bar
 from care_jax.errors import UserError
 from care_jax.evaluation import judge as judges
-from care_jax.evaluation import rubrics as rubrics_
-from care_jax.evaluation.endpoint import Client, ReplyCache
-from care_jax.textfiles import write_lines
+from care_jax.evaluation.endpoint.cache import ReplyCache
+from care_jax.evaluation.endpoint.client import Client, Endpoint
+from care_jax.evaluation.judge import Job, Judgement
+from care_jax.evaluation.rubrics import load_rubrics
+from care_jax.textfiles import JsonObject, write_lines, writing
 
 
 def judge(arguments: argparse.Namespace) -> int:
-    """Runs the command; an interrupt ends it with every answer that had come kept."""
-    local = _local(arguments)
-    ways = [arguments.requests_out is not None, arguments.answers_in is not None]
-    if not any(ways) and arguments.judge_model is None and arguments.base_url is None and not arguments.dry_run:
+    """Runs the command. If it is interrupted, every reply that has arrived is in the cache."""
+    _check(arguments)
+    by_files = arguments.requests_out is not None or arguments.answers_in is not None
+    name, endpoint = arguments.judge_model or judges.DEFAULT_JUDGE, None
+    if not by_files and not arguments.dry_run and _local_judge(arguments) is None:
+        endpoint = _endpoint(arguments)
+        name = endpoint.model
+    rubrics = load_rubrics(arguments.rubrics, arguments.criteria)
+    settings = judges.JudgeSettings(
+        name, arguments.temperature, arguments.max_tokens, rubric=arguments.rubric, limit=arguments.limit
+    )
+    jobs = judges.read_jobs(arguments.responses, rubrics, settings)
+    if arguments.dry_run:
+        _print_counts(arguments, jobs)
+        return 0
+    counts: dict[str, int] = {}
+    if arguments.answers_in is not None:
+        judgements = _read_answers(arguments, jobs)
+    elif arguments.requests_out is not None:
+        count = _write_requests(arguments, jobs)
+        print(f"{arguments.requests_out}: {count} requests for {name}", file=sys.stderr)
+        return 0
+    elif endpoint is not None:
+        judgements, counts = _ask_endpoint(arguments, jobs, endpoint)
+    else:
+        judgements = _ask_model(arguments, jobs, str(_local_judge(arguments)))
+    lines = judges.rated_lines(jobs, judgements, name, rubrics.criteria)
+    with writing("--out", arguments.out):
+        write_lines(pathlib.Path(arguments.out), lines)
+    _print_summary(arguments, lines, judges.summarize_judgements(jobs, judgements) | {"counts": counts})
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises UserError for options that do not go together."""
+    by_files = arguments.requests_out is not None or arguments.answers_in is not None
+    if not by_files and arguments.judge_model is None and arguments.base_url is None and not arguments.dry_run:
         raise UserError(
             "expected a judge: --judge-model J with --base-url U, --judge-model FOLDER, --requests-out F, or "
             "--answers-in F"
         )
-    if any(ways) and arguments.base_url is not None:
-        raise UserError("--base-url: files are written or read; no endpoint is asked")
-    if arguments.out is None and not arguments.dry_run and (arguments.answers_in or not any(ways)):
-        raise UserError("--out: where should the rated answers go?")
-    _apart(arguments)
-    name = arguments.judge_model or judges.DEFAULT_JUDGE
-    client_of: Any = None
-    if not any(ways) and local is None and not arguments.dry_run:
-        client_of, name = _endpoint(arguments)
-    rubrics = rubrics_.load_rubrics(arguments.rubrics, arguments.criteria)
-    work = judges.jobs(
-        arguments.responses, rubrics, name, temperature=arguments.temperature, max_tokens=arguments.max_tokens,
-        rubric=arguments.rubric, limit=arguments.limit,
-    )  # fmt: skip
-    if arguments.dry_run:
-        return _count(arguments, work)
-    if arguments.answers_in is not None:
-        judgements, strangers = judges.by_file(work, arguments.answers_in)
-        if strangers:
-            print(f"care-jax: {strangers} answers belong to no row of {arguments.responses}", file=sys.stderr)
-        left = [job for job, one in zip(work, judgements) if one.rating is None and job.body is not None]
-        if arguments.requests_out is not None and left:
-            write_lines(pathlib.Path(arguments.requests_out), judges.request_lines(left))
-            print(f"{arguments.requests_out}: {len(left)} requests to be asked again", file=sys.stderr)
-        return _write(arguments, work, judgements, name, rubrics, {})
-    if arguments.requests_out is not None:
-        lines = judges.request_lines(work)
-        write_lines(pathlib.Path(arguments.requests_out), lines)
-        print(f"{arguments.requests_out}: {len(lines)} requests for {name}", file=sys.stderr)
-        return 0
-    return _ask(arguments, work, name, rubrics, client_of, local)
-
-
-def _local(arguments: argparse.Namespace) -> str | None:
-    """The judge as a checkpoint on this machine, where it is one."""
-    given = arguments.judge_model
-    if given is None or arguments.base_url is not None:
-        return None
-    place = pathlib.Path(given).expanduser()
-    return given if given == "sample" or place.exists() else None
-
-
-def _apart(arguments: argparse.Namespace) -> None:
+    if by_files and arguments.base_url is not None:
+        raise UserError("--base-url: found it with --requests-out or --answers-in, which ask no endpoint: leave it out")
+    if arguments.out is None and not arguments.dry_run and (arguments.answers_in or not by_files):
+        raise UserError("--out: expected a file for the rated answers")
     source = pathlib.Path(arguments.responses).expanduser().resolve()
     for option, path in (("--out", arguments.out), ("--requests-out", arguments.requests_out)):
         if path is not None and pathlib.Path(path).expanduser().resolve() == source:
             raise UserError(f"{option}: {path} is the responses: choose another file")
 
 
-def _endpoint(arguments: argparse.Namespace) -> tuple[Any, str]:
-    from care_jax.cli.command import endpoint
+def _local_judge(arguments: argparse.Namespace) -> str | None:
+    """Returns the judge if it is a model on this machine."""
+    model = arguments.judge_model
+    if model is None or arguments.base_url is not None:
+        return None
+    return model if model == "sample" or pathlib.Path(model).expanduser().exists() else None
 
+
+def _endpoint(arguments: argparse.Namespace) -> Endpoint:
     if arguments.base_url is None:
         raise UserError(
             f"--judge-model: no folder {arguments.judge_model!r} here; for a model at an endpoint give --base-url, "
             "such as https://api.openai.com/v1"
         )
-    found = endpoint(arguments, arguments.judge_model)
-    return found, found.model
+    return open_endpoint(arguments, arguments.judge_model)
 
 
-def _cache(arguments: argparse.Namespace) -> ReplyCache:
-    if arguments.cache is not None:
-        return ReplyCache(arguments.cache)
-    return ReplyCache(None if arguments.out is None else f"{arguments.out}.cache.jsonl")
+# --- by files --------------------------------------------------------------------------------------------------------
 
 
-def _count(arguments: argparse.Namespace, work: list[judges.Job]) -> int:
-    place = arguments.cache or (None if arguments.out is None else f"{arguments.out}.cache.jsonl")
-    cache = ReplyCache(place if place is not None and pathlib.Path(place).exists() else None)
-    asked = [job for job in work if job.body is not None]
-    by_rubric: dict[str, int] = {}
-    for job in asked:
-        by_rubric[job.rubric.name] = by_rubric.get(job.rubric.name, 0) + 1
-    calls = judges.pending(work, cache, arguments.tries)
-    cache.close()
-    found = {
-        "rows": len(work), "empty": len(work) - len(asked), "calls": calls, "by_rubric": by_rubric,
-        "prompt_characters": sum(len(job.body["messages"][0]["content"]) for job in asked if job.body is not None),
-    }  # fmt: skip
-    if arguments.json:
-        print(json.dumps(found))
-    else:
-        print(f"{found['rows']} rows, {found['empty']} without an answer: {calls} calls")
-        for rubric, count in by_rubric.items():
-            print(f"  {rubric}: {count}")
-        print(f"  characters of all prompts: {found['prompt_characters']}")
-    return 0
+def _write_requests(arguments: argparse.Namespace, jobs: list[Job]) -> int:
+    lines = judges.request_lines(jobs)
+    with writing("--requests-out", arguments.requests_out):
+        write_lines(pathlib.Path(arguments.requests_out), lines)
+    return len(lines)
 
 
-def _ask(
-    arguments: argparse.Namespace, work: list[judges.Job], name: str, rubrics: Any, endpoint: Any, local: str | None
-) -> int:
-    from care_jax.cli.command import progress
+def _read_answers(arguments: argparse.Namespace, jobs: list[Job]) -> list[Judgement]:
+    """Returns the judgements in --answers-in; writes requests for what has no rating yet to --requests-out."""
+    judgements, strangers = judges.judge_by_files(jobs, arguments.answers_in)
+    if strangers:
+        print(f"care-jax: {strangers} answers belong to no row of {arguments.responses}", file=sys.stderr)
+    unrated = [job for job, judgement in zip(jobs, judgements) if judgement.rating is None and job.body is not None]
+    if arguments.requests_out is not None and unrated:
+        count = _write_requests(arguments, unrated)
+        print(f"{arguments.requests_out}: {count} requests to be asked again", file=sys.stderr)
+    return judgements
 
-    cache = _cache(arguments)
+
+# --- by an endpoint or a model ---------------------------------------------------------------------------------------
+
+
+def _cache_path(arguments: argparse.Namespace) -> str | None:
+    return arguments.cache or (None if arguments.out is None else f"{arguments.out}.cache.jsonl")
+
+
+def _ask_endpoint(
+    arguments: argparse.Namespace, jobs: list[Job], endpoint: Endpoint
+) -> tuple[list[Judgement], dict[str, int]]:
+    cache = ReplyCache(_cache_path(arguments))
     try:
-        with progress(len(work), "judgements") as update:
-            if local is not None:
-                from care_jax import sharding
-                from care_jax.evaluation.model import open_model
-
-                mesh = sharding.make_mesh()
-                opened = open_model(local, mesh, arguments.dtype)
-                judgements = judges.by_model(work, opened, cache, arguments.tries, mesh, update)
-                counts: dict[str, int] = {}
-            else:
-                client = Client(endpoint, cache)
-                judgements = judges.by_endpoint(work, client, arguments.tries, update)
-                counts = dict(client.counts)
+        with progress_bar(len(jobs), "judgements") as update:
+            client = Client(endpoint, cache)
+            judgements = judges.judge_by_endpoint(jobs, client, arguments.tries, update)
+            return judgements, dict(client.counts)
     finally:
         cache.close()
-    return _write(arguments, work, judgements, name, rubrics, counts)
 
 
-def _write(
-    arguments: argparse.Namespace, work: list[judges.Job], judgements: list[judges.Judgement], name: str,
-    rubrics: Any, counts: dict[str, int],
-) -> int:  # fmt: skip
-    lines = judges.rated_lines(work, judgements, name, rubrics)
+def _ask_model(arguments: argparse.Namespace, jobs: list[Job], path: str) -> list[Judgement]:
+    from care_jax import sharding
+    from care_jax.evaluation.answers.generate import generate_answers
+    from care_jax.evaluation.model import open_model
+
+    cache = ReplyCache(_cache_path(arguments))
     try:
-        write_lines(pathlib.Path(arguments.out), lines)
-    except OSError as error:
-        raise UserError(f"--out: cannot write {arguments.out}: {error.strerror}") from None
-    found = judges.account(work, judgements) | {"counts": counts}
-    human = judges.against_humans(lines)
-    if human is not None:
-        found["agreement_with_people"] = dataclasses.asdict(human)
-    if arguments.second is not None:
-        found["agreement_with_second"] = dataclasses.asdict(judges.against_judge(lines, arguments.second))
+        with progress_bar(len(jobs), "judgements") as update:
+            mesh = sharding.make_mesh()
+            opened = open_model(path, mesh, arguments.dtype)
+            return judges.judge_by_model(
+                jobs,
+                lambda prompts, settings: generate_answers(opened, prompts, settings, mesh),
+                cache,
+                arguments.tries,
+                update,
+            )
+    finally:
+        cache.close()
+
+
+# --- printing --------------------------------------------------------------------------------------------------------
+
+
+def _print_counts(arguments: argparse.Namespace, jobs: list[Job]) -> None:
+    """Prints what `--dry-run` prints: how many calls are left to make."""
+    path = _cache_path(arguments)
+    cache = ReplyCache(path if path is not None and pathlib.Path(path).exists() else None)
+    calls = judges.count_pending(jobs, cache, arguments.tries)
+    cache.close()
+    by_rubric: dict[str, int] = {}
+    characters = 0
+    for job in jobs:
+        if job.body is not None:
+            by_rubric[job.rubric.name] = by_rubric.get(job.rubric.name, 0) + 1
+            characters += len(job.body["messages"][0]["content"])
+    empty = sum(job.body is None for job in jobs)
     if arguments.json:
-        print(json.dumps(found, ensure_ascii=False))
-        return 0
-    mean = "no mean" if found["mean"] is None else f"mean {found['mean']:.3f}"
+        counts = {"rows": len(jobs), "empty": empty, "calls": calls, "by_rubric": by_rubric}
+        print(json.dumps(counts | {"prompt_characters": characters}))
+        return
+    print(f"{len(jobs)} rows, {empty} without an answer: {calls} calls")
+    for rubric, count in by_rubric.items():
+        print(f"  {rubric}: {count}")
+    print(f"  characters of all prompts: {characters}")
+
+
+def _print_summary(arguments: argparse.Namespace, lines: list[JsonObject], summary: JsonObject) -> None:
+    people = judges.agreement_with_people(lines)
+    if people is not None:
+        summary["agreement_with_people"] = dataclasses.asdict(people)
+    if arguments.second is not None:
+        second = judges.agreement_with_judge(lines, arguments.second)
+        summary["agreement_with_second"] = dataclasses.asdict(second)
+    if arguments.json:
+        print(json.dumps(summary, ensure_ascii=False))
+        return
+    mean = "no mean" if summary["mean"] is None else f"mean {summary['mean']:.3f}"
     print(
-        f"{arguments.out}: {found['judged']} of {found['rows']} judged, {mean}; {found['failed']} failed, "
-        f"{found['empty']} without an answer"
+        f"{arguments.out}: {summary['judged']} of {summary['rows']} judged, {mean}; {summary['failed']} failed, "
+        f"{summary['empty']} without an answer"
     )
-    if found["failed"]:
-        print(f"  mean with failures at the scale's low end: {found['mean_failures_as_lowest']:.3f}")
-    for problem, count in found["problems"].items():
+    if summary["failed"]:
+        print(f"  mean if failures had the lowest rating: {summary['mean_failures_as_lowest']:.3f}")
+    for problem, count in summary["problems"].items():
         print(f"  {count}: {problem}")
     for title, key in (("people", "agreement_with_people"), ("the second judge", "agreement_with_second")):
-        if key in found:
-            print(f"  agreement with {title}: " + _agreement(found[key]))
-    return 0
+        if key in summary:
+            print(f"  agreement with {title}: {_agreement_text(summary[key])}")
 
 
-def _agreement(found: dict[str, Any]) -> str:
+def _agreement_text(agreement: JsonObject) -> str:
     names = {"pearson": "Pearson", "spearman": "Spearman", "kappa": "kappa", "weighted_kappa": "kappa (quadratic)"}
-    shown = [f"{title} {found[key]:.3f}" for key, title in names.items() if found[key] is not None]
-    return f"{', '.join(shown) or 'not defined'}; mean difference {found['mean_difference']:+.3f}; n {found['n']}"
+    measures = [f"{title} {agreement[key]:.3f}" for key, title in names.items() if agreement[key] is not None]
+    difference = f"mean difference {agreement['mean_difference']:+.3f}; n {agreement['n']}"
+    return f"{', '.join(measures) or 'not defined'}; {difference}"

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import sys
 
-from care_jax.cli.command import PICTURES, command
+from care_jax.cli.command import PICTURE_SUFFIXES, command
 from care_jax.errors import UserError
 
 
@@ -24,8 +24,8 @@ def _losses(arguments: argparse.Namespace) -> int:
     if arguments.name is None:
         raise UserError("--plot: found no loss, expected care-jax losses NAME --plot FILE")
     suffix = pathlib.Path(arguments.plot).suffix.lower()
-    if suffix not in PICTURES:
-        raise UserError(f"--plot: found {arguments.plot!r}, expected a file ending in {', '.join(PICTURES)}")
+    if suffix not in PICTURE_SUFFIXES:
+        raise UserError(f"--plot: found {arguments.plot!r}, expected a file ending in {', '.join(PICTURE_SUFFIXES)}")
     try:
         print(catalog.draw(arguments.name, arguments.plot))
     except OSError as error:

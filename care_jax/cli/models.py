@@ -1,14 +1,14 @@
 """`care-jax score`, `generate` and `export`: what is done with a model once it is there."""
 
 import argparse
-import json
 import pathlib
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from care_jax.cli.command import calls, command
+from care_jax.cli.command import add_endpoint_options, command
 from care_jax.errors import INTERRUPTED, UserError
+from care_jax.evaluation.answers.settings import GenerationSettings
 
 _MODEL = "a folder, a hub id, a run directory, or `sample`"
 _TEMPLATE = "model (the tokenizer's own, the default), none, or a jinja file"
@@ -42,7 +42,7 @@ def add(commands) -> None:
     generate.add_argument("--seed", type=int, default=0, metavar="N")
     generate.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
     _compute(generate)
-    calls(generate)
+    add_endpoint_options(generate)
 
     export = command(commands, "export", _export, "a run's newest checkpoint as a Hugging Face folder")
     export.add_argument("run_directory", metavar="RUN", help="a run directory")
@@ -71,7 +71,7 @@ def _score(arguments: argparse.Namespace) -> int:
     from care_jax import sharding
     from care_jax.distributed import is_writer, say
     from care_jax.evaluation.model import open_model
-    from care_jax.textfiles import write_whole
+    from care_jax.textfiles import write_lines, writing
     from care_jax.training.forward.score import account, score
 
     mesh = sharding.make_mesh()
@@ -90,11 +90,8 @@ def _score(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.data}: holds no response to score")
     if not is_writer():
         return 0
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, "".join(json.dumps(line) + "\n" for line in lines))
-    except OSError as error:
-        raise UserError(f"--out: cannot write {out}: {error.strerror}") from None
+    with writing("--out", out):
+        write_lines(out, lines)
     return 0
 
 
@@ -123,7 +120,7 @@ def _translate(arguments: argparse.Namespace) -> int:
     """The answers lie beside the file that is made of them, so that the same command goes on where it stopped."""
     from care_jax.evaluation.answers import translate
 
-    asked, dropped = translate.read_questions(arguments.data, arguments.limit)
+    asked, dropped = translate.read_untranslated(arguments.data, arguments.limit)
     out, arguments.out = arguments.out, f"{arguments.out}.answers.jsonl"
     _same_file("--out", arguments.out, arguments.data)
     status = _answer(arguments, asked, dropped)
@@ -151,18 +148,10 @@ def _answer(arguments: argparse.Namespace, asked: list[Any], dropped: Mapping[st
 
     mesh = sharding.make_mesh()
     opened = open_model(arguments.model, mesh, arguments.dtype)
-    settings = answer.Settings(
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        max_tokens=arguments.max_tokens,
-        n=arguments.n,
-        seed=arguments.seed,
-        chat_template=arguments.chat_template,
-        date=arguments.template_date,
-    )
+    settings = _generation(arguments)
     try:
         with StopSignal() as stop:
-            held, total = answer.answer_file(
+            held, total = answer.generate_file(
                 opened, asked, arguments.out, settings, mesh, check=lambda: stop.check("between two answers")
             )
     except Interrupted as stopped:
@@ -174,22 +163,30 @@ def _answer(arguments: argparse.Namespace, asked: list[Any], dropped: Mapping[st
     return 0
 
 
+def _generation(arguments: argparse.Namespace) -> GenerationSettings:
+    return GenerationSettings(
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        max_tokens=arguments.max_tokens,
+        n=arguments.n,
+        seed=arguments.seed,
+        chat_template=arguments.chat_template,
+        date=arguments.template_date,
+    )
+
+
 def _lost(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count) or "nothing"
 
 
 def _ask_endpoint(arguments: argparse.Namespace, asked: list[Any], dropped: Mapping[str, int]) -> int:
-    from care_jax.cli.command import endpoint, progress
+    from care_jax.cli.command import open_endpoint, progress_bar
     from care_jax.evaluation.answers.ask import ask_file
     from care_jax.stopping import interruptible
 
-    served = endpoint(arguments, arguments.model)
-    with interruptible() as status, progress(len(asked) * arguments.n, "answers") as update:
-        counts = ask_file(
-            served, asked, arguments.out, temperature=arguments.temperature, top_p=arguments.top_p,
-            max_tokens=arguments.max_tokens, n=arguments.n, seed=arguments.seed,
-            raw=arguments.chat_template == "none", progress=update,
-        )  # fmt: skip
+    served = open_endpoint(arguments, arguments.model)
+    with interruptible() as status, progress_bar(len(asked) * arguments.n, "answers") as update:
+        counts = ask_file(served, asked, arguments.out, _generation(arguments), update)
         shown = ", ".join(f"{count} {name}" for name, count in counts.items())
         print(f"{arguments.out}: {len(asked)} rows; dropped: {_lost(dropped)}; {shown}", file=sys.stderr)
     return status.value

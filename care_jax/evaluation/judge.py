@@ -1,122 +1,125 @@
-"""Rating answers by a judge: what each is asked, the ratings out of its words, and how far raters agree.
+"""Rating answers by a judge: the requests, the ratings in its replies, and how far two raters agree.
 
-The judge is an endpoint, a checkpoint of one's own, or whoever answers a file of requests. Nothing is scored that was
-not judged: failures are asked again, counted and listed.
+The judge is an endpoint, a model on this machine, or somebody who answers a file of requests. An answer without a
+rating is asked again, then counted and listed; it gets no score.
 """
 
 import collections
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import SupportsFloat
 
+from care_jax.data.readers.rated import user_turn
 from care_jax.data.rows.fields import Fields
 from care_jax.errors import UserError
+from care_jax.evaluation.answers.prompts import PromptRow
 from care_jax.evaluation.answers.responses import ALIASES, read_answers
-from care_jax.evaluation.endpoint import Client, Reply, ReplyCache, content_key, request_body
+from care_jax.evaluation.answers.settings import GenerationSettings
+from care_jax.evaluation.endpoint.cache import ReplyCache, content_key
+from care_jax.evaluation.endpoint.client import Client
+from care_jax.evaluation.endpoint.transport import Reply, request_body
 from care_jax.evaluation.rubrics import Rubric, Rubrics
 from care_jax.evaluation.statistics import RaterAgreement, agreement
+from care_jax.textfiles import JsonObject
 
-MAX_TOKENS = 1024  # 256, as others set it, cuts some comments before the rating
 DEFAULT_JUDGE = "gpt-4o"
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """What the judge is asked, and how. rubric: one for all rows, instead of that of their category. limit: of rows."""
+
+    model: str = DEFAULT_JUDGE
+    temperature: float = 0.0
+    max_tokens: int = 1024  # 256, which others use, cuts some comments off before the rating
+    rubric: str | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One answer to be judged. row: as it stood in the file; body: the request, None where there is no answer."""
+    """One answer to be rated. row: its line in the file. body: the request, or None if there is no answer."""
 
-    row: Mapping[str, Any]
+    row: JsonObject
     rubric: Rubric
-    body: Mapping[str, Any] | None
+    body: JsonObject | None
     custom_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """rating is None where there is none; `problem` then says why."""
+    """A judge's rating and text. rating: None if there is none; `problem` then says why."""
 
     rating: float | None
     text: str | None
     problem: str = ""
 
 
-def jobs(
-    path: str,
-    rubrics: Rubrics,
-    judge: str,
-    *,
-    temperature: float = 0.0,
-    max_tokens: int = MAX_TOKENS,
-    rubric: str | None = None,
-    limit: int | None = None,
-) -> list[Job]:
-    """The answers of a file, with what the judge is asked about each. rubric: one for all, whatever their category."""
+def read_jobs(path: str, rubrics: Rubrics, settings: JudgeSettings) -> list[Job]:
+    """Returns the answers of a file, each with its request to the judge. Raises UserError if one has no question."""
     fields = Fields.make(ALIASES, None)
-    made = []
-    for number, generate in enumerate(read_answers(path)):
-        if limit is not None and number == limit:
-            break
-        found = fields.of(generate.row)
-        question = found.get("question")
+    jobs = []
+    for number, answer in enumerate(read_answers(path)[: settings.limit]):
+        values = fields.of(answer.row)
+        question = values.get("question")
         if not isinstance(question, str) or not question.strip():
-            raise UserError(f"{path}, row {number}: no question; its keys are {', '.join(map(str, generate.row))}")
-        named = rubric or generate.row.get("rubric")
-        chosen = rubrics.of(_text(found.get("category")), named if isinstance(named, str) else None)
+            raise UserError(f"{path}, row {number}: no question; its keys are {', '.join(map(str, answer.row))}")
+        name = settings.rubric or answer.row.get("rubric")
+        rubric = rubrics.of(_text(values.get("category")), name if isinstance(name, str) else None)
         body = None
-        if generate.response is not None and generate.response.strip():
-            prompt = chosen.prompt(question, _text(found.get("reference")) or "(none)", generate.response)
+        if answer.response is not None and answer.response.strip():
+            prompt = rubric.prompt(question, _text(values.get("reference")) or "(none)", answer.response)
             body = request_body(
-                judge, [{"role": "user", "content": prompt}], temperature=temperature, max_tokens=max_tokens
-            )
-        key = content_key(body or {})[:12]
-        made.append(Job(generate.row, chosen, body, f"{number}-{key}"))
-    return made
+                settings.model, [{"role": "user", "content": prompt}],
+                temperature=settings.temperature, max_tokens=settings.max_tokens,
+            )  # fmt: skip
+        jobs.append(Job(answer.row, rubric, body, f"{number}-{content_key(body or {})[:12]}"))
+    return jobs
 
 
-def _text(value: Any) -> str | None:
+def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
 
-def pending(work: Sequence[Job], cache: ReplyCache, tries: int) -> int:
-    """How many first calls are left: distinct requests without a usable or a last answer in the cache."""
-    left = set()
-    for job in work:
+def count_pending(jobs: Sequence[Job], cache: ReplyCache, tries: int) -> int:
+    """Returns how many distinct requests have neither a rating nor a reply to the last try in the cache."""
+    pending = set()
+    for job in jobs:
         if job.body is None:
             continue
-        held = [cache.get(content_key(job.body, attempt)) for attempt in range(tries)]
-        usable = any(one is not None and job.rubric.parse(one["text"]) is not None for one in held)
-        if not usable and held[-1] is None:
-            left.add(content_key(job.body))
-    return len(left)
+        replies = [cache.get(content_key(job.body, attempt)) for attempt in range(tries)]
+        rated = any(reply is not None and job.rubric.rates(reply["text"]) for reply in replies)
+        if not rated and replies[-1] is None:
+            pending.add(content_key(job.body))
+    return len(pending)
 
 
 # --- by an endpoint --------------------------------------------------------------------------------------------------
 
 
-def by_endpoint(
-    work: Sequence[Job], client: Client, tries: int, progress: Callable[[], None] = lambda: None
+def judge_by_endpoint(
+    jobs: Sequence[Job], client: Client, tries: int, progress: Callable[[], object] = lambda: None
 ) -> list[Judgement]:
-    """Judgements in the order of the jobs; equal requests are asked once."""
-    first: dict[str, int] = {}
-    same: dict[int, list[int]] = collections.defaultdict(list)
-    for number, job in enumerate(work):
+    """Returns the judgements in the order of the jobs. Equal requests are sent once."""
+    equal: dict[str, list[int]] = collections.defaultdict(list)  # the jobs of each distinct request
+    for number, job in enumerate(jobs):
         if job.body is not None:
-            same[first.setdefault(content_key(job.body), number)].append(number)
-    numbers = list(same)
-    out: list[Judgement] = [Judgement(None, None, "no response") for _ in work]
-    by_rubric: dict[str, list[int]] = collections.defaultdict(list)
-    for number in numbers:
-        by_rubric[work[number].rubric.name].append(number)
-    # A rubric's own parser says whether an answer can be used.
-    for own in by_rubric.values():
-        rubric = work[own[0]].rubric
-        bodies = [work[number].body or {} for number in own]
+            equal[content_key(job.body)].append(number)
+    # The parser of a rubric decides whether a reply can be used, so each rubric has its own round of calls.
+    by_rubric: dict[str, list[list[int]]] = collections.defaultdict(list)
+    for numbers in equal.values():
+        by_rubric[jobs[numbers[0]].rubric.name].append(numbers)
+    judgements = [Judgement(None, None, "no response") for _ in jobs]
+    for groups in by_rubric.values():
+        rubric = jobs[groups[0][0]].rubric
+        bodies = [jobs[numbers[0]].body or {} for numbers in groups]
         for place, reply in client.ask_all(bodies, rubric.rates, tries):
-            for number in same[own[place]]:
-                out[number] = _judgement(rubric, reply)
+            for number in groups[place]:
+                judgements[number] = _judgement(rubric, reply)
             progress()
-    return out
+    return judgements
 
 
 def _judgement(rubric: Rubric, reply: Reply) -> Judgement:
@@ -126,82 +129,85 @@ def _judgement(rubric: Rubric, reply: Reply) -> Judgement:
     return Judgement(rating, reply.text, "" if rating is not None else "no rating in the judgement")
 
 
-# --- by a checkpoint of one's own ------------------------------------------------------------------------------------
+# --- by a model on this machine --------------------------------------------------------------------------------------
 
 
-def by_model(
-    work: Sequence[Job],
-    opened: Any,
+def judge_by_model(
+    jobs: Sequence[Job],
+    generate: Callable[[list[PromptRow], GenerationSettings], Iterable[JsonObject]],
     cache: ReplyCache,
     tries: int,
-    mesh: Any = None,
-    progress: Callable[[], None] = lambda: None,
-    chat_template: str = "model",
+    progress: Callable[[], object] = lambda: None,
 ) -> list[Judgement]:
-    """Judgements by a model on this machine: greedy first, then, where no rating came, at temperature 0.7."""
-    from care_jax.data.readers.rated import user_turn
-    from care_jax.evaluation.answers import generate
+    """Returns the judgements of a model: greedy first, then, if that gives no rating, at temperature 0.7.
 
-    out: list[Judgement] = [Judgement(None, None, "no response") for _ in work]
-    left = [number for number, job in enumerate(work) if job.body is not None]
+    generate: returns the lines of the model's answers to prompts, as `generate_answers` does.
+    """
+    judgements = [Judgement(None, None, "no response") for _ in jobs]
+    unrated = [number for number, job in enumerate(jobs) if job.body is not None]
     for attempt in range(tries):
-        ask = []
-        for number in left:
-            held = cache.get(content_key(work[number].body or {}, attempt))
-            if held is None:
-                ask.append(number)
+        new = []
+        for number in unrated:
+            stored = cache.get(content_key(jobs[number].body or {}, attempt))
+            if stored is None:
+                new.append(number)
             else:
-                out[number] = _judgement(work[number].rubric, Reply(held["text"]))
-        bodies = [work[number].body or {} for number in ask]
-        asked = [
-            generate.Asked(number, {}, user_turn(body["messages"][0]["content"])) for number, body in zip(ask, bodies)
+                judgements[number] = _judgement(jobs[number].rubric, Reply(stored["text"]))
+        bodies = [jobs[number].body or {} for number in new]
+        prompts = [
+            PromptRow(number, {}, user_turn(body["messages"][0]["content"])) for number, body in zip(new, bodies)
         ]
-        settings = generate.Settings(
-            temperature=0.0 if attempt == 0 else 0.7, seed=attempt, chat_template=chat_template,
+        settings = GenerationSettings(
+            temperature=0.0 if attempt == 0 else 0.7,
+            seed=attempt,
             max_tokens=bodies[0]["max_tokens"] if bodies else 1,
-        )  # fmt: skip
-        for number, line in zip(ask, generate.answers(opened, asked, settings, mesh) if asked else ()):
-            cache.put(content_key(work[number].body or {}, attempt), {"text": line["response"]})
-            out[number] = _judgement(work[number].rubric, Reply(line["response"]))
+        )
+        lines = generate(prompts, settings) if prompts else ()
+        for number, body, line in zip(new, bodies, lines):
+            cache.put(content_key(body, attempt), {"text": line["response"]})
+            judgements[number] = _judgement(jobs[number].rubric, Reply(line["response"]))
             progress()
-        left = [number for number in left if out[number].rating is None]
-    return out
+        unrated = [number for number in unrated if judgements[number].rating is None]
+    return judgements
 
 
-# --- by files: OpenAI's batch format ---------------------------------------------------------------------------------
+# --- by files in OpenAI's batch format -------------------------------------------------------------------------------
 
 
-def request_lines(work: Iterable[Job]) -> list[dict[str, Any]]:
-    """The lines of a batch file, one a job that has an answer."""
+def request_lines(jobs: Iterable[Job]) -> list[JsonObject]:
+    """Returns the lines of a batch file, one for each job that has an answer."""
     return [
         {"custom_id": job.custom_id, "method": "POST", "url": "/v1/chat/completions", "body": dict(job.body)}
-        for job in work
+        for job in jobs
         if job.body is not None
     ]
 
 
-def by_file(work: Sequence[Job], paths: Sequence[str]) -> tuple[list[Judgement], int]:
-    """Judgements out of batch output files (later ones first asked), and how many lines belong to no job."""
+def judge_by_files(jobs: Sequence[Job], paths: Sequence[str]) -> tuple[list[Judgement], int]:
+    """Returns the judgements in batch output files, and how many lines belong to no job.
+
+    If several lines answer a job, the last one with a rating counts.
+    """
     replies: dict[str, list[Reply]] = collections.defaultdict(list)
     for path in paths:
-        for place, line in _json_lines(path):
-            replies[str(line.get("custom_id"))].append(_batch_reply(place, line))
-    known = {job.custom_id for job in work}
-    out = []
-    for job in work:
-        found = [_judgement(job.rubric, reply) for reply in reversed(replies.get(job.custom_id, []))]
-        rated = [one for one in found if one.rating is not None]
+        for line in _batch_lines(path):
+            replies[str(line.get("custom_id"))].append(_batch_reply(line))
+    known = {job.custom_id for job in jobs}
+    judgements = []
+    for job in jobs:
+        newest_first = [_judgement(job.rubric, reply) for reply in reversed(replies.get(job.custom_id, []))]
+        rated = [judgement for judgement in newest_first if judgement.rating is not None]
         nothing = Judgement(None, None, "no response" if job.body is None else "no answer in the files")
-        out.append((rated or found or [nothing])[0])
-    return out, sum(len(lines) for id_, lines in replies.items() if id_ not in known)
+        judgements.append((rated or newest_first or [nothing])[0])
+    return judgements, sum(len(lines) for id_, lines in replies.items() if id_ not in known)
 
 
-def _json_lines(path: str) -> Iterable[tuple[str, dict[str, Any]]]:
+def _batch_lines(path: str) -> Iterator[JsonObject]:
     try:
-        lines = pathlib.Path(path).expanduser().read_text(encoding="utf-8-sig").split("\n")
+        texts = pathlib.Path(path).expanduser().read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--answers-in: cannot read {path}: {error}") from None
-    for number, text in enumerate(lines, start=1):
+    for number, text in enumerate(texts, start=1):
         if not text.strip():
             continue
         try:
@@ -210,10 +216,10 @@ def _json_lines(path: str) -> Iterable[tuple[str, dict[str, Any]]]:
             raise UserError(f"{path} (line {number}): not JSON: {error}") from None
         if not isinstance(line, dict) or "custom_id" not in line:
             raise UserError(f"{path} (line {number}): no custom_id: not a line of a batch's output")
-        yield f"{path} (line {number})", line
+        yield line
 
 
-def _batch_reply(place: str, line: Mapping[str, Any]) -> Reply:
+def _batch_reply(line: JsonObject) -> Reply:
     response = line.get("response")
     if isinstance(response, Mapping) and response.get("status_code", 200) == 200:
         try:
@@ -224,63 +230,73 @@ def _batch_reply(place: str, line: Mapping[str, Any]) -> Reply:
     return Reply(None, problem=f"the batch failed: {json.dumps(error)}"[:200])
 
 
-# --- what came of it -------------------------------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------------------------------
 
 
-def rated_lines(work: Sequence[Job], judgements: Sequence[Judgement], judge: str, rubrics: Rubrics) -> list[dict]:
-    """The answers' lines with `rating`, `judgement`, `judge`, `rubric`, `criteria`; `judge_failed` says why not."""
+def rated_lines(jobs: Sequence[Job], judgements: Sequence[Judgement], judge: str, criteria: str) -> list[JsonObject]:
+    """Returns the answers' lines with `rating`, `judgement`, `judge`, `rubric`, `criteria`; without a rating also
+    `judge_failed`, which says why.
+    """
     lines = []
-    for job, judgement in zip(work, judgements, strict=True):
-        about: dict[str, Any] = {"rating": judgement.rating, "judgement": judgement.text, "judge": judge}
-        about |= {"rubric": job.rubric.name, "criteria": rubrics.criteria}
+    for job, judgement in zip(jobs, judgements, strict=True):
+        line = {key: value for key, value in job.row.items() if key != "judge_failed"}
+        line |= {"rating": judgement.rating, "judgement": judgement.text, "judge": judge}
+        line |= {"rubric": job.rubric.name, "criteria": criteria}
         if judgement.rating is None:
-            about["judge_failed"] = judgement.problem
-        lines.append({**{k: v for k, v in job.row.items() if k != "judge_failed"}, **about})
+            line["judge_failed"] = judgement.problem
+        lines.append(line)
     return lines
 
 
-def account(work: Sequence[Job], judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """`rows judged failed empty mean mean_failures_as_lowest problems`."""
-    rated = [one.rating for one in judgements if one.rating is not None]
-    empty = sum(job.body is None for job in work)
-    lowest = [job.rubric.low if one.rating is None else one.rating for job, one in zip(work, judgements)]
-    problems = collections.Counter(one.problem for one in judgements if one.rating is None)
+def summarize_judgements(jobs: Sequence[Job], judgements: Sequence[Judgement]) -> JsonObject:
+    """Returns `rows judged failed empty mean mean_failures_as_lowest problems`."""
+    ratings = [judgement.rating for judgement in judgements if judgement.rating is not None]
+    empty = sum(job.body is None for job in jobs)
+    lowest = [
+        job.rubric.low if judgement.rating is None else judgement.rating for job, judgement in zip(jobs, judgements)
+    ]
+    problems = collections.Counter(judgement.problem for judgement in judgements if judgement.rating is None)
     return {
-        "rows": len(work),
-        "judged": len(rated),
-        "failed": len(work) - len(rated) - empty,
+        "rows": len(jobs),
+        "judged": len(ratings),
+        "failed": len(jobs) - len(ratings) - empty,
         "empty": empty,
-        "mean": sum(rated) / len(rated) if rated else None,
+        "mean": sum(ratings) / len(ratings) if ratings else None,
         "mean_failures_as_lowest": sum(lowest) / len(lowest) if lowest else None,
         "problems": dict(problems),
     }
 
 
-def against_humans(lines: Sequence[Mapping[str, Any]]) -> RaterAgreement | None:
-    """The judge's agreement with people's ratings, where lines hold `human_rating`; None where none does."""
-    pairs = [(line["rating"], _number(line.get("human_rating"))) for line in lines if line["rating"] is not None]
-    both = [(judge, human) for judge, human in pairs if human is not None]
-    return agreement([a for a, _ in both], [b for _, b in both]) if both else None
+def agreement_with_people(lines: Sequence[JsonObject]) -> RaterAgreement | None:
+    """Returns the judge's agreement with `human_rating`, or None if no line holds one."""
+    return _agreement((line["rating"], _number(line.get("human_rating"))) for line in lines)
 
 
-def against_judge(lines: Sequence[Mapping[str, Any]], path: str) -> RaterAgreement:
-    """The agreement with another judge's output of the same answers."""
+def agreement_with_judge(lines: Sequence[JsonObject], path: str) -> RaterAgreement:
+    """Returns the agreement with the output of another judge. Raises UserError if it rates none of these answers."""
     fields = Fields.make(ALIASES, None)
-    other = {_identity(fields, one.row): _number(one.row.get("rating")) for one in read_answers(path)}
-    both = [(line["rating"], other.get(_identity(fields, line))) for line in lines if line["rating"] is not None]
-    shared = [(a, b) for a, b in both if b is not None]
-    if not shared:
+    other = {_identity(fields, answer.row): _number(answer.row.get("rating")) for answer in read_answers(path)}
+    result = _agreement((line["rating"], other.get(_identity(fields, line))) for line in lines)
+    if result is None:
         raise UserError(f"--second: {path} rates none of these answers")
-    return agreement([a for a, _ in shared], [b for _, b in shared])
+    return result
 
 
-def _identity(fields: Fields, row: Mapping[str, Any]) -> tuple[str, str, str]:
-    found = fields.of(row)
-    return str(found.get("question")), str(found.get("response")), str(found.get("system"))
+def _agreement(pairs: Iterable[tuple[float | None, float | None]]) -> RaterAgreement | None:
+    """The agreement over the pairs in which both ratings are there; None if there is no such pair."""
+    rated = [(first, second) for first, second in pairs if first is not None and second is not None]
+    return agreement([first for first, _ in rated], [second for _, second in rated]) if rated else None
 
 
-def _number(value: Any) -> float | None:
+def _identity(fields: Fields, row: JsonObject) -> tuple[str, str, str]:
+    values = fields.of(row)
+    return str(values.get("question")), str(values.get("response")), str(values.get("system"))
+
+
+def _number(value: object) -> float | None:
+    if value is None or isinstance(value, bool) or not isinstance(value, str | SupportsFloat):
+        return None
     try:
-        return None if value is None or isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+        return float(value)
+    except ValueError:
         return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from care_jax import config as configs
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.snippets import best_of, read_snippets
+from care_jax.evaluation.answers.snippets import SnippetFilter, keep_best, read_snippets
 from care_jax.evaluation.items import Options
 from care_jax.evaluation.tasks import registry
 from care_jax.study import jobs, results, tables
@@ -160,7 +160,8 @@ def _bring(system: System, task: TaskConfig, place: pathlib.Path) -> None:
     )
     items = registry.read(known, task.data, options).items
     english = task.query_language == "english"
-    lines = read_snippets(given.path, items, system.name, given.best_of, given.engine, given.language, english=english)
+    wanted = SnippetFilter(given.best_of, given.engine, given.language, english)
+    lines = read_snippets(given.path, items, system.name, wanted)
     write_lines(out, [{**line, "task": known.name} for line in lines])
 
 
@@ -198,7 +199,7 @@ def _judge(folder: pathlib.Path, task: TaskConfig, who: Sequence[System], at_onc
         if system.answers is not None and system.answers.best_of is not None:
             rated = place_of(folder, system, task) / task_folder(task) / "rated.jsonl"
             if rated.is_file():
-                best_of(rated, rated.with_name("best.jsonl"))
+                keep_best(rated, rated.with_name("best.jsonl"))
     return waiting
 
 

@@ -47,8 +47,8 @@ def test_packed_rows_equal_each_text_alone(tmp_path, devices):
     mesh = None if devices is None else sharding.make_mesh(1, devices, 1, devices=jax.devices()[:devices])
     params = models.init_params(model, 0, mesh)
     tokenizer = load_tokenizer(str(SAMPLE / "model"))
-    asked = [logprobs.encode(tokenizer, item) for item in items()]
-    found = logprobs.score(model, params, asked, mesh)
+    asked = [logprobs.encode_item(tokenizer, item) for item in items()]
+    found = logprobs.score_items(model, params, asked, mesh)
     alone = jax.jit(lambda tokens: jax.nn.log_softmax(model.apply({"params": params}, tokens[None])[0]))
     assert [len(one) for one in found] == [len(one.texts) for one in asked]
     if devices is not None:
@@ -70,9 +70,9 @@ def test_a_packed_predictor_sees_its_prompt_and_what_is_before_it_in_its_text():
     def ids(most):
         return tuple(rng.integers(1, 999, rng.integers(1, most)).tolist())
 
-    asked = [logprobs.Asked(ids(60), tuple(ids(6) for _ in range(1 + number % 4))) for number in range(40)]
+    asked = [logprobs.EncodedItem(ids(60), tuple(ids(6) for _ in range(1 + number % 4))) for number in range(40)]
     for examples in (ids(90) + ids(40), tuple(range(1, 51))):  # behind the same beginning, a letter each
-        asked += [logprobs.Asked(examples + ids(20) + (1,), ((7,), (8,))) for _ in range(9)]
+        asked += [logprobs.EncodedItem(examples + ids(20) + (1,), ((7,), (8,))) for _ in range(9)]
     families = logprobs._families(asked)
     assert sorted(number for numbers, _ in families for number in numbers) == list(range(58))
     assert sum(len(numbers) > 1 and shared >= 50 for numbers, shared in families) == 2
@@ -100,10 +100,10 @@ def test_a_packed_predictor_sees_its_prompt_and_what_is_before_it_in_its_text():
 
 def test_prompt_and_choice_are_tokenized_together():
     tokenizer = load_tokenizer(str(SAMPLE / "model"))
-    one = logprobs.encode(tokenizer, items()[0])
+    one = logprobs.encode_item(tokenizer, items()[0])
     whole = tokenizer(items()[0].prompt + " A")["input_ids"]
     assert [*one.prompt, *one.texts[0]] == whole
-    templated = logprobs.encode(tokenizer, items()[0], template="model")
+    templated = logprobs.encode_item(tokenizer, items()[0], template="model")
     assert len(templated.prompt) > len(one.prompt)
 
 
@@ -159,7 +159,7 @@ def test_smollm2_equals_transformers_on_a_hundred_items(shared, real_models, tmp
     expected = json.loads(done.stdout.splitlines()[-1])
     model, params = models.from_pretrained(folder)
     tokenizer = load_tokenizer(str(folder))
-    found = logprobs.score(model, params, [logprobs.encode(tokenizer, item) for item in made])
+    found = logprobs.score_items(model, params, [logprobs.encode_item(tokenizer, item) for item in made])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)
     gaps = [sorted(values)[-1] - sorted(values)[-2] for values in expected]
     same = [np.argmax(a) == np.argmax(b) for a, b, gap in zip(found, expected, gaps) if gap > 1e-3]

@@ -50,7 +50,7 @@ def folders(tmp_path):
 
 
 def test_cells_averages_and_differences_by_hand(folders):
-    found = tables.make(records.load_records(folders), "base")
+    found = tables.make_report(records.load_records(folders), "base")
     base = {place: [] for place in CELLS}
     for record in records.load_records(folders[:1]):
         base[record.culture, record.category].append(record.value)
@@ -92,7 +92,7 @@ def test_three_categories_make_a_radar(tmp_path):
     ]
     (tmp_path / "rated.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = records.load_records([str(tmp_path / "rated.jsonl")])
-    names = [path.name for path in tables.write(tables.make(found), found, tmp_path / "out")]
+    names = [path.name for path in tables.write(tables.make_report(found), found, tmp_path / "out")]
     assert "radar_care_eval.png" in names
 
 

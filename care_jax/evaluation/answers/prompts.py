@@ -1,10 +1,11 @@
-"""Rows that ask something, whoever answers them: a model here or an endpoint. Needs no jax."""
+"""Prompts to be answered by a model on this machine or by an endpoint: rows of a file, items of a task. No jax."""
 
 import dataclasses
 import itertools
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping, Sequence
 
+from care_jax.data.preferences import stable_hash
 from care_jax.data.questions import Content, is_messages
 from care_jax.data.readers.rated import user_turn
 from care_jax.data.rows import fields as f
@@ -12,41 +13,56 @@ from care_jax.data.rows.report import Report
 from care_jax.data.rows.row import Row
 from care_jax.data.rows.table import open_table
 from care_jax.errors import UserError
+from care_jax.evaluation.items import Item
 from care_jax.textfiles import JsonObject
 
 _FIELDS = {"question": ("question", "query"), "prompt": ("prompt", "instruction")}
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """One row of the input. row: its number, which its answers' seeds come from. fields: as it stood there."""
+class PromptRow:
+    """One prompt. row: its number in the input, which seeds its answers. fields: copied to the lines of its answers."""
 
     row: int
-    fields: dict[str, Any]
+    fields: JsonObject
     prompt: Content
 
+    def seed(self, seed: int, sample: int) -> int:
+        """The seed of this row's answer number `sample`."""
+        return stable_hash(seed, "answer", self.row, sample) % 2**31
 
-def read_prompts(path: str, limit: int | None = None) -> tuple[list[Asked], Counter[str]]:
-    """The first `limit` rows that ask something, and how many were dropped for which reason.
 
-    `question` is asked as one user message; `prompt` is messages, or text that no template renders. Nothing else is
-    required of a row. Raises UserError where no row asks anything.
+def read_prompts(path: str, limit: int | None = None) -> tuple[list[PromptRow], Counter[str]]:
+    """Returns the first `limit` rows with a prompt, and how many rows were dropped for which reason.
+
+    The text of `question` becomes one user message; `prompt` is messages, or text that no template renders. No other
+    field is required. Raises UserError if no row has a prompt.
     """
     report = Report()
 
-    def parse(row: Row, values: JsonObject) -> Asked:
-        return Asked(row.number, dict(row.value or {}), _prompt(values))
+    def parse(row: Row, values: JsonObject) -> PromptRow:
+        return PromptRow(row.number, dict(row.value or {}), _prompt(values))
 
-    asked = list(itertools.islice(open_table(path, _FIELDS, report=report).parse(parse), limit))
-    if not asked:
+    prompts = list(itertools.islice(open_table(path, _FIELDS, report=report).parse(parse), limit))
+    if not prompts:
         first = f"; row {report.rejected[0]['row']}: {report.rejected[0]['found']}" if report.rejected else ""
-        raise UserError(f"{path}: no row asks anything: a row needs `question` or `prompt`, text or messages{first}")
-    return asked, report.dropped
+        raise UserError(f"{path}: no row has a prompt: expected `question` or `prompt`, text or messages{first}")
+    return prompts, report.dropped
 
 
-def _prompt(found: dict[str, Any]) -> Content:
-    if "question" in found:
-        question = f.content(found["question"], "question", "empty_question")
+def _prompt(values: Mapping[str, object]) -> Content:
+    if "question" in values:
+        question = f.content(values["question"], "question", "empty_question")
         return tuple(question) if is_messages(question) else user_turn(str(question))
-    f.need(found, "prompt")
-    return f.content(found["prompt"], "prompt", "empty_question")
+    f.need(values, "prompt")
+    return f.content(values["prompt"], "prompt", "empty_question")
+
+
+def item_prompts(items: Sequence[Item], task: str) -> list[PromptRow]:
+    """Returns the items of a task as prompts to be answered in words."""
+    return [PromptRow(number, item_fields(item, task), user_turn(item.prompt)) for number, item in enumerate(items)]
+
+
+def item_fields(item: Item, task: str) -> JsonObject:
+    """Returns what the line of an answer holds besides the answer."""
+    return {"id": item.id, "task": task, "question": item.question, **item.groups, **item.fields}

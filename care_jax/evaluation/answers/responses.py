@@ -1,16 +1,16 @@
-"""Answers out of files, from wherever they come: a model of ours, an endpoint, a search engine, people."""
+"""Answers read from files, whoever gave them: a model of ours, an endpoint, a search engine, people."""
 
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from care_jax.data.questions import normalise
 from care_jax.data.rows.fields import Fields
 from care_jax.data.rows.files import open_rows
 from care_jax.errors import UserError
 from care_jax.evaluation.items import Item
+from care_jax.textfiles import JsonObject
 
 ALIASES = {
     "id": ("id", "ID", "MCQID", "question_id", "item_id", "qid", "custom_id"),
@@ -28,9 +28,9 @@ ALIASES = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One line of a file of answers. row: as it stood there; response: None where it is null or absent."""
+    """One line of a file of answers. row: the line's fields. response: None if it is null or absent."""
 
-    row: Mapping[str, Any]
+    row: JsonObject
     id: str | None
     question: str | None
     response: str | None
@@ -40,7 +40,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """Answers by item id, in their order; unmatched: lines that answer no item."""
+    """Answers by item id, in the order of the file. unmatched: how many lines answer no item."""
 
     answers: Mapping[str, list[Answer]]
     unmatched: int
@@ -48,7 +48,7 @@ class Matched:
 
 
 def read_answers(path: str) -> list[Answer]:
-    """The lines of a file of answers (JSON lines, JSON, CSV, parquet); an empty file holds none."""
+    """Returns the lines of a file of answers (JSON lines, JSON, CSV, parquet); [] for an empty file."""
     place = pathlib.Path(path).expanduser()
     if not place.exists():
         raise UserError(f"--responses: no such file: {path}")
@@ -59,21 +59,21 @@ def read_answers(path: str) -> list[Answer]:
     for row in open_rows(path):
         if row.value is None:
             raise UserError(f"{row.place}: {row.problem}")
-        answers.append(_answer(row.place, row.value, fields.of(row.value)))
+        answers.append(_answer(row.place, dict(row.value), fields.of(row.value)))
     return answers
 
 
-def _answer(place: str, row: Mapping[str, Any], found: Mapping[str, Any]) -> Answer:
-    response, logps = found.get("response"), found.get("logps")
+def _answer(place: str, row: JsonObject, values: JsonObject) -> Answer:
+    response, logps = values.get("response"), values.get("logps")
     if response is not None and not isinstance(response, str):
         response = json.dumps(response, ensure_ascii=False)
-    if "response" not in found and logps is None:
+    if "response" not in values and logps is None:
         raise UserError(f"{place}: no response; its keys are {', '.join(map(str, row))}")
     try:
         numbers = None if logps is None else tuple(float(value) for value in logps)
     except (TypeError, ValueError):
         raise UserError(f"{place}, logps: expected a list of numbers, found {logps!r}"[:300]) from None
-    id_, question, system = found.get("id"), found.get("question"), found.get("system")
+    id_, question, system = values.get("id"), values.get("question"), values.get("system")
     return Answer(
         row,
         None if id_ is None or id_ == "" else str(id_),
@@ -85,24 +85,22 @@ def _answer(place: str, row: Mapping[str, Any], found: Mapping[str, Any]) -> Ans
 
 
 def match(items: Sequence[Item], answers: Iterable[Answer]) -> Matched:
-    """Answers to the items they name by id, else by the question's text."""
+    """Returns the answers by the item that they name by id, or else by the text of its question."""
     ids = {item.id for item in items}
     by_question: dict[str, list[str]] = {}
     for item in items:
         by_question.setdefault(normalise(item.question), []).append(item.id)
-    found: dict[str, list[Answer]] = {}
+    matched: dict[str, list[Answer]] = {}
     systems: dict[str, None] = {}
     unmatched = 0
-    for one in answers:
-        if one.system:
-            systems.setdefault(one.system)
-        named = [one.id] if one.id in ids else []
-        if not named and one.question is not None:
-            named = by_question.get(normalise(one.question), [])
-            named = named if len(named) == 1 else []  # one wording for several items says nothing
-        if not named:
+    for answer in answers:
+        if answer.system:
+            systems.setdefault(answer.system)
+        candidates = [answer.id] if answer.id is not None and answer.id in ids else []
+        if not candidates and answer.question is not None:
+            candidates = by_question.get(normalise(answer.question), [])
+        if len(candidates) != 1:  # none, or several items with one wording
             unmatched += 1
-            continue
-        if one.response is not None or one.logps is not None:  # else a line that says there is no answer
-            found.setdefault(str(named[0]), []).append(one)
-    return Matched(found, unmatched, tuple(systems))
+        elif answer.response is not None or answer.logps is not None:
+            matched.setdefault(candidates[0], []).append(answer)
+    return Matched(matched, unmatched, tuple(systems))

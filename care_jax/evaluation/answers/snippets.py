@@ -1,15 +1,14 @@
-"""Search results as answers: snippets, judged like any other response, of which the best of a question counts."""
+"""Search results as answers: snippets are judged like other responses, and the best one of a question counts."""
 
-import json
+import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from care_jax.data.rows.fields import Fields
 from care_jax.data.rows.files import open_rows
 from care_jax.errors import UserError
 from care_jax.evaluation.items import Item
-from care_jax.textfiles import write_lines
+from care_jax.textfiles import JsonObject, read_lines, write_lines
 
 _FIELDS = {
     "question_id": ("question_id", "id"),
@@ -22,21 +21,23 @@ _FIELDS = {
 }
 
 
-def read_snippets(
-    path: str,
-    items: Sequence[Item],
-    system: str,
-    best: int | None = None,
-    engine: str | None = None,
-    language: str | None = None,
-    *,
-    english: bool = False,
-) -> list[dict[str, Any]]:
-    """Rows {question_id, engine, language, rank, url, snippet} as answers to the items, the first `best` ranks of each.
+@dataclasses.dataclass(frozen=True)
+class SnippetFilter:
+    """Which snippets are read: the first `best` ranks of each question, of this search engine and language.
 
-    Rows that hold `response` instead are taken as they are. engine, language: only these; without a language those
-    searched for in the query's: the item's own, or with `english` English. Raises UserError where no row belongs to
-    any item.
+    Without a language, a snippet must be in that of its question: the item's, or English if `english`.
+    """
+
+    best: int | None = None
+    engine: str | None = None
+    language: str | None = None
+    english: bool = False
+
+
+def read_snippets(path: str, items: Sequence[Item], system: str, wanted: SnippetFilter) -> list[JsonObject]:
+    """Returns rows {question_id, engine, language, rank, url, snippet} as lines of answers to the items.
+
+    A row may hold `response` instead of `snippet`. Raises UserError if no row belongs to an item.
     """
     fields = Fields.make(_FIELDS, None)
     by_id = {item.id: item for item in items}
@@ -45,31 +46,40 @@ def read_snippets(
     for row in open_rows(path):
         if row.value is None:
             raise UserError(f"{row.place}: {row.problem}")
-        found = fields.of(row.value)
-        if "response" not in found:
+        values = fields.of(row.value)
+        if "response" not in values:
             raise UserError(f"{row.place}: no snippet and no response; its keys are {', '.join(map(str, row.value))}")
-        item = by_id.get(str(found.get("question_id"))) or by_question.get(str(found.get("question")))
-        rank = int(found.get("rank") or 1)
-        if item is None or engine not in (None, found.get("engine")) or (best is not None and rank > best):
+        item = by_id.get(str(values.get("question_id"))) or by_question.get(str(values.get("question")))
+        if item is None or not _passes(values, item, wanted):
             continue
-        searched, wanted = found.get("language"), language or ("en" if english else item.groups.get("language"))
-        if searched and wanted and str(searched).split("-")[0].lower() != wanted.split("-")[0].lower():
-            continue
-        about: dict[str, Any] = {key: found[key] for key in ("engine", "rank", "url") if key in found}
-        line: dict[str, Any] = {"id": item.id, "question": item.question}
-        line |= dict(item.groups) | dict(item.fields) | about
-        lines.append({**line, "response": found["response"], "system": system})
+        line: JsonObject = {"id": item.id, "question": item.question, **item.groups, **item.fields}
+        line |= {key: values[key] for key in ("engine", "rank", "url") if key in values}
+        lines.append({**line, "response": values["response"], "system": system})
     if not lines:
         raise UserError(f"{path}: no row answers any of the task's {len(items)} questions (by question_id or question)")
     return lines
 
 
-def best_of(rated: pathlib.Path, out: pathlib.Path) -> None:
-    """Keeps each question's best-rated line; a question none of whose lines was rated keeps its first."""
-    best: dict[str, dict[str, Any]] = {}
-    for text in rated.read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
-        held = best.setdefault(str(line["id"]), line)
-        if line["rating"] is not None and (held["rating"] is None or line["rating"] > held["rating"]):
-            best[str(line["id"])] = line
+def _passes(values: JsonObject, item: Item, wanted: SnippetFilter) -> bool:
+    if wanted.engine not in (None, values.get("engine")):
+        return False
+    if wanted.best is not None and int(values.get("rank") or 1) > wanted.best:
+        return False
+    language = wanted.language or ("en" if wanted.english else item.groups.get("language"))
+    searched = values.get("language")
+    return not searched or not language or _primary(str(searched)) == _primary(language)
+
+
+def _primary(language: str) -> str:
+    return language.split("-")[0].lower()
+
+
+def keep_best(rated: pathlib.Path, out: pathlib.Path) -> None:
+    """Writes the best-rated line of each question to `out`, or its first line if none has a rating."""
+    best: dict[str, JsonObject] = {}
+    for line in read_lines(rated):
+        id_ = str(line["id"])
+        kept = best.setdefault(id_, line)
+        if line["rating"] is not None and (kept["rating"] is None or line["rating"] > kept["rating"]):
+            best[id_] = line
     write_lines(out, best.values())

@@ -57,7 +57,7 @@ class Report:
 Values = dict[tuple[str, str], dict[str, float]]  # (culture, category) -> item -> mean over its samples
 
 
-def make(records: Sequence[Record], base: str | None = None) -> Report:
+def make_report(records: Sequence[Record], base: str | None = None) -> Report:
     """The report of all systems. Raises UserError where `base` is none of them."""
     tasks = list(dict.fromkeys(record.task for record in records))
     systems = list(dict.fromkeys(record.system for record in records))

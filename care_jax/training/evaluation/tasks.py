@@ -10,8 +10,10 @@ import jax
 from care_jax.config import Config, steps_of
 from care_jax.config.blocks import TaskConfig
 from care_jax.errors import UserError
-from care_jax.evaluation.answers import by_model, generate, logprobs
+from care_jax.evaluation.answers import generate, logprobs
+from care_jax.evaluation.answers.prompts import item_prompts
 from care_jax.evaluation.answers.responses import Answer
+from care_jax.evaluation.answers.settings import GenerationSettings
 from care_jax.evaluation.items import Options, TaskItems
 from care_jax.evaluation.model import LoadedModel
 from care_jax.evaluation.tasks import registry
@@ -90,15 +92,15 @@ class TaskScores:
     def _answers(self, one: _Prepared, opened: LoadedModel) -> list[Answer]:
         items = one.taken.items
         if registry.by_logprob(one.task, one.options, has_weights=True):
-            encoded = [logprobs.encode(opened.tokenizer, i, one.config.chat_template or "none") for i in items]
-            values = logprobs.score(opened.model, opened.params, encoded, self._mesh)
+            encoded = [logprobs.encode_item(opened.tokenizer, i, one.config.chat_template or "none") for i in items]
+            values = logprobs.score_items(opened.model, opened.params, encoded, self._mesh)
             return [Answer({}, i.id, None, None, tuple(v), None) for i, v in zip(items, values, strict=True)]
-        settings = generate.Settings(
+        settings = GenerationSettings(
             temperature=one.config.temperature or 0.0,
             max_tokens=one.config.max_tokens or one.task.max_tokens,
             seed=self._config.seed,
             chat_template=one.config.chat_template or self._config.data.chat_template,
             date=self._config.data.template_date,
         )
-        lines = generate.answers(opened, by_model.asked(items, one.task.name), settings, self._mesh)
+        lines = generate.generate_answers(opened, item_prompts(items, one.task.name), settings, self._mesh)
         return [Answer(line, i.id, None, line["response"], None, None) for i, line in zip(items, lines, strict=True)]

@@ -1,0 +1,64 @@
+"""Replies of an endpoint, kept in a file by the content of the request, so that nothing is asked twice."""
+
+import hashlib
+import json
+import pathlib
+import threading
+from collections.abc import Mapping
+
+from care_jax.errors import UserError
+from care_jax.textfiles import JsonObject
+
+
+def content_key(body: Mapping[str, object], attempt: int = 0) -> str:
+    """Returns a SHA-256 of everything that decides a reply: the body with the model, and the number of the attempt."""
+    text = json.dumps([body, attempt], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class ReplyCache:
+    """Replies by `content_key`, appended to a JSON lines file as they arrive. Without a path they stay in memory."""
+
+    def __init__(self, path: str | pathlib.Path | None):
+        self._lock = threading.Lock()
+        self._replies: dict[str, JsonObject] = {}
+        self._file = None
+        if path is None:
+            return
+        place = pathlib.Path(path)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            self._load(place)
+            self._file = open(place, "a", encoding="utf-8")  # noqa: SIM115  # stays open until close()
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{place}: not a cache of replies: {error}; remove it, or name another file") from None
+        except OSError as error:
+            raise UserError(f"cannot write {place}: {error.strerror}") from None
+
+    def _load(self, path: pathlib.Path) -> None:
+        """Reads the complete lines and cuts off an incomplete last one."""
+        with open(path, "ab+") as file:
+            file.seek(0)
+            end = 0
+            for raw in file:
+                if not raw.endswith(b"\n"):
+                    break
+                line = json.loads(raw)
+                self._replies[line["key"]] = line
+                end += len(raw)
+            file.truncate(end)
+
+    def get(self, key: str) -> JsonObject | None:
+        return self._replies.get(key)
+
+    def put(self, key: str, value: Mapping[str, object]) -> None:
+        with self._lock:
+            line = {"key": key, **value}
+            self._replies[key] = line
+            if self._file is not None:
+                self._file.write(json.dumps(line) + "\n")
+                self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
