@@ -35,7 +35,7 @@ ROOT = "__init__"
 ROOMS = {
     "models": [{"families"}, {"hf"}],
     "data": [{"rows", "packing"}, {"readers"}, {"curation", "care_tfds"}],
-    "evaluation": [{"answers"}, {"tasks", "report"}],
+    "evaluation": [{"endpoint"}, {"answers"}, {"tasks", "report"}],
     "training": [{"run", "forward"}, {"evaluation"}, {"checks", "export"}],
 }
 MODULES, LINES = 12, 400  # at most, per folder and per file

@@ -16,7 +16,7 @@ import care_jax
 from care_jax import cli
 from care_jax.config import files
 from care_jax.errors import UserError
-from care_jax.evaluation import endpoint
+from care_jax.evaluation.endpoint import transport
 from tests.evaluation.servers import Server, completion
 from tests.serving import serving
 
@@ -87,7 +87,7 @@ def test_a_key_is_not_sent_on(monkeypatch):
             reply.end_headers()
 
         with server(elsewhere) as (url, keys), pytest.raises(UserError, match="HTTP 302"):
-            endpoint.only_model(url)
+            transport.only_model(url)
     assert keys == [f"Bearer {KEY}"]
     assert sent_on == []
 
@@ -103,15 +103,15 @@ def test_a_reply_that_trickles_is_given_up():
 
     with server(trickle) as (url, _):
         began = time.monotonic()
-        with pytest.raises(endpoint.Unusable, match="time out"):
-            endpoint.fetch(urllib.request.Request(url), 0.2)
+        with pytest.raises(transport.CallFailed, match="time out"):
+            transport.fetch(urllib.request.Request(url), 0.2)
         assert time.monotonic() - began < 2
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/v1", "localhost:8000", "//host/v1"])
 def test_an_endpoint_is_http(url):
     with pytest.raises(UserError, match="--base-url"):
-        endpoint.check_url(url)
+        transport.check_url(url)
 
 
 def test_the_key_of_a_judge_is_in_no_file(tmp_path, monkeypatch, capsys):

@@ -114,7 +114,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise UserError("--responses: the answers are there; leave --model and --base-url away")
     if not (arguments.responses or arguments.model or arguments.base_url):
         raise UserError("expected one of --model, --base-url, --responses: where do the answers come from?")
-    require_at_least(("--limit", arguments.limit, 1), ("--n", arguments.n, 1), ("--max-tokens", arguments.max_tokens, 1))
+    require_at_least(
+        ("--limit", arguments.limit, 1), ("--n", arguments.n, 1), ("--max-tokens", arguments.max_tokens, 1)
+    )
     require_at_least(("--temperature", arguments.temperature, 0), ("--batch-size", arguments.batch_size, 1))
     require_at_least(("--num-fewshot", arguments.num_fewshot, 0))
     if arguments.fewshot is not None and not arguments.num_fewshot:

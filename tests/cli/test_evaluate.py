@@ -10,7 +10,7 @@ import pytest
 from care_jax import cli, models, sharding
 from care_jax.data.rows.files import SAMPLE
 from tests.evaluation.servers import Server, completion
-from tests.evaluation.test_likelihood import CONFIG
+from tests.evaluation.answers.test_logprobs import CONFIG
 
 
 @pytest.fixture(scope="module", autouse=True)

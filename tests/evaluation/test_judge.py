@@ -11,9 +11,8 @@ import time
 import pytest
 
 from care_jax import cli
-from care_jax.errors import UserError
-from care_jax.evaluation import endpoint, judge, rubrics
-from care_jax.evaluation.endpoint import Client, Endpoint, ReplyCache, content_key
+from care_jax.evaluation import judge, rubrics
+from care_jax.evaluation.endpoint.cache import content_key
 from tests.evaluation.servers import Server, completion
 
 CATEGORIES = ("Cultural entities", "Cultural commonsense", "Social norms", "Opinion", "Literacy")
@@ -46,54 +45,6 @@ def number_of(prompt):
 
 def rating_of(number):
     return 1 + number % 10
-
-
-# --- rubrics ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["entities_opinion", "norms_commonsense", "literacy"])
-def test_fields_are_put_in_once_whatever_they_hold(name):
-    text = rubrics.BUILT_IN[name].prompt("what is {answer}?", "{response} {x}", "a {question} \\1 {")
-    assert "## Question:\nwhat is {answer}?\n" in text
-    assert "## Reference answer:\n{response} {x}\n" in text
-    assert "## Answer to be rated:\na {question} \\1 {\n" in text
-
-
-def published(folder):
-    for name in rubrics.FILES:
-        (folder / f"{name}.txt").write_text(f"{name} {{question}} {{answer}} {{response}}\n## Golden answer:")
-    return str(folder)
-
-
-def test_criteria_both_ways_and_from_the_published_files(tmp_path):
-    """By their content two of the published names are swapped."""
-    folder = published(tmp_path)
-    names = ("entities", "opinion", "norms", "commonsense", "literacy")
-    found = {
-        (source, criteria): [rubrics.load_rubrics(source, criteria).of(name).name for name in names]
-        for source in (None, folder)
-        for criteria in ("by_content", "as_published")
-    }
-    own = ["entities_opinion", "entities_opinion", "norms_commonsense", "norms_commonsense", "literacy"]
-    swapped = ["entities_opinion", "entities_opinion", "literacy", "literacy", "norms_commonsense"]
-    assert found[None, "by_content"] == own
-    assert found[None, "as_published"] == swapped
-    assert found[folder, "as_published"] == [f"{name}.txt" for name in own]
-    assert found[folder, "by_content"] == [f"{name}.txt" for name in swapped]
-    assert (
-        rubrics.load_rubrics(folder, "by_content").of("Social norms").prompt("q", "a", "r").startswith("literacy q a r")
-    )
-    (tmp_path / "literacy.txt").write_text("no fields")
-    with pytest.raises(UserError, match=r"literacy.txt has no \{question\} and no \{response\}"):
-        rubrics.load_rubrics(folder, "by_content")
-
-
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [("so: CORRECT", 1.0), ("CORRECT_BUT_WRONG_LANGUAGE", 0.0), ("CORRECT? no, INCORRECT", 0.0), ("hm", None)],
-)
-def test_labels_stand_for_scores(text, score):
-    assert rubrics.BUILT_IN["care_pro"].parse(text) == score
 
 
 # --- the endpoint ----------------------------------------------------------------------------------------------------
@@ -198,37 +149,6 @@ def test_no_call_is_made_twice_after_a_stop_and_a_kill(tmp_path):
         assert [line["rating"] for line in lines(out)] == [rating_of(number) for number in range(450)]
 
 
-INTERRUPTED_AT_RANDOM = """
-import contextlib, random, signal, time
-from care_jax.evaluation.endpoint import Client, Endpoint, request_body
-
-def stop(number, frame):
-    raise KeyboardInterrupt
-
-def post(path, body):
-    time.sleep(0.002)
-    return {"choices": [{"message": {"content": "x"}}]}
-
-signal.signal(signal.SIGALRM, stop)
-client = Client(Endpoint("http://127.0.0.1:1/v1", "m"))
-client._post = post
-bodies = [request_body("m", str(number)) for number in range(450)]
-for seed in range(150):
-    signal.setitimer(signal.ITIMER_REAL, random.Random(seed).uniform(0.002, 0.05))
-    with contextlib.suppress(KeyboardInterrupt):
-        for _ in client.ask_all(bodies):
-            pass
-        signal.setitimer(signal.ITIMER_REAL, 0)
-print("ended")
-"""
-
-
-def test_an_interrupt_at_any_moment_ends_it():
-    """A hundred and fifty interrupts: none leaves a worker waiting for a lock that the interrupted thread holds."""
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED_AT_RANDOM], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "ended\n", done.stderr
-
-
 def test_a_wrong_key_ends_it_at_once(tmp_path, capsys):
     def refuse(prompt, before, call):
         return 401, {}, {"error": "no such key"}, 0.0
@@ -255,48 +175,6 @@ def test_an_answer_that_cannot_be_had_is_counted(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (found["judged"], found["failed"], found["empty"], found["mean"]) == (0, 2, 1, None)
     assert [line["judge_failed"].split(":")[0] for line in lines(out)] == ["HTTP 503", "HTTP 400", "no response"]
-
-
-def test_a_rate_limit_spreads_the_calls():
-    def answer(prompt, before, call):
-        return 200, {}, completion("x"), 0.0
-
-    with Server(answer) as server:
-        client = Client(Endpoint(server.url, "m", requests_per_minute=1200.0))
-        began = time.monotonic()
-        bodies = [endpoint.request_body("m", [{"role": "user", "content": str(n)}]) for n in range(11)]
-        assert len(list(client.ask_all(bodies))) == 11
-        assert time.monotonic() - began >= 0.5
-        assert endpoint.only_model(server.url) == "only-one"
-
-
-def test_retry_after_is_a_number_or_a_date():
-    assert endpoint._retry_after({"Retry-After": "7"}) == 7.0
-    assert endpoint._retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
-    assert (
-        3000
-        < endpoint._retry_after(
-            {"Retry-After": time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 3600))}
-        )
-        <= 3600
-    )
-    assert endpoint._retry_after({"Retry-After": "soon"}) is None
-    assert endpoint._retry_after({}) is None
-
-
-def test_a_torn_cache_is_gone_on_with(tmp_path):
-    path = tmp_path / "cache.jsonl"
-    cache = ReplyCache(path)
-    cache.put("a", {"text": "1"})
-    cache.close()
-    with open(path, "a") as file:
-        file.write('{"key": "b", "te')
-    cache = ReplyCache(path)
-    assert cache.get("a")["text"] == "1"
-    assert cache.get("b") is None
-    cache.put("c", {"text": "3"})
-    cache.close()
-    assert [line["key"] for line in lines(path)] == ["a", "c"]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -345,9 +223,10 @@ def test_requests_out_answers_in_and_a_second_round(tmp_path, capsys):
 
 
 def test_answers_to_other_answers_are_not_taken(tmp_path):
-    work = judge.jobs(write(tmp_path / "a.jsonl", rows(2)), rubrics.load_rubrics(None, "by_content"), "j")
+    loaded, settings = rubrics.load_rubrics(None, "by_content"), judge.JudgeSettings("j")
+    work = judge.read_jobs(write(tmp_path / "a.jsonl", rows(2)), loaded, settings)
     changed = [{**row, "response": row["response"] + "!"} for row in rows(2)]
-    other = judge.jobs(write(tmp_path / "b.jsonl", changed), rubrics.load_rubrics(None, "by_content"), "j")
+    other = judge.read_jobs(write(tmp_path / "b.jsonl", changed), loaded, settings)
     assert not {job.custom_id for job in work} & {job.custom_id for job in other}
 
 

@@ -212,7 +212,7 @@ def pack_blocks(blocks: Sequence[Block], width: int) -> list[list[Block]]:
 
 
 def fill_rows(rows: Sequence[Sequence[Block]], size: int, width: int, capacity: int) -> RowArrays:
-    """Returns the arrays of a batch of `size` rows of `width` tokens and `capacity` targets; missing rows are padding."""
+    """Returns a batch of `size` rows of `width` tokens and `capacity` targets; missing rows are padding."""
     tokens, positions, segments, prompts = (np.zeros((size, width), np.int32) for _ in range(4))
     places, targets = (np.zeros((size, capacity), np.int32) for _ in range(2))
     for row, blocks in enumerate(rows):

@@ -65,7 +65,7 @@ def generate_answers(
     mesh: Mesh | None = None,
     skip: int = 0,
 ) -> Iterator[JsonObject]:
-    """Yields the lines of all answers after the first `skip`: the prompt's fields, `response`, `finish_reason`, `system`.
+    """Yields the lines of answers after the first `skip`: the prompt's fields, `response`, `finish_reason`, `system`.
 
     The n answers to a prompt follow each other. An answer depends on its row number, the seed and the settings.
     """
@@ -111,7 +111,7 @@ def stop_ids(opened: LoadedModel, template: str = "model") -> tuple[int, ...]:
 
 
 def _count_written(path: pathlib.Path, prompts: Sequence[PromptRow], n: int, system: str) -> int:
-    """Returns how many complete lines `path` holds, which must be the first answers; cuts off an incomplete last line."""
+    """Returns how many of the answers `path` holds, and cuts off an incomplete last line."""
     with writing("--out", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+") as file:

@@ -129,7 +129,7 @@ def _target_logps(
 ) -> Float[Array, "B C"]:
     """log p(target | what the token at `place` sees), for the C targets of each row."""
     hidden = model.apply({"params": params}, tokens, positions, segments, prompts, method="hidden")
-    chosen = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
+    chosen = jnp.take_along_axis(jnp.asarray(hidden), places[:, :, None], axis=1)
     flat = logps.completion_logps(
         chosen.reshape(-1, chosen.shape[-1]),
         head_weight(model.arch, params).astype(chosen.dtype),

@@ -60,8 +60,8 @@ def write_translations(answers: str | os.PathLike[str], out: str | os.PathLike[s
     for line in lines:
         english = (line["response"] or "").strip()
         if english and line["finish_reason"] != "length":
-            about = {name: line[name] for name in ("question", "culture") if name in line}
-            translations.append({**about, "translated_question": english, "system": line["system"]})
+            about: JsonObject = {name: line[name] for name in ("question", "culture") if name in line}
+            translations.append(about | {"translated_question": english, "system": line["system"]})
     with writing("--out", os.fspath(out)):
         write_lines(pathlib.Path(out), translations)
     return len(translations), len(lines) - len(translations)

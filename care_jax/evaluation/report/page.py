@@ -1,25 +1,28 @@
-"""A page to read questions, answers and judgements side by side: one file, no network, no build."""
+"""A page to read questions, answers and judgements side by side: one file that needs no network."""
 
 import json
+import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from care_jax.evaluation.report.records import Record
+from care_jax.textfiles import JsonObject
+
+_TEMPLATE = pathlib.Path(__file__).with_name("page.html")
 
 
 def page(records: Sequence[Record], systems: Sequence[str]) -> str:
-    """The HTML. Texts stand in it as JSON and are shown as text, never as markup; each finds its own direction."""
-    items: dict[tuple[str, str], dict[str, Any]] = {}
+    """Returns the HTML. The texts are in it as JSON, and are shown as text, never as markup."""
+    items: dict[tuple[str, str], JsonObject] = {}
     for record in records:
-        one = items.setdefault(
+        item = items.setdefault(
             (record.task, record.item),
             {
                 "task": record.task, "culture": record.culture, "category": record.category,
                 "question": record.question, "reference": record.reference, "answers": {},
             },
         )  # fmt: skip
-        one["reference"] = one["reference"] or record.reference
-        one["answers"].setdefault(record.system, []).append(
+        item["reference"] = item["reference"] or record.reference
+        item["answers"].setdefault(record.system, []).append(
             {
                 "response": record.response, "rating": record.value, "judgement": record.judgement,
                 "judge": record.judge, "language": record.language,
@@ -27,4 +30,5 @@ def page(records: Sequence[Record], systems: Sequence[str]) -> str:
         )  # fmt: skip
     data = json.dumps({"systems": list(systems), "items": list(items.values())}, ensure_ascii=False)
     # '<' could end the script element or open a comment in it; in JSON it may be written as an escape.
-    return _PAGE.replace("/*DATA*/", data.replace("<", "\\u003c").replace("\u2028", "\\u2028"))
+    data = data.replace("<", "\\u003c").replace("\u2028", "\\u2028")
+    return _TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/", data)
