@@ -191,17 +191,17 @@ def _judge(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from care_jax.evaluation.report import records, tables
+    from care_jax.evaluation.report import files, records, tables
 
     out = pathlib.Path(arguments.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file, expected a folder")
     found = records.load_records(arguments.folders)
     made = tables.make_report(found, arguments.base)
-    files = tables.write(made, found, out)
+    written = files.write_report(made, found, out)
     if arguments.json:
-        print(json.dumps(tables.as_json(made), ensure_ascii=False))
+        print(json.dumps(files.as_json(made), ensure_ascii=False))
     else:
-        print(tables.markdown(made, tables.NOTES), end="")
-    print(f"written: {', '.join(map(str, files))}", file=sys.stderr)
+        print(files.markdown(made), end="")
+    print(f"written: {', '.join(map(str, written))}", file=sys.stderr)
     return 0

@@ -42,7 +42,7 @@ def curves(study: Study, measure: str, rows: Sequence[dict[str, Any]], folder: p
             values = [row["value"] for row in points]
             axes.errorbar(x, values, yerr=arms, marker="o", capsize=3, color=colour, label=name)
         axes.set_title(scope)
-        axes.set_xlabel(study.x)
+        axes.set_xlabel(str(study.x))
         axes.set_ylabel(measure)
         axes.spines[["top", "right"]].set_visible(False)
     _legend(figure)

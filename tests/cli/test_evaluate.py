@@ -9,8 +9,8 @@ import pytest
 
 from care_jax import cli, models, sharding
 from care_jax.data.rows.files import SAMPLE
-from tests.evaluation.servers import Server, completion
 from tests.evaluation.answers.test_logprobs import CONFIG
+from tests.evaluation.servers import Server, completion
 
 
 @pytest.fixture(scope="module", autouse=True)

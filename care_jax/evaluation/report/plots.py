@@ -1,33 +1,40 @@
-"""Pictures of a report: a radar by category for each culture, bars of the averages with their intervals."""
+"""Plots of a report: a radar by category for each culture, and bars of the averages with their intervals."""
 
 import math
 import pathlib
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from care_jax.evaluation.report.tables import ALL, Cell, Report
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+else:
+    Figure = object  # matplotlib is imported when something is drawn
+
 
 def draw(report: Report, folder: pathlib.Path) -> list[pathlib.Path]:
-    """radar_{task}.png where a task has at least three categories, bars_{task}.png always; returns the files."""
+    """Writes bars_{task}.png, and radar_{task}.png for a task of at least three categories; returns the files."""
     files = []
     for task in report.tasks:
-        if len([name for name in report.categories[task] if name != ALL]) >= 3:
-            files.append(_radar(report, task, folder / f"radar_{task}.png"))
+        categories = [name for name in report.categories[task] if name != ALL]
+        if len(categories) >= 3:
+            files.append(_radar(report, task, categories, folder / f"radar_{task}.png"))
         files.append(_bars(report, task, folder / f"bars_{task}.png"))
     return files
 
 
-def new_figure(width: float, height: float, **options: Any) -> Any:
-    """A matplotlib figure of inches, drawn without a display."""
+def new_figure(width: float, height: float) -> Figure:
+    """Returns a matplotlib figure of this size in inches, which needs no display."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    return pyplot.figure(figsize=(width, height), layout="constrained", **options)
+    return pyplot.figure(figsize=(width, height), layout="constrained")
 
 
-def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
+def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
     """Writes the picture and closes the figure; returns the path."""
     from matplotlib import pyplot
 
@@ -36,10 +43,9 @@ def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _radar(report: Report, task: str, path: pathlib.Path) -> pathlib.Path:
+def _radar(report: Report, task: str, categories: Sequence[str], path: pathlib.Path) -> pathlib.Path:
     cultures = report.cultures[task]
-    categories = [name for name in report.categories[task] if name != ALL]
-    angles = [2 * math.pi * place / len(categories) for place in range(len(categories))]
+    angles = [2 * math.pi * number / len(categories) for number in range(len(categories))]
     figure = new_figure(4.6 * len(cultures), 4.8)
     top = max((cell.value for cell in report.cells if cell.task == task and cell.kind == "cell"), default=1.0)
     for number, culture in enumerate(cultures, start=1):
@@ -60,26 +66,29 @@ def _radar(report: Report, task: str, path: pathlib.Path) -> pathlib.Path:
 
 
 def _bars(report: Report, task: str, path: pathlib.Path) -> pathlib.Path:
-    scopes = [*report.cultures[task], *([ALL] if len(report.cultures[task]) > 1 else [])]
-    figure = new_figure(max(5.0, 1.2 + 0.5 * len(scopes) * (len(report.systems) + 1)), 4.0)
+    cultures = [*report.cultures[task], *([ALL] if len(report.cultures[task]) > 1 else [])]
+    figure = new_figure(max(5.0, 1.2 + 0.5 * len(cultures) * (len(report.systems) + 1)), 4.0)
     axes = figure.add_subplot()
     width = 0.8 / len(report.systems)
     for number, system in enumerate(report.systems):
-        cells = [(place, report.cell(task, "macro", system, scope, ALL)) for place, scope in enumerate(scopes)]
-        there = [(place, cell) for place, cell in cells if cell is not None]
-        centres = [place + (number - (len(report.systems) - 1) / 2) * width for place, _ in there]
-        axes.bar(centres, [cell.value for _, cell in there], width * 0.92, label=system)
-        around = [(centre, cell) for centre, (_, cell) in zip(centres, there) if cell.low is not None]
+        shift = (number - (len(report.systems) - 1) / 2) * width
+        cells = [(place + shift, report.cell(task, "macro", system, name, ALL)) for place, name in enumerate(cultures)]
+        bars = [(centre, cell) for centre, cell in cells if cell is not None]
+        axes.bar([centre for centre, _ in bars], [cell.value for _, cell in bars], width * 0.92, label=system)
+        with_limits = [(centre, cell) for centre, cell in bars if cell.low is not None]
         axes.errorbar(
-            [centre for centre, _ in around],
-            [cell.value for _, cell in around],
-            yerr=[[_arm(cell, cell.low) for _, cell in around], [_arm(cell, cell.high) for _, cell in around]],
+            [centre for centre, _ in with_limits],
+            [cell.value for _, cell in with_limits],
+            yerr=[
+                [_distance(cell, cell.low) for _, cell in with_limits],
+                [_distance(cell, cell.high) for _, cell in with_limits],
+            ],
             fmt="none",
             ecolor="black",
             capsize=3,
             linewidth=1,
         )
-    axes.set_xticks(range(len(scopes)), scopes)
+    axes.set_xticks(range(len(cultures)), cultures)
     axes.set_ylabel("macro average, 95 % interval")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(task)
@@ -87,5 +96,5 @@ def _bars(report: Report, task: str, path: pathlib.Path) -> pathlib.Path:
     return save(figure, path)
 
 
-def _arm(cell: Cell, end: float | None) -> float:
-    return 0.0 if end is None else abs(end - cell.value)
+def _distance(cell: Cell, limit: float | None) -> float:
+    return 0.0 if limit is None else abs(limit - cell.value)

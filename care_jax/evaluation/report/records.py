@@ -1,25 +1,27 @@
-"""Judged and scored answers of several systems, out of their folders, for a report."""
+"""Judged and scored answers of several systems, read from their folders for a report."""
 
 import json
 import pathlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from care_jax.data.questions import normalise, parse_category, parse_culture
 from care_jax.data.rows.fields import Fields
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import ALIASES
 from care_jax.evaluation.language import detect
+from care_jax.textfiles import JsonObject
 
 _FALLBACKS = {"culture": ("country", "language"), "category": ("topic", "domain", "subject", "type")}
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One answer of one system, with its rating or score (None where it failed). item: what it is paired by
-    across systems; id: the task's own."""
+    """One answer of one system. value: its rating or score, or None if it has none.
+
+    item: what pairs answers across systems. id: the id that the task gives the item.
+    """
 
     system: str
     task: str
@@ -38,9 +40,9 @@ class Record:
 
 
 def load_records(paths: Sequence[str]) -> list[Record]:
-    """All judged (`rating`) and scored (`score`) lines under the folders or files, each folder a system's.
+    """Returns all judged (`rating`) and scored (`score`) lines in the folders or files, one of them per system.
 
-    A line's own `system` names it, unless two of the paths use the same name: then the folders do.
+    The system is called by the `system` of its lines. If several paths hold the same name, the folders give the names.
     """
     by_path: list[tuple[str, list[Record]]] = []
     for path in paths:
@@ -49,22 +51,22 @@ def load_records(paths: Sequence[str]) -> list[Record]:
             raise UserError(f"no such folder or file: {path}")
         files = sorted(place.rglob("*.jsonl")) if place.is_dir() else [place]
         name = place.resolve().name if place.is_dir() else place.stem
-        found = [record for file in files for record in _file(file, name)]
-        if not found:
+        records = [record for file in files for record in _read_file(file, name)]
+        if not records:
             raise UserError(
                 f"{path}: holds no judged or scored answers (JSON lines with `rating`, from care-jax judge, or "
                 "`score`, from care-jax evaluate)"
             )
-        by_path.append((name, found))
-    used = Counter(system for _, found in by_path for system in {record.system for record in found})
-    records = []
-    for name, found in by_path:
-        for record in found:
-            records.append(replace(record, system=name) if used[record.system] > 1 else record)
-    return records
+        by_path.append((name, records))
+    uses = Counter(system for _, records in by_path for system in {record.system for record in records})
+    return [
+        replace(record, system=name) if uses[record.system] > 1 else record
+        for name, records in by_path
+        for record in records
+    ]
 
 
-def _file(path: pathlib.Path, name: str) -> Iterator[Record]:
+def _read_file(path: pathlib.Path, name: str) -> Iterator[Record]:
     fields = Fields.make(ALIASES, None)
     with open(path, encoding="utf-8") as file:
         for number, text in enumerate(file, start=1):
@@ -75,40 +77,38 @@ def _file(path: pathlib.Path, name: str) -> Iterator[Record]:
             except ValueError as error:
                 raise UserError(f"{path} (line {number}): not JSON: {error}") from None
             if not isinstance(row, dict) or not ("rating" in row or ("score" in row and "status" in row)):
-                return  # answers not yet judged, requests, metrics: another kind of file
+                return  # another kind of file: answers not yet judged, requests, metrics
             yield _record(row, fields.of(row), name)
 
 
-def _record(row: Mapping[str, Any], found: Mapping[str, Any], name: str) -> Record:
+def _record(row: JsonObject, values: JsonObject, name: str) -> Record:
     judged = "rating" in row
     value = row.get("rating") if judged else row.get("score")
-    missing = row.get("status") == "missing" or row.get("judge_failed") == "no response"
     if not judged and value is None:
-        value = 0.0  # a task's own scorer counts what is missing or says nothing as wrong
-    question = str(found.get("question") or "")
-    culture = _group(row, found, "culture")
-    own = f"{normalise(question)}\t{culture}" if judged else str(row.get("id"))
-    response = found.get("response")
+        value = 0.0  # the scorer of a task counts a missing or unusable answer as wrong
+    question = str(values.get("question") or "")
+    culture = _group(row, values, "culture")
+    response = values.get("response")
     return Record(
-        system=str(found.get("system") or name),
+        system=str(values.get("system") or name),
         task=str(row.get("task") or "care_eval"),
-        item=own,
+        item=f"{normalise(question)}\t{culture}" if judged else str(row.get("id")),
         culture=culture,
-        category=_group(row, found, "category"),
+        category=_group(row, values, "category"),
         value=None if value is None else float(value),
         question=question,
         response="" if response is None else str(response),
-        reference=str(found.get("reference") or ""),
+        reference=str(values.get("reference") or ""),
         judgement=str(row.get("judgement") or row.get("prediction") or ""),
         judge=str(row.get("judge") or ""),
         language=detect(str(response or "")),
         id=str(row.get("id") or ""),
-        missing=missing,
+        missing=row.get("status") == "missing" or row.get("judge_failed") == "no response",
     )
 
 
-def _group(row: Mapping[str, Any], found: Mapping[str, Any], name: str) -> str:
-    value = found.get(name)
+def _group(row: JsonObject, values: JsonObject, name: str) -> str:
+    value = values.get(name)
     if value in (None, ""):
         value = next((row[key] for key in _FALLBACKS[name] if row.get(key) not in (None, "")), "all")
     if name == "culture":

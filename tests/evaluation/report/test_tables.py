@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from care_jax import cli
-from care_jax.evaluation.report import page, records, tables
+from care_jax.evaluation.report import files, page, records, tables
 
 SYSTEMS = {"base": 0.0, "tuned": 1.0}
 CELLS = {("arab", "norms"): 4.0, ("arab", "literacy"): 2.0, ("chinese", "norms"): 6.0}
@@ -92,7 +92,7 @@ def test_three_categories_make_a_radar(tmp_path):
     ]
     (tmp_path / "rated.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = records.load_records([str(tmp_path / "rated.jsonl")])
-    names = [path.name for path in tables.write(tables.make_report(found), found, tmp_path / "out")]
+    names = [path.name for path in files.write_report(tables.make_report(found), found, tmp_path / "out")]
     assert "radar_care_eval.png" in names
 
 
