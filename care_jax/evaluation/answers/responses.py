@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from care_jax.data.questions import normalise
-from care_jax.data.rows.fields import Fields
-from care_jax.data.rows.files import open_rows
+from care_jax.data.rows.table import open_table
 from care_jax.errors import UserError
 from care_jax.evaluation.items import Item
 from care_jax.textfiles import JsonObject
@@ -54,13 +53,7 @@ def read_answers(path: str) -> list[Answer]:
         raise UserError(f"--responses: no such file: {path}")
     if place.is_file() and place.suffix != ".parquet" and not place.read_bytes().strip(b" \t\r\n\xef\xbb\xbf"):
         return []
-    fields = Fields.make(ALIASES, None)
-    answers = []
-    for row in open_rows(path):
-        if row.value is None:
-            raise UserError(f"{row.place}: {row.problem}")
-        answers.append(_answer(row.place, dict(row.value), fields.of(row.value)))
-    return answers
+    return [_answer(row.place, row.value or {}, values) for row, values in open_table(path, ALIASES)]
 
 
 def _answer(place: str, row: JsonObject, values: JsonObject) -> Answer:

@@ -4,8 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from care_jax.data.rows.fields import Fields
-from care_jax.data.rows.files import open_rows
+from care_jax.data.rows.table import open_table
 from care_jax.errors import UserError
 from care_jax.evaluation.items import Item
 from care_jax.textfiles import JsonObject, read_lines, write_lines
@@ -39,16 +38,13 @@ def read_snippets(path: str, items: Sequence[Item], system: str, wanted: Snippet
 
     A row may hold `response` instead of `snippet`. Raises UserError if no row belongs to an item.
     """
-    fields = Fields.make(_FIELDS, None)
     by_id = {item.id: item for item in items}
     by_question = {item.question: item for item in items}
     lines = []
-    for row in open_rows(path):
-        if row.value is None:
-            raise UserError(f"{row.place}: {row.problem}")
-        values = fields.of(row.value)
+    for row, values in open_table(path, _FIELDS):
         if "response" not in values:
-            raise UserError(f"{row.place}: no snippet and no response; its keys are {', '.join(map(str, row.value))}")
+            columns = ", ".join(map(str, row.value or ()))
+            raise UserError(f"{row.place}: no snippet and no response; its columns are {columns}")
         item = by_id.get(str(values.get("question_id"))) or by_question.get(str(values.get("question")))
         if item is None or not _passes(values, item, wanted):
             continue
