@@ -22,7 +22,8 @@ import numpy as np
 
 from care_jax.data import chat, pipeline
 from care_jax.data.corpus import Corpus, Tokens
-from care_jax.data.packing.plans import BatchShape, plan_step
+from care_jax.data.packing.batch import BatchShape
+from care_jax.data.packing.plans import plan_step
 from care_jax.data.preferences import Unit, make_units
 from care_jax.data.readers import token_cache
 from care_jax.data.readers.registry import read
@@ -31,7 +32,7 @@ EXAMPLES, ROWS, ROW_LENGTH, MAX_LENGTH = 128, 2, 2048, 2048
 
 
 def layout_of(units: list[Unit], corpus: Corpus) -> BatchShape:
-    return pipeline.make_layout(units, corpus, rows=ROWS, row_length=ROW_LENGTH)
+    return pipeline.batch_shape(units, corpus, rows=ROWS, row_length=ROW_LENGTH)
 
 
 def packing(data: str, tokenizer: str, epochs: int = 16) -> None:

@@ -29,7 +29,8 @@ import optax
 from care_jax import losses, models
 from care_jax.data import pipeline
 from care_jax.data.corpus import Corpus, Encodings, build
-from care_jax.data.packing.plans import Batch, StepPlan, plan_step
+from care_jax.data.packing.batch import Batch
+from care_jax.data.packing.plans import StepPlan, plan_step
 from care_jax.data.preferences import Unit, make_units
 from care_jax.data.questions import Question, Response
 from care_jax.errors import UserError
@@ -146,15 +147,15 @@ def longest(corpus: Corpus, multiple: int = 8) -> int:
 
 def planned(units: Sequence[Unit], corpus: Corpus, rows: int, row_length: int, **switches: bool) -> StepPlan:
     """The plan of one step in a mode of `batch.*`, its layout as a run would size it."""
-    layout = pipeline.make_layout(units, corpus, rows=rows, row_length=row_length, **switches)
+    layout = pipeline.batch_shape(units, corpus, rows=rows, row_length=row_length, **switches)
     plan = plan_step(units, corpus, layout)
-    return dataclasses.replace(plan, layout=dataclasses.replace(plan.layout, microbatches=plan.count))
+    return dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, microbatches=plan.count))
 
 
 def exact(plan: StepPlan) -> StepPlan:
     """The same with room for just this step's completion tokens, as a run of steps all alike would have."""
-    most = int(np.bincount(plan.microbatch, weights=plan.lengths).max())
-    return dataclasses.replace(plan, layout=dataclasses.replace(plan.layout, completions=-(-most // 64) * 64))
+    most = int(np.bincount(plan.responses.microbatch, weights=plan.responses.length).max())
+    return dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, completions=-(-most // 64) * 64))
 
 
 def grouped(units: Sequence[Unit], corpus: Corpus, sizes: Any, slots: int = 4096) -> StepPlan:
@@ -188,9 +189,9 @@ def operations(plan: StepPlan, sizes: Any) -> float:
     else:
         hidden, head_dim, vocabulary = sizes.hidden, sizes.head_dim, sizes.vocab_size
     projections = 2 * hidden * head_dim * (sizes.heads + sizes.kv_heads) + 3 * hidden * sizes.mlp
-    attention = 2 * plan.layout.row_length * sizes.heads * head_dim
-    slots = plan.count * plan.layout.rows * plan.layout.row_length
-    head = 8 * plan.count * plan.layout.completions * vocabulary * hidden
+    attention = 2 * plan.shape.row_length * sizes.heads * head_dim
+    slots = plan.count * plan.shape.rows * plan.shape.row_length
+    head = 8 * plan.count * plan.shape.completions * vocabulary * hidden
     return 6 * slots * sizes.layers * (projections + attention) + head
 
 
@@ -243,11 +244,11 @@ def step_case(name: str, program: Any, state: Any, inputs: Sequence[Any], facts:
 def facts_of(plan: StepPlan) -> dict[str, Any]:
     return {
         "tokens": plan.tokens,
-        "token_slots": plan.count * plan.layout.rows * plan.layout.row_length,
+        "token_slots": plan.count * plan.shape.rows * plan.shape.row_length,
         "fill": plan.efficiency,
         "microbatches": plan.count,
-        "rows": plan.layout.rows,
-        "row_length": plan.layout.row_length,
+        "rows": plan.shape.rows,
+        "row_length": plan.shape.row_length,
     }
 
 
@@ -278,7 +279,7 @@ def naive_cases(
     plan: an expanded one, rows of the longest sequence. The step with the reference precomputed, and its pass alone.
     """
     batch = jax.tree.map(jnp.asarray, pipeline.fill(plan, corpus))
-    count, total, slots = plan.count, jnp.sum(batch.pair_weights), plan.layout.responses
+    count, total, slots = plan.count, jnp.sum(batch.pair_weights), plan.shape.responses
 
     def logps(weights: Any, one: Batch) -> jax.Array:
         logits = model.apply({"params": weights}, one.tokens, one.positions, one.segment_ids)[:, :-1]

@@ -40,7 +40,7 @@ def batch_of(rows: int, length: int, vocabulary: int) -> Any:
         encodings.append(corpus.Encodings(ids[0], ids[1:]))
     held = corpus.build(questions, encodings, length)
     units = [Unit(number, (0, 1), ((0, 1),)) for number in range(rows)]
-    layout = pipeline.make_layout(units, held, rows=rows, row_length=length)
+    layout = pipeline.batch_shape(units, held, rows=rows, row_length=length)
     return pipeline.fill(plans.plan_step(units, held, layout), held)
 
 

@@ -30,7 +30,7 @@ def main() -> None:
         units = make_units(corpus.questions, "pairs", policy=policy, unit="group")
         stream = pipeline.mixture([(units, 1.0)], seed=arguments.seed)
         for row_length in (512, 1024, 2048):
-            layout = pipeline.make_layout(units, corpus, rows=SLOTS // row_length, row_length=row_length)
+            layout = pipeline.batch_shape(units, corpus, rows=SLOTS // row_length, row_length=row_length)
             steps = -(-len(units) // EXAMPLES)
             began = time.process_time()
             layout, _ = pipeline.plan_run(stream, corpus, layout, EXAMPLES, steps)
@@ -42,7 +42,7 @@ def main() -> None:
                 shapes.add(tuple(leaf.shape for leaf in jax.tree.leaves(batch)))
             seconds = time.process_time() - began
             tokens = sum(plan.tokens for plan in plans)
-            completions = sum(int(plan.lengths.sum()) for plan in plans)
+            completions = sum(int(plan.responses.length.sum()) for plan in plans)
             results[f"{policy}, rows of {row_length}"] = {
                 "fill": tokens / sum(plan.count * SLOTS for plan in plans),
                 "completion_fill": completions / sum(plan.count * layout.completions for plan in plans),

@@ -1,7 +1,7 @@
 """Tokenized questions as arrays: what the planner needs of them (lengths) and what the filler needs (ids)."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int32, Int64
 
 from care_jax.data import chat
 from care_jax.data.chat import Tokenizer
-from care_jax.data.questions import Content, Question, Stored
+from care_jax.data.questions import Question, Stored
 from care_jax.errors import UserError
 
 
@@ -22,7 +22,8 @@ class Encodings(NamedTuple):
     boundary_merges: int = 0
 
 
-EncodeMany = Callable[[Sequence[tuple[Content, Sequence[Content]]]], Sequence[Any]]
+# (question, response id): the question's prompt followed by a response, not always its own (KTO).
+SequenceId = tuple[int, int]
 
 
 class Dropped(NamedTuple):

@@ -10,14 +10,13 @@ from typing import Any
 import grain
 
 from care_jax.data.corpus import Corpus, concatenate, tokenize
-from care_jax.data.packing.capacities import make_layout, mismatched_layout
-from care_jax.data.packing.fill import RefLogps, fill, unpack
+from care_jax.data.packing.batch import Batch, BatchShape
+from care_jax.data.packing.capacities import batch_shape, mismatched_shape
+from care_jax.data.packing.fill import RefLogps, fill
 from care_jax.data.packing.plans import (
-    Batch,
-    BatchShape,
     StepPlan,
+    count_microbatches,
     count_mismatched,
-    count_step,
     mismatched_sequences,
     plan_responses,
     plan_step,
@@ -31,10 +30,10 @@ __all__ = [
     "BatchShape",
     "Corpus",
     "StepPlan",
+    "batch_shape",
     "concatenate",
     "fill",
-    "make_layout",
-    "mismatched_layout",
+    "mismatched_shape",
     "mixture",
     "needed_sequences",
     "number_of_steps",
@@ -45,10 +44,10 @@ __all__ = [
     "steps",
     "tokenize",
     "units",
-    "unpack",
 ]  # fmt: skip
 
 _GRAIN_SEEDS = 2**32
+_THREADS, _PREFETCH = 2, 4  # of the host, while a step runs on the devices; batches made ahead
 
 
 class _Mixture(grain.MapDataset):
@@ -146,7 +145,7 @@ def plan_run(
     most, most_mismatched = 0, 0
     for step in range(total):
         own = step_units(stream, step, examples)
-        most = count_step(own, corpus, layout, most)
+        most = count_microbatches(own, corpus, layout, most)
         if mismatched is not None:
             most_mismatched = max(most_mismatched, count_mismatched(own, corpus, mismatched))
     sized = dataclasses.replace(layout, microbatches=most)
@@ -183,8 +182,6 @@ def steps(
     mismatched: BatchShape | None = None,
     rows: slice | None = None,
     ref_logps: RefLogps | None = None,
-    threads: int = 2,
-    prefetch: int = 4,
 ) -> "grain.IterDataset[tuple[int, Batch, StepPlan]]":
     """(n, batch, plan) for every step n in [start, stop), counted from 0, as numpy arrays, made ahead by threads.
 
@@ -195,5 +192,5 @@ def steps(
         plan = plan_step(step_units(stream, int(step), examples), corpus, layout, mismatched)
         return int(step), fill(plan, corpus, rows, ref_logps), plan
 
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PREFETCH)
     return grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options)

@@ -6,12 +6,11 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 
 from care_jax import models, sharding
 from care_jax.config import Config
+from care_jax.data.packing.batch import ARRAYS, Batch, BatchShape
 from care_jax.data.packing.capacities import round_up
-from care_jax.data.packing.plans import Batch, BatchShape
 from care_jax.models import arch as arch_lib
 from care_jax.models import lora
 from care_jax.models.arch import Arch
@@ -61,27 +60,8 @@ def layout_of(config: Config, objective: Objective) -> BatchShape:
 
 def abstract_batch(layout: BatchShape, mismatched: BatchShape | None = None) -> Batch:
     """The shapes and dtypes of the batch that `data.packing.fill.fill` makes for this layout."""
-
-    def array(*shape: int, dtype: DTypeLike = np.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((layout.microbatches, *shape), dtype)
-
-    rows = layout.rows, layout.row_length
-    names = ("tokens", "positions", "segment_ids", "prompt_segment_ids")
     return Batch(
-        **{name: array(*rows) for name in names},
-        completion_positions=array(layout.completions),
-        predictor_positions=array(layout.completions),
-        completion_segments=array(layout.completions),
-        lengths=array(layout.responses),
-        ratings=array(layout.responses, dtype=np.float32),
-        ref_logps=array(layout.responses, dtype=np.float32),
-        desirable=array(layout.responses, dtype=np.bool_),
-        segment_weights=array(layout.responses, dtype=np.float32),
-        pairs=array(layout.pairs, 2),
-        pair_weights=array(layout.pairs, dtype=np.float32),
-        groups=array(layout.groups, layout.width),
-        group_mask=array(layout.groups, layout.width, dtype=np.bool_),
-        group_weights=array(layout.groups, dtype=np.float32),
+        **{name: jax.ShapeDtypeStruct(layout.array_shape(name), spec.dtype) for name, spec in ARRAYS.items()},
         n_microbatches=jax.ShapeDtypeStruct((), np.int32),
         mismatched=None if mismatched is None else abstract_batch(mismatched),
     )

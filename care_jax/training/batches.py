@@ -5,7 +5,8 @@ import time
 from collections.abc import Iterator
 
 from care_jax.data import pipeline
-from care_jax.data.packing.plans import Batch, StepPlan
+from care_jax.data.packing.batch import Batch
+from care_jax.data.packing.plans import StepPlan
 from care_jax.errors import UserError
 from care_jax.training import placement
 from care_jax.training.checks.alarms import mean_chosen_tokens

@@ -12,7 +12,7 @@ from care_jax.config.blocks import DataConfig, SourceConfig, Split
 from care_jax.data import pipeline, preferences
 from care_jax.data.corpus import Corpus
 from care_jax.data.curation import leakage
-from care_jax.data.packing.plans import BatchShape
+from care_jax.data.packing.batch import BatchShape
 from care_jax.data.preferences import Unit
 from care_jax.data.questions import Question, Stored, is_ids
 from care_jax.data.readers.registry import Reading, read
@@ -271,7 +271,7 @@ def plan_steps(
     Raises UserError if a question fits no row or no microbatch.
     """
     batch = config.batch
-    layout = pipeline.make_layout(
+    layout = pipeline.batch_shape(
         [unit for units, _ in sources for unit in units],
         corpus,
         rows=batch.microbatch_rows,
@@ -281,7 +281,7 @@ def plan_steps(
         share_prompts=batch.share_prompts,
         longest_completion=int(corpus.completion_lengths.max()),
     )
-    mismatched = pipeline.mismatched_layout(layout, corpus) if objective.needs_kl else None
+    mismatched = pipeline.mismatched_shape(layout, corpus) if objective.needs_kl else None
     return pipeline.plan_run(stream, corpus, layout, batch.examples, steps, mismatched)
 
 

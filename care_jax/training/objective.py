@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from care_jax import losses
 from care_jax.config import Config
-from care_jax.data.packing.plans import Batch
+from care_jax.data.packing.batch import Batch
 from care_jax.errors import UserError
 
 # A weighted sum and the sum of its weights: means over any number of microbatches are exact.

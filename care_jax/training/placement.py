@@ -9,9 +9,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from care_jax import sharding
-from care_jax.data.packing.plans import Batch
+from care_jax.data.packing.batch import ROW_ARRAYS, Batch
 
-ROW_ARRAYS = ("tokens", "positions", "segment_ids", "prompt_segment_ids")
 Tree = TypeVar("Tree")
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from care_jax import sharding
 from care_jax.config import Config
-from care_jax.data.packing.plans import Batch
+from care_jax.data.packing.batch import Batch
 from care_jax.distributed import say
 from care_jax.training.objective import Objective
 from care_jax.training.state import ModelAndOptimizer

@@ -64,5 +64,6 @@ class SkippedUpdates:
         data = self._data
         units = pipeline.step_units(data.stream, step - 1, data.examples)
         plan = pipeline.plan_step(units, data.corpus, data.layout, data.mismatched)
-        responses = np.flatnonzero((plan.microbatch == microbatch) & (plan.slot == slot))
-        return data.corpus.key(int(plan.sequences[responses[0], 0]))
+        placed = plan.responses
+        responses = np.flatnonzero((placed.microbatch == microbatch) & (placed.slot == slot))
+        return data.corpus.key(int(placed.question[responses[0]]))

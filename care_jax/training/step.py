@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from care_jax.data.packing.plans import Batch
+from care_jax.data.packing.batch import Batch
 from care_jax.logps import completion_logps, hidden_at, sequence_logps
 from care_jax.models import head_weight
 from care_jax.training import objective as objectives

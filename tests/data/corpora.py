@@ -1,6 +1,9 @@
 """Small corpora made of lengths alone, every token id its own, so that a mixed-up token shows."""
 
 import itertools
+from typing import NamedTuple
+
+import numpy as np
 
 from care_jax.data.corpus import Corpus, Encodings, build
 from care_jax.data.preferences import Unit, make_units
@@ -42,10 +45,44 @@ def spelled(corpus: Corpus, units: list[Unit]) -> list[tuple]:
     return sorted(found)
 
 
+class Unpacked(NamedTuple):
+    """One response of a batch, read back from its arrays alone."""
+
+    microbatch: int
+    slot: int
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+
+
+def unpack(batch) -> list[Unpacked]:
+    """Every response with its prompt, by microbatch and slot, as the model sees them.
+
+    The tokens are those that attention lets the last token see, so mixed segments show as wrong tokens.
+    """
+    padding = batch.lengths.shape[1]
+    responses = []
+    for number in range(int(batch.n_microbatches)):
+        tokens, positions = batch.tokens[number], batch.positions[number]
+        segments, prompts = batch.segment_ids[number], batch.prompt_segment_ids[number]
+        width = tokens.shape[1]
+        for slot in range(padding):
+            places = batch.completion_positions[number][batch.completion_segments[number] == slot]
+            if not len(places):
+                continue
+            row, columns = int(places[0]) // width, places % width
+            first, last = int(columns[0]), int(columns[-1])
+            seen = np.arange(width) <= last
+            seen &= (segments[row] == segments[row, first]) | (segments[row] == prompts[row, first])
+            ids = tokens[row][seen]
+            if not np.array_equal(positions[row][seen], np.arange(len(ids))):
+                raise ValueError(f"microbatch {number}, response {slot}: positions do not run from 0")
+            split = len(ids) - len(places)
+            responses.append(Unpacked(number, slot, tuple(ids[:split].tolist()), tuple(ids[split:].tolist())))
+    return responses
+
+
 def read_back(batch) -> list[tuple]:
     """The same from a batch's arrays."""
-    from care_jax.data.packing.fill import unpack
-
     words = {(one.microbatch, one.slot): (one.prompt, one.completion) for one in unpack(batch)}
     found = []
     for m in range(int(batch.n_microbatches)):

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from care_jax.data import chat, pipeline
 from care_jax.data.corpus import tokenize
-from care_jax.data.packing.capacities import make_layout, mismatched_layout
-from care_jax.data.packing.fill import fill, unpack
-from care_jax.data.packing.plans import BatchShape, mismatched_sequences, plan_responses, plan_step
+from care_jax.data.packing.batch import BatchShape
+from care_jax.data.packing.capacities import batch_shape, mismatched_shape
+from care_jax.data.packing.fill import fill
+from care_jax.data.packing.plans import mismatched_sequences, plan_responses, plan_step
 from care_jax.data.preferences import Unit, make_units
 from care_jax.data.readers.registry import read
 from care_jax.errors import UserError
@@ -30,7 +31,7 @@ SWITCHES = [
 
 
 def laid_out(corpus, units, **options):
-    return make_layout(units, corpus, **({"rows": 6, "row_length": 64} | options))
+    return batch_shape(units, corpus, **({"rows": 6, "row_length": 64} | options))
 
 
 @settings(max_examples=25, deadline=None)
@@ -48,7 +49,7 @@ def test_unpacking_gives_back_the_examples(shapes, view, switches, repeated):
     assert plan.tokens == np.count_nonzero(batch.segment_ids) == np.count_nonzero(batch.tokens)
     assert np.all((batch.prompt_segment_ids > 0) == (batch.segment_ids > 0))
     for m in range(plan.count):
-        slots = [one.slot for one in unpack(batch) if one.microbatch == m]
+        slots = [one.slot for one in corpora.unpack(batch) if one.microbatch == m]
         assert slots == list(range(len(slots)))
         assert np.all(batch.lengths[m, len(slots) :] == 1)
         held = batch.completion_segments[m]
@@ -56,7 +57,7 @@ def test_unpacking_gives_back_the_examples(shapes, view, switches, repeated):
         places = batch.completion_positions[m][held < layout.responses]
         assert len(set(places.tolist())) == len(places)
         if switches["share_responses"] and view != "unpaired":
-            responses = [(one.prompt, one.completion) for one in unpack(batch) if one.microbatch == m]
+            responses = [(one.prompt, one.completion) for one in corpora.unpack(batch) if one.microbatch == m]
             assert len(set(responses)) == len(responses)
     if not switches["packing"]:
         assert all(len(set(row.tolist()) - {0}) <= 1 for row in batch.segment_ids.reshape(-1, 64))
@@ -102,7 +103,7 @@ def test_groups_take_several_rows_but_never_straddle_a_microbatch():
     units = corpora.units_of(corpus, "group")
     plan = plan_step(units, corpus, laid_out(corpus, units, rows=2))
     assert plan.count == 3
-    assert np.bincount(plan.microbatch).tolist() == [4, 4, 4]
+    assert np.bincount(plan.responses.microbatch).tolist() == [4, 4, 4]
     # 84 tokens and the prompt a second time in the second row
     assert plan.tokens == 3 * 88
 
@@ -111,7 +112,7 @@ def test_pairs_of_one_question_share_its_responses():
     corpus = corpora.corpus_of([(4, [10, 10, 10])] * 4)
     units = corpora.units_of(corpus, "pair")
     plan = plan_step(units[::2] + units[1::2], corpus, laid_out(corpus, units, rows=2))
-    assert (len(plan.lengths), len(plan.pairs)) == (12, 12)
+    assert (len(plan.responses), len(plan.pairs)) == (12, 12)
 
 
 def test_what_cannot_fit_is_refused_with_what_it_needs():
@@ -146,12 +147,12 @@ def test_mismatched_completions():
     sequences = mismatched_sequences(units, corpus)
     assert sequences == [(0, 6), (0, 6), (1, 1), (2, 3)]
     layout = laid_out(corpus, units, rows=2)
-    plan = plan_step(units, corpus, layout, mismatched_layout(layout, corpus))
+    plan = plan_step(units, corpus, layout, mismatched_shape(layout, corpus))
     batch = fill(plan, corpus, ref_logps=lambda questions, responses: 10.0 * questions + responses)
     other = batch.mismatched
     assert float(other.segment_weights.sum()) == 4
     expected = [tuple(map(tuple, (ids.tolist() for ids in corpus.sequence(*one)))) for one in sequences]
-    assert sorted((one.prompt, one.completion) for one in unpack(other)) == sorted(expected)
+    assert sorted((one.prompt, one.completion) for one in corpora.unpack(other)) == sorted(expected)
     assert sorted(other.ref_logps[other.segment_weights > 0].tolist()) == [6, 6, 11, 23]
     # Behind the prompt of another question a completion is cut to what that leaves of max_length.
     assert corpus.length(0, 6) == 54
@@ -171,9 +172,9 @@ def test_responses_are_laid_out_once_and_found_again(shapes):
         batch = fill(plan, corpus, microbatches=(first, first + 2))
         assert batch.tokens.shape == (2, 1, 64)
         assert batch.n_microbatches == min(2, plan.count - first)
-        found |= {(one.microbatch + first, one.slot): (one.prompt, one.completion) for one in unpack(batch)}
+        found |= {(one.microbatch + first, one.slot): (one.prompt, one.completion) for one in corpora.unpack(batch)}
     assert len(found) == len(sequences)
-    for place, sequence in zip(zip(plan.microbatch.tolist(), plan.slot.tolist()), sequences):
+    for place, sequence in zip(zip(plan.responses.microbatch.tolist(), plan.responses.slot.tolist()), sequences):
         assert found[place] == tuple(tuple(ids.tolist()) for ids in corpus.sequence(*sequence))
 
 
@@ -197,10 +198,10 @@ def test_fill_of_real_rows(shared, real_models):
     tokenizer = chat.load_tokenizer(str(real_models / "tokenizers" / "qwen3"))
     corpus = tokenize(read("care", str(shared / "data" / "care_rated.jsonl")).questions, tokenizer, max_length=2048)
     units = make_units(corpus.questions, policy="all", unit="group")
-    stream, layout = pipeline.mixture([(units, 1)]), make_layout(units, corpus, rows=2, row_length=2048)
+    stream, layout = pipeline.mixture([(units, 1)]), batch_shape(units, corpus, rows=2, row_length=2048)
     plans = [plan_step(pipeline.step_units(stream, step, 128), corpus, layout) for step in range(56)]
     for plan in plans:
-        distinct = len({int(one) for one in plan.sequences[:, 1]})
-        assert distinct == len(plan.sequences)
+        distinct = len(set(plan.responses.response.tolist()))
+        assert distinct == len(plan.responses)
         assert plan.count == -(-plan.tokens // 4096)
     assert sum(plan.tokens for plan in plans) / sum(plan.count * 4096 for plan in plans) >= 0.95

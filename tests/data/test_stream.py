@@ -73,17 +73,18 @@ def small_run(view="pair", examples=3):
     corpus = corpora.corpus_of([(3, [4, 9, 2]), (5, [7, 7]), (2, [1, 6, 3, 8]), (4, [5, 5])])
     stream = pipeline.units(corpus, seed=1, **corpora.VIEWS[view])
     own = [stream[i] for i in range(len(stream))]
-    layout = pipeline.make_layout(own, corpus, rows=2, row_length=24)
+    layout = pipeline.batch_shape(own, corpus, rows=2, row_length=24)
     total = pipeline.number_of_steps(stream, examples, 2, None)
     return stream, corpus, layout, examples, total
 
 
-def test_steps_by_random_access_and_in_turn_are_the_same():
+def test_steps_by_random_access_and_in_turn_are_the_same(monkeypatch):
     stream, corpus, layout, examples, total = small_run()
     layout, _ = pipeline.plan_run(stream, corpus, layout, examples, total)
-    whole = list(pipeline.steps(stream, corpus, layout, examples, 0, total, threads=3))
+    whole = list(pipeline.steps(stream, corpus, layout, examples, 0, total))
     assert [n for n, _, _ in whole] == list(range(total))
-    resumed = list(pipeline.steps(stream, corpus, layout, examples, 2, total, threads=1))
+    monkeypatch.setattr(pipeline, "_THREADS", 1)
+    resumed = list(pipeline.steps(stream, corpus, layout, examples, 2, total))
     for (n, batch, _), (m, other, _) in zip(whole[2:], resumed, strict=True):
         assert n == m
         assert all(map(np.array_equal, jax.tree.leaves(batch), jax.tree.leaves(other)))
@@ -97,7 +98,7 @@ def test_steps_by_random_access_and_in_turn_are_the_same():
 
 def test_what_a_run_needs_of_the_reference():
     stream, corpus, layout, examples, total = small_run("unpaired", examples=6)
-    other = pipeline.mismatched_layout(layout, corpus)
+    other = pipeline.mismatched_shape(layout, corpus)
     layout, other = pipeline.plan_run(stream, corpus, layout, examples, total, other)
     needed = pipeline.needed_sequences(stream, corpus, examples, total, mismatched=True)
     table = {sequence: float(n + 1) for n, sequence in enumerate(needed)}

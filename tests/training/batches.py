@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from care_jax import models
-from care_jax.data.packing.plans import Batch
+from care_jax.data.packing.batch import Batch
 
 TINY = {
     "model_type": "llama",

@@ -12,7 +12,8 @@ import pytest
 from care_jax import losses
 from care_jax.data import pipeline
 from care_jax.data.corpus import Corpus, Encodings, build
-from care_jax.data.packing.plans import Batch, BatchShape, plan_step
+from care_jax.data.packing.batch import Batch, BatchShape
+from care_jax.data.packing.plans import plan_step
 from care_jax.data.preferences import make_units
 from care_jax.data.questions import Question, Response
 from care_jax.training.step import init_state, make_step

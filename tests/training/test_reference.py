@@ -11,7 +11,7 @@ import pytest
 import care_jax.models as models
 from care_jax.data import pipeline
 from care_jax.data.chat import load_tokenizer
-from care_jax.data.packing.plans import BatchShape
+from care_jax.data.packing.batch import BatchShape
 from care_jax.data.readers.registry import read
 from care_jax.data.rows.files import SAMPLE
 from care_jax.errors import UserError
@@ -129,7 +129,7 @@ def test_a_pass_takes_the_largest_microbatch_that_the_memory_holds(monkeypatch):
         one = ForwardPass(model, corpus, layout, mesh, StopSignal(), reserved)
         found = one.run(sequences, {"params": params})
         (plan,) = one._plans.values()
-        return plan.layout.rows, found
+        return plan.shape.rows, found
 
     with jax.set_mesh(mesh):
         params = models.init_params(model, 0, mesh)

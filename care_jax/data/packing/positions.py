@@ -1,70 +1,148 @@
-"""From microbatches that the packer filled to where every segment and every token stands. No loop over responses."""
+"""Rows, columns and slots of everything in the microbatches that the packer filled. No loop over responses."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Float32, Int64
 
 from care_jax.data.packing.bins import Bin
 
+T = TypeVar("T", bound="Table")
 
-def lay_out(bins: Sequence[Bin], row_length: int, share: bool) -> tuple[list[list[int]], dict[str, Any]]:
-    """Columns, segments and final slots (by row, then column), as the arrays of a `StepPlan`.
 
-    share: a prompt stands once before a question's responses in a row, else before each. Returns
-    order[microbatch][slot while packing] = final slot, and the arrays by name.
+@dataclass(frozen=True)
+class Table:
+    """Columns of equal length. Indexing with a mask or with positions selects entries of all of them."""
+
+    def __getitem__(self: T, entries: np.ndarray) -> T:
+        return type(self)(**{field.name: getattr(self, field.name)[entries] for field in dataclasses.fields(self)})
+
+    def __len__(self) -> int:
+        return len(getattr(self, dataclasses.fields(self)[0].name))
+
+
+@dataclass(frozen=True)
+class Responses(Table):
+    """The responses of a plan. start: flat position (row * row_length + column) of its first token; predictor: that of
+    the token that predicts it. weight, desirable: those of its unit in the unpaired view.
+    """
+
+    question: Int64[np.ndarray, " n"]
+    response: Int64[np.ndarray, " n"]
+    length: Int64[np.ndarray, " n"]
+    microbatch: Int64[np.ndarray, " n"]
+    slot: Int64[np.ndarray, " n"]
+    start: Int64[np.ndarray, " n"]
+    predictor: Int64[np.ndarray, " n"]
+    weight: Float32[np.ndarray, " n"]
+    desirable: Bool[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Segments(Table):
+    """Runs of tokens: a prompt (question; response is -1) or a response (response id; question is -1).
+
+    segment, prompt_segment: the ids of its tokens in `Batch`. position: that of its first token.
+    """
+
+    microbatch: Int64[np.ndarray, " n"]
+    row: Int64[np.ndarray, " n"]
+    column: Int64[np.ndarray, " n"]
+    length: Int64[np.ndarray, " n"]
+    question: Int64[np.ndarray, " n"]
+    response: Int64[np.ndarray, " n"]
+    segment: Int64[np.ndarray, " n"]
+    prompt_segment: Int64[np.ndarray, " n"]
+    position: Int64[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Pairs(Table):
+    """The pairs of a plan. chosen, rejected: slots in the microbatch."""
+
+    microbatch: Int64[np.ndarray, " n"]
+    chosen: Int64[np.ndarray, " n"]
+    rejected: Int64[np.ndarray, " n"]
+    weight: Float32[np.ndarray, " n"]
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[int, int, int]], weights: Sequence[float]) -> "Pairs":
+        """From (microbatch, chosen, rejected) of each pair."""
+        microbatch, chosen, rejected = np.asarray(pairs, np.int64).reshape(-1, 3).T
+        return cls(microbatch, chosen, rejected, np.asarray(weights, np.float32))
+
+
+def lay_out(bins: Sequence[Bin], row_length: int, share_prompts: bool) -> tuple[list[list[int]], Responses, Segments]:
+    """Returns slots[microbatch][slot while packing] and the responses and segments, ordered by microbatch and row.
+
+    share_prompts: a prompt comes once before a question's responses in a row, else before each of them.
     """
     counts = [len(bin_.placed) for bin_ in bins]
-    number = np.repeat(np.arange(len(bins)), counts)
-    placed = [(*one, bin_.prompt_lengths[one[0]]) for bin_ in bins for one in bin_.placed]
+    microbatch = np.repeat(np.arange(len(bins)), counts)
+    placed = [(*entry, bin_.prompt_lengths[entry[0]]) for bin_ in bins for entry in bin_.placed]
     question, response, length, row, prompt = np.asarray(placed, np.int64).reshape(-1, 5).T
     nth = np.arange(len(placed))
-    # A question's responses of a row stand together, where the first of them was placed.
-    by_block = np.lexsort((nth, question, row, number))
-    starts = _changes(number[by_block], row[by_block], question[by_block])
+    # The responses of a question in a row form a block, at the place of the one that was packed first.
+    by_block = np.lexsort((nth, question, row, microbatch))
+    starts = _run_starts(microbatch[by_block], row[by_block], question[by_block])
     first = np.empty_like(nth)
     first[by_block] = np.repeat(by_block[starts], np.diff([*starts, len(nth)]))
-    order = np.lexsort((nth, first, row, number))
-    number, question, response, length, row, prompt = (
-        x[order] for x in (number, question, response, length, row, prompt)
+    order = np.lexsort((nth, first, row, microbatch))
+    microbatch, question, response, length, row, prompt = (
+        column[order] for column in (microbatch, question, response, length, row, prompt)
     )
-    before = np.asarray([0, *itertools.accumulate(counts)], np.int64)
-    final = np.empty_like(nth)
-    final[order] = nth - before[number]
+    offsets = np.asarray([0, *itertools.accumulate(counts)], np.int64)
+    slots = np.empty_like(nth)
+    slots[order] = nth - offsets[microbatch]
 
-    # Segments: a prompt before each block, or before each response, then the responses.
-    heads = _changes(number, row, question) if share else np.arange(len(nth))
+    # Each block, or each response, has a prompt before it.
+    heads = _run_starts(microbatch, row, question) if share_prompts else np.arange(len(nth))
     block = np.repeat(np.arange(len(heads)), np.diff([*heads, len(nth)]))
-    at_head, at_own = heads + np.arange(len(heads)), np.arange(len(nth)) + block + 1
-    segments = np.full((len(nth) + len(heads), 9), -1, np.int64)
-    for column, values in ((0, number), (1, row)):
-        segments[at_own, column], segments[at_head, column] = values, values[heads]
-    segments[at_own, 3], segments[at_head, 3] = length, prompt[heads]
-    segments[at_head, 4], segments[at_own, 5] = question[heads], response
-    in_row = np.cumsum(segments[:, 3]) - segments[:, 3]
-    rows = _changes(segments[:, 0], segments[:, 1])
-    row_of = np.repeat(np.arange(len(rows)), np.diff([*rows, len(segments)]))
-    segments[:, 2] = in_row - in_row[rows][row_of]
-    segments[:, 6] = (np.arange(len(segments)) - rows[row_of]) // (1 if share else 2) + 1
-    segments[at_head, 7], segments[at_own, 7] = segments[at_head, 6], segments[at_head, 6][block]
-    segments[at_head, 8], segments[at_own, 8] = 0, prompt
-    base = row * row_length
-    arrays: dict[str, Any] = {
-        "sequences": np.stack([question, response], 1),
-        "lengths": length,
-        "microbatch": number,
-        "slot": np.arange(len(nth)) - before[number],
-        "start": base + segments[at_own, 2],
-        "predictor": base + segments[at_head, 2][block] + prompt - 1,
-        "segments": segments,
-    }
-    return [final[begin:end].tolist() for begin, end in itertools.pairwise(before)], arrays
+    prompts, answers = heads + np.arange(len(heads)), nth + block + 1  # positions among the segments
+
+    def column(of_prompts: np.ndarray | int, of_answers: np.ndarray | int) -> Int64[np.ndarray, " segments"]:
+        values = np.empty(len(heads) + len(nth), np.int64)
+        values[prompts], values[answers] = of_prompts, of_answers
+        return values
+
+    segment_microbatch, segment_row = column(microbatch[heads], microbatch), column(row[heads], row)
+    segment_length = column(prompt[heads], length)
+    before = np.cumsum(segment_length) - segment_length
+    rows = _run_starts(segment_microbatch, segment_row)
+    first_of_row = np.repeat(rows, np.diff([*rows, len(before)]))
+    columns = before - before[first_of_row]
+    ids = (np.arange(len(before)) - first_of_row) // (1 if share_prompts else 2) + 1
+    segments = Segments(
+        microbatch=segment_microbatch,
+        row=segment_row,
+        column=columns,
+        length=segment_length,
+        question=column(question[heads], -1),
+        response=column(-1, response),
+        segment=ids,
+        prompt_segment=column(ids[prompts], ids[prompts][block]),
+        position=column(0, prompt),
+    )
+    responses = Responses(
+        question=question,
+        response=response,
+        length=length,
+        microbatch=microbatch,
+        slot=nth - offsets[microbatch],
+        start=row * row_length + columns[answers],
+        predictor=row * row_length + columns[prompts][block] + prompt - 1,
+        weight=np.zeros(len(nth), np.float32),
+        desirable=np.zeros(len(nth), bool),
+    )
+    return [slots[begin:end].tolist() for begin, end in itertools.pairwise(offsets)], responses, segments
 
 
-def _changes(*columns: np.ndarray) -> Int64[np.ndarray, " runs"]:
-    """Where a run of equal rows begins."""
+def _run_starts(*columns: np.ndarray) -> Int64[np.ndarray, " runs"]:
+    """The positions at which a run of equal entries begins."""
     new = np.ones(len(columns[0]), bool)
     new[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
     return np.flatnonzero(new)

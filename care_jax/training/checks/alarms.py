@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from care_jax.data.packing.plans import Batch
+from care_jax.data.packing.batch import Batch
 
 WINDOW = 10  # steps; the alarms compare means over windows
 COLLAPSE = 1.0  # nats per token that the chosen responses may lose

@@ -12,7 +12,7 @@ import numpy as np
 from care_jax import losses
 from care_jax.config import Config
 from care_jax.data.chat import Tokenizer
-from care_jax.data.packing.plans import Batch
+from care_jax.data.packing.batch import Batch
 from care_jax.errors import UserError, nearest
 from care_jax.training import objective as objectives
 from care_jax.training.data import RunData

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from care_jax.data.packing.plans import Batch
+from care_jax.data.packing.batch import Batch
 from care_jax.models.arch import Params
 from care_jax.models.decoder import Decoder
 from care_jax.training import objective as objectives

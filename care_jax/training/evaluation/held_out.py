@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from care_jax.data.corpus import Corpus
-from care_jax.data.packing.plans import Batch
+from care_jax.data.packing.batch import Batch
 from care_jax.data.preferences import Unit
 from care_jax.training import objective as objectives
 from care_jax.training.objective import Objective
@@ -90,13 +90,6 @@ def _table(corpus: Corpus, units: Sequence[Unit], places: dict[SequenceId, int],
             desirable[own], weights[own] = unit.desirable, unit.weight
     count = len(responses)
     return Batch(
-        tokens=None,
-        positions=None,
-        segment_ids=None,
-        prompt_segment_ids=None,
-        completion_positions=None,
-        predictor_positions=None,
-        completion_segments=None,
         lengths=corpus.completion_lengths[responses].astype(np.int32),
         ratings=corpus.ratings[responses].astype(np.float32),
         ref_logps=np.zeros(count, np.float32),
@@ -107,8 +100,6 @@ def _table(corpus: Corpus, units: Sequence[Unit], places: dict[SequenceId, int],
         groups=groups,
         group_mask=mask,
         group_weights=np.asarray([unit.weight for unit in units], np.float32),
-        n_microbatches=None,
-        mismatched=None,
     )
 
 

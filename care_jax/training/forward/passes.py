@@ -12,7 +12,8 @@ from tqdm import tqdm
 from care_jax import sharding
 from care_jax.data import pipeline
 from care_jax.data.corpus import Corpus
-from care_jax.data.packing.plans import Batch, BatchShape, StepPlan
+from care_jax.data.packing.batch import Batch, BatchShape
+from care_jax.data.packing.plans import StepPlan
 from care_jax.distributed import is_writer
 from care_jax.models.decoder import Decoder
 from care_jax.stopping import StopSignal
@@ -48,7 +49,7 @@ class ForwardPass:
         plan = self._plan(sequences, variables)
         logps = np.zeros(len(sequences), np.float32)
         for members, values in self._run_ahead(plan, variables, name):
-            logps[members] = np.asarray(values)[plan.slot[members]]
+            logps[members] = np.asarray(values)[plan.responses.slot[members]]
         return logps
 
     def fill(self, cache: ReferenceCache, sequences: Sequence[SequenceId], variables: Variables) -> int:
@@ -57,7 +58,7 @@ class ForwardPass:
         members = _members(plan)
 
         def run(number: int) -> tuple[jax.Array, np.ndarray]:
-            return self._dispatch(plan, number, variables), plan.slot[members[number]]
+            return self._dispatch(plan, number, variables), plan.responses.slot[members[number]]
 
         bar = _progress(range(len(members)), "reference")
         microbatches = [positions.tolist() for positions in members]
@@ -69,7 +70,7 @@ class ForwardPass:
         """Runs the first microbatch of a pass again; returns (positions in `sequences`, their logps)."""
         plan = self._plan(sequences, variables)
         members = _members(plan)[0]
-        return members, np.asarray(self._dispatch(plan, 0, variables))[plan.slot[members]]
+        return members, np.asarray(self._dispatch(plan, 0, variables))[plan.responses.slot[members]]
 
     def digests(self, sequences: Sequence[SequenceId]) -> list[bytes]:
         """Returns a digest of each sequence's tokens."""
@@ -93,9 +94,9 @@ class ForwardPass:
 
     def _batch(self, plan: StepPlan, number: int) -> Batch:
         """Returns microbatch `number` on the devices; every process fills its own rows."""
-        rows = placement.rows_of_this_process(self._mesh, plan.layout.rows)
+        rows = placement.rows_of_this_process(self._mesh, plan.shape.rows)
         local = pipeline.fill(plan, self._corpus, rows, microbatches=(number, number + 1))
-        return placement.to_devices(local, placement.batch_shardings(local, self._mesh), plan.layout.rows)
+        return placement.to_devices(local, placement.batch_shardings(local, self._mesh), plan.shape.rows)
 
     # ---- Plans
 
@@ -107,7 +108,7 @@ class ForwardPass:
                 plan = pipeline.plan_responses(self._corpus, sequences, self._layout)
             else:
                 plan = self._plan_within(limit, sequences, variables)
-            self._layout = plan.layout
+            self._layout = plan.shape
             self._plans[key] = plan
         return self._plans[key]
 
@@ -125,8 +126,8 @@ class ForwardPass:
 
 def _members(plan: StepPlan) -> list[np.ndarray]:
     """Returns, for each microbatch, the positions of its sequences."""
-    order = np.argsort(plan.microbatch, kind="stable")
-    return np.split(order, np.searchsorted(plan.microbatch[order], np.arange(1, plan.count)))
+    order = np.argsort(plan.responses.microbatch, kind="stable")
+    return np.split(order, np.searchsorted(plan.responses.microbatch[order], np.arange(1, plan.count)))
 
 
 def _progress(items: Sequence[np.ndarray] | range, name: str) -> tqdm:

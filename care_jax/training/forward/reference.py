@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from care_jax.data.packing.plans import Batch
+from care_jax.data.packing.batch import Batch
 from care_jax.distributed import say
 from care_jax.evaluation.model import local_folder
 from care_jax.models.arch import Params

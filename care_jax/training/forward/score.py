@@ -9,8 +9,8 @@ import numpy as np
 from care_jax import sharding
 from care_jax.data import pipeline
 from care_jax.data.corpus import Corpus
+from care_jax.data.packing.batch import BatchShape
 from care_jax.data.packing.capacities import round_up
-from care_jax.data.packing.plans import BatchShape
 from care_jax.data.questions import Question
 from care_jax.stopping import StopSignal
 from care_jax.training.forward.passes import ForwardPass

@@ -8,7 +8,8 @@ import jax
 from care_jax import distributed
 from care_jax.data import pipeline
 from care_jax.data.corpus import Corpus
-from care_jax.data.packing.plans import BatchShape, StepPlan
+from care_jax.data.packing.batch import BatchShape
+from care_jax.data.packing.plans import StepPlan
 from care_jax.training.data import SequenceId
 from care_jax.training.errors import out_of_memory
 from care_jax.training.memory import program_bytes
@@ -23,7 +24,7 @@ def largest_plan(
     for times in _MULTIPLES:
         larger = {name: times * getattr(layout, name) for name in ("rows", "responses", "completions")}
         plan = pipeline.plan_responses(corpus, sequences, dataclasses.replace(layout, **larger))
-        filled = plan.tokens > plan.layout.rows * plan.layout.row_length // 2
+        filled = plan.tokens > plan.shape.rows * plan.shape.row_length // 2
         if filled and not distributed.anywhere(not fits(plan)):
             return plan
     return pipeline.plan_responses(corpus, sequences, layout)
