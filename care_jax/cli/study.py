@@ -1,4 +1,4 @@
-"""`care-jax study`: a grid of runs, and its table."""
+"""`care-jax study`: a grid of runs and its table."""
 
 import argparse
 import sys
@@ -7,9 +7,9 @@ from care_jax.cli.command import command
 from care_jax.errors import FAILED, INTERRUPTED, UserError
 
 _MORE = """\
-STUDY is a YAML file of base, arms, grid, seeds, evaluate; or the name of one that comes with the package. Finished runs
-are kept, stopped ones go on. Where a judge by files is asked, the study stops with status 75 and names the request
-files; with the answers beside them the same command goes on.
+STUDY is a YAML file with base, arms, grid, seeds and evaluate, or the name of a study that comes with the package.
+Finished runs are kept, interrupted ones resume. With a judge by files the study stops with exit status 75 and names the
+request files. Put the answers beside them and run the same command again.
 """
 
 
@@ -18,13 +18,14 @@ def add(commands) -> None:
     study = command(commands, "study", _study, "a grid of runs, resumable, with one table and its plots", _MORE)
     study.add_argument("study", metavar="STUDY", help="a file, or a name such as data_fraction")
     study.add_argument("--jobs", type=int, default=1, metavar="N", help="commands at once (default: 1)")
-    study.add_argument("--run", dest="only", metavar="NAME", help="train this one run only, as a launch job")
+    study.add_argument("--run", dest="only", metavar="NAME", help="train only this run, as a job of its own")
     study.add_argument("--list", action="store_true", help="print the unfinished runs, each with its command")
-    study.add_argument("--out", metavar="DIR", help="instead of the study's output_dir")
+    study.add_argument("--out", metavar="DIR", help="used in place of the study's output_dir")
 
 
 def _study(arguments: argparse.Namespace) -> int:
-    from care_jax.study import jobs, spec, stages
+    from care_jax.stopping import Interrupted
+    from care_jax.study import spec, stages
 
     if arguments.jobs < 1:
         raise UserError(f"--jobs: found {arguments.jobs}, expected at least 1")
@@ -32,16 +33,16 @@ def _study(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         study = study.model_copy(update={"output_dir": arguments.out})
     if arguments.list:
-        stages.keep_spec(study)
+        stages.write_spec(study)
         print("\n".join(stages.list_commands(study)))
         return 0
     try:
-        folder = stages.run(study, at_once=arguments.jobs, only=arguments.only)
-    except (jobs.Stopped, stages.Paused) as stopped:
-        print(f"care-jax: {stopped or 'stopped'}: the same command goes on", file=sys.stderr)
+        folder = stages.run(study, jobs=arguments.jobs, only=arguments.only)
+    except (Interrupted, stages.Paused) as reason:
+        print(f"care-jax: {reason}: run the same command again to continue", file=sys.stderr)
         return INTERRUPTED
-    except stages.Failed as failed:
-        print(f"care-jax: {failed}", file=sys.stderr)
+    except stages.Failed as error:
+        print(f"care-jax: {error}", file=sys.stderr)
         return FAILED
     if arguments.only is None:
         print((folder / "report.md").read_text(encoding="utf-8"), end="")

@@ -1,4 +1,4 @@
-"""Controlled studies: arms x grid x seeds of resumable runs, evaluated alike, in one table with its pictures."""
+"""Controlled studies: resumable runs for every arm, grid point and seed, in one table with its plots."""
 
 from care_jax.study.spec import Study, load_study
 from care_jax.study.stages import Paused, run

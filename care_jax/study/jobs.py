@@ -1,4 +1,4 @@
-"""Commands in child processes, several at once; a signal reaches all of them, and what they saved is gone on from."""
+"""Commands in child processes, several at once. A signal is sent on to all of them, so that they save and end."""
 
 import ctypes
 import dataclasses
@@ -15,61 +15,62 @@ from types import FrameType
 from typing import IO
 
 from care_jax.errors import INTERRUPTED
+from care_jax.stopping import Interrupted
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """words: of `care-jax`; log: where its stdout and stderr go."""
+    """arguments: of `care-jax`. log: the file that receives its stdout and stderr."""
 
     name: str
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     log: pathlib.Path
 
     @property
-    def shown(self) -> str:
-        return " ".join(("care-jax", *self.words))
-
-
-class Stopped(Exception):
-    """A signal ended it; the same study goes on from what is saved."""
+    def line(self) -> str:
+        """The command as one types it."""
+        return " ".join(("care-jax", *self.arguments))
 
 
 def _die_with_parent() -> None:
-    """On Linux a child gets SIGTERM when its parent is killed: it finishes its step, saves and ends."""
+    """Runs in a child on Linux: it receives SIGTERM when its parent is killed, finishes its step, saves and ends."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _is_free(log: IO[bytes]) -> bool:
-    """Whether no child of a killed study still writes this log, and so into what belongs to its command. The lock is
-    the open file's, which a child has as its stdout: it is free once the child has ended.
+    """Whether no child of a killed study is still running this command, and so writing this log.
+
+    The lock belongs to the open file, which is the child's stdout, so it is released when the child ends.
     """
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return not isinstance(error, BlockingIOError)  # a file system without locks holds nothing
+        return not isinstance(error, BlockingIOError)  # a file system without locks
     return True
 
 
-def run_all(commands: Sequence[Command], jobs: int, compiled: pathlib.Path) -> dict[str, int]:
-    """Exit status by name. compiled: a folder of compiled programs that the children share.
+def run_all(commands: Sequence[Command], jobs: int, cache: pathlib.Path) -> dict[str, int]:
+    """Runs at most `jobs` commands at once and returns exit status by name.
 
-    Raises Stopped after a signal, once every child has saved and ended.
+    cache: a folder of compiled programs that the children share. Raises Interrupted after a signal, once every child
+    has saved and ended.
     """
     waiting = list(commands)
     running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
     status: dict[str, int] = {}
-    told: set[str] = set()
+    announced: set[str] = set()
     stop = False
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def stop_children(number: int, frame: FrameType | None) -> None:
         nonlocal stop
         stop = True
         for child, *_ in running.values():
             child.send_signal(signal.SIGTERM)
 
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(compiled), **os.environ}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGINT) if in_main_thread else ()
+    previous = {number: signal.signal(number, stop_children) for number in numbers}
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(cache), **os.environ}
     try:
         while (waiting and not stop) or running:
             while waiting and len(running) < jobs and not stop:
@@ -78,33 +79,33 @@ def run_all(commands: Sequence[Command], jobs: int, compiled: pathlib.Path) -> d
                 log = open(command.log, "ab")  # noqa: SIM115  # closed when the child ends
                 if not _is_free(log):
                     log.close()
-                    if command.name not in told:
-                        print(f"{command.name}: a stopped study's process still saves; waiting", file=sys.stderr)
-                        told.add(command.name)
+                    if command.name not in announced:
+                        print(f"{command.name}: waiting for a stopped study's process to save", file=sys.stderr)
+                        announced.add(command.name)
                     break
                 waiting.pop(0)
                 print(f"[{len(status) + len(running) + 1}/{len(commands)}] {command.name}", file=sys.stderr, flush=True)
                 child = subprocess.Popen(
-                    [sys.executable, "-m", "care_jax", *command.words],
+                    [sys.executable, "-m", "care_jax", *command.arguments],
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=environment,
-                    start_new_session=True,  # Ctrl-C reaches it once, through `ask`
+                    start_new_session=True,  # Ctrl-C reaches it once, through stop_children
                     preexec_fn=_die_with_parent if sys.platform == "linux" else None,
                 )
                 running[command.name] = (child, log)
             time.sleep(0.05)
-            for name, (ended, its_log) in list(running.items()):
-                code = ended.poll()
+            for name, (started, its_log) in list(running.items()):
+                code = started.poll()
                 if code is not None:
                     its_log.close()
                     del running[name]
                     status[name] = code
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
     if stop or INTERRUPTED in status.values():
-        raise Stopped
+        raise Interrupted("stopped")
     return status
 
 

@@ -1,28 +1,30 @@
-"""What a study measured: one observation a question, system and measure, out of run directories and rated answers."""
+"""What a study measured: one observation per question, system and measure, from run directories and rated answers."""
 
 import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import yaml
 from jaxtyping import Float
 
 from care_jax.evaluation.report import records
-from care_jax.study.spec import RunOf, Study, System, TaskConfig, place_of, start_of, task_folder
+from care_jax.study.spec import Study, StudyRun, System, TaskConfig, answers_folder, as_text, starting_systems
 
 REWARDS, LOGPS = "preference accuracy", "preference accuracy by logps"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Observation:
-    """when: start (before training), end, or given (answers of others). seed: None where no run was trained."""
+    """One value. when: before training (start), after it (end), or of given answers. seed: None if no run was trained.
+
+    point: value by key of the grid.
+    """
 
     system: str
     arm: str
-    point: Mapping[str, Any]
+    point: Mapping[str, object]
     seed: int | None
     when: Literal["start", "end", "given"]
     measure: str
@@ -32,27 +34,32 @@ class Observation:
     value: float
 
 
-def gather(study: Study, planned: Sequence[RunOf], who: Sequence[System], folder: pathlib.Path) -> list[Observation]:
+def collect(
+    study: Study, runs: Sequence[StudyRun], systems: Sequence[System], folder: pathlib.Path
+) -> list[Observation]:
     """All observations: held-out preferences of every run, scores and ratings of every system and task."""
-    found: list[Observation] = []
+    observations: list[Observation] = []
     if study.train:
-        for one in planned:
-            found += _held_out(one)
+        for run in runs:
+            observations += _held_out(run)
     for task in study.evaluate:
-        own = {system.name: list(_rated(folder, task, system)) for system in who}
-        for system in who:
+        by_system = {system.name: list(_rated(folder, task, system)) for system in systems}
+        for system in systems:
             if not study.train or system.when != "start":
-                found += own[system.name]
-        # A starting model stands for the start of every run that began as it.
-        for one in planned if study.train else ():
-            start = start_of(study, planned).get(one.name)
-            for before in own.get(start or "", ()):
-                found.append(dataclasses.replace(before, arm=one.arm, point=one.point, seed=one.seed, when="start"))
-    return found
+                observations += by_system[system.name]
+        # The score of a starting model is the score at the start of every run that began with it.
+        starts = starting_systems(runs)
+        for run in runs if study.train else ():
+            for before in by_system.get(starts.get(run.name, ""), ()):
+                observations.append(
+                    dataclasses.replace(before, arm=run.arm, point=run.point, seed=run.seed, when="start")
+                )
+    return observations
 
 
-def _held_out(one: RunOf) -> Iterator[Observation]:
-    path = one.folder / "held_out.jsonl"
+def _held_out(run: StudyRun) -> Iterator[Observation]:
+    """The accuracies on held-out pairs that a run's first and last evaluation wrote."""
+    path = run.folder / "held_out.jsonl"
     if not path.is_file():
         return
     lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
@@ -64,79 +71,74 @@ def _held_out(one: RunOf) -> Iterator[Observation]:
         for measure, key in ((REWARDS, "rewards/accuracies"), (LOGPS, "logps/accuracies")):
             if line.get(key) is not None:
                 yield Observation(
-                    one.name, one.arm, one.point, one.seed, when, measure, line["culture"] or "all",
+                    run.name, run.arm, run.point, run.seed, when, measure, line["culture"] or "all",
                     line["category"] or "all", line["question"], float(line[key]),
                 )  # fmt: skip
 
 
 def _rated(folder: pathlib.Path, task: TaskConfig, system: System) -> Iterator[Observation]:
-    place = place_of(folder, system, task) / task_folder(task)
+    """The mean score or rating of each question of a task; the best snippet of each if the answers are snippets."""
+    answers = answers_folder(folder, system, task)
     file = next(
-        (place / name for name in ("best.jsonl", "rated.jsonl", "scores.jsonl") if (place / name).is_file()), None
+        (answers / name for name in ("best.jsonl", "rated.jsonl", "scores.jsonl") if (answers / name).is_file()), None
     )
     if file is None:
         return
     values: dict[str, list[float]] = {}
-    about: dict[str, records.Record] = {}
+    first: dict[str, records.Record] = {}
     for record in records.load_records([str(file)]):
-        item = record.id or record.item  # the id is the same whatever language the question is asked in
-        about.setdefault(item, record)
+        question = record.id or record.item  # the id does not depend on the language of the question
+        first.setdefault(question, record)
         if record.value is not None:
-            values.setdefault(item, []).append(record.value)
-    for item, own in values.items():
+            values.setdefault(question, []).append(record.value)
+    for question, its_values in values.items():
         yield Observation(
-            system.name, system.arm, system.point, system.seed, system.when, task.label, about[item].culture,
-            about[item].category, item, sum(own) / len(own),
+            system.name, system.arm, system.point, system.seed, system.when, task.label, first[question].culture,
+            first[question].category, question, sum(its_values) / len(its_values),
         )  # fmt: skip
 
 
-def write_parquet(found: Sequence[Observation], path: pathlib.Path) -> None:
-    """results.parquet: a row an observation, the grid's keys as columns (numbers where all of one key are)."""
+def write_parquet(observations: Sequence[Observation], path: pathlib.Path) -> None:
+    """Writes one row per observation; each key of the grid is a column, numeric if all its values are numbers."""
     import pyarrow
     from pyarrow import parquet
 
-    keys = list(dict.fromkeys(key for one in found for key in one.point))
+    keys = list(dict.fromkeys(key for each in observations for key in each.point))
     names = ("system", "arm", "seed", "when", "measure", "culture", "category", "question", "value")
-    columns: dict[str, list[Any]] = {name: [getattr(one, name) for one in found] for name in names}
+    columns: dict[str, list[object]] = {name: [getattr(each, name) for each in observations] for name in names}
     for key in keys:
-        given = [one.point.get(key) for one in found]
-        numbers = all(
-            value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in given
-        )
-        columns[key] = [None if v is None else float(v) if numbers else point_text(v) for v in given]
+        values = [each.point.get(key) for each in observations]
+        numbers = [float(v) if isinstance(v, int | float) and not isinstance(v, bool) else None for v in values]
+        numeric = all((number is None) == (value is None) for number, value in zip(numbers, values, strict=True))
+        columns[key] = list(numbers) if numeric else [None if value is None else as_text(value) for value in values]
     aside = path.with_suffix(".parquet.part")
     parquet.write_table(pyarrow.table(columns), aside)
     aside.rename(path)
 
 
-def point_text(value: Any) -> str:
-    """A grid value as the tables show it."""
-    return (
-        value
-        if isinstance(value, str)
-        else yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Values of one arm and point: a row a seed where every seed has every question, else one row of means."""
+    """Values of one arm and grid point.
 
-    seeds: int  # that the values are of
+    values: one row per seed if every seed has every question, else a single row with the mean of each question.
+    seeds: number of seeds that the values come from.
+    """
+
+    seeds: int
     questions: tuple[str, ...]
     values: Float[np.ndarray, "rows q"]
 
 
-def table(found: Sequence[Observation]) -> Table | None:
-    """The observations as seeds x questions; where seeds held out different questions, each question's mean alone."""
-    if not found:
+def table(observations: Sequence[Observation]) -> Table | None:
+    """Observations of one arm and point as a Table; None if there are none."""
+    if not observations:
         return None
-    seeds = sorted({one.seed for one in found}, key=lambda seed: -1 if seed is None else seed)
-    cells: dict[tuple[int | None, str], float] = {(one.seed, one.question): one.value for one in found}
-    questions = sorted({one.question for one in found})
-    complete = all((seed, question) in cells for seed in seeds for question in questions)
-    if complete:
+    seeds = sorted({each.seed for each in observations}, key=lambda seed: -1 if seed is None else seed)
+    cells = {(each.seed, each.question): each.value for each in observations}
+    questions = sorted({each.question for each in observations})
+    if all((seed, question) in cells for seed in seeds for question in questions):
         values = np.asarray([[cells[seed, question] for question in questions] for seed in seeds])
-        return Table(len(seeds), tuple(questions), values)
-    rows = {question: [cells[s, question] for s in seeds if (s, question) in cells] for question in questions}
-    return Table(len(seeds), tuple(questions), np.asarray([[float(np.mean(own)) for own in rows.values()]]))
+    else:  # the seeds held out different questions
+        by_question = [[cells[s, question] for s in seeds if (s, question) in cells] for question in questions]
+        values = np.asarray([[float(np.mean(its_values)) for its_values in by_question]])
+    return Table(len(seeds), tuple(questions), values)

@@ -1,4 +1,4 @@
-"""What a study is made of: its YAML, and the runs and systems that follow from it."""
+"""The YAML file of a study, and the runs and systems that it stands for."""
 
 import dataclasses
 import itertools
@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, Tag, ValidationError, model_validator
@@ -17,10 +17,11 @@ from care_jax.config.types import Block, Count, Integer, InvalidValue, Switch, T
 from care_jax.errors import UserError, nearest
 from care_jax.evaluation.items import Options
 from care_jax.evaluation.tasks import registry
+from care_jax.textfiles import JsonObject
 
 
 class JudgeConfig(Block):
-    """model: a name at base_url, or a checkpoint here. criteria, rubrics: as of care-jax judge."""
+    """model: a name at base_url, or a checkpoint on this machine. criteria, rubrics: as in care-jax judge."""
 
     model: Text
     base_url: Text | None = None
@@ -29,7 +30,7 @@ class JudgeConfig(Block):
 
 
 class TaskConfig(blocks.TaskConfig):
-    """A task that every system is given. n: answers to each question. judge: `files` pauses for the answers."""
+    """A task that every system answers. n: answers per question. judge: `files` pauses until the answers are there."""
 
     n: Count = 1
     judge: (
@@ -42,7 +43,7 @@ class TaskConfig(blocks.TaskConfig):
 
 
 class AnswersConfig(Block):
-    """Answers that are there already. best_of: the file holds search snippets, of which the best k count."""
+    """A file of existing answers. best_of: its lines are search snippets, of which the best k count."""
 
     path: Text
     best_of: Count | None = None
@@ -51,9 +52,12 @@ class AnswersConfig(Block):
 
 
 class Study(Block):
-    """base: a recipe, or a list of it, machines and key=value. arms: name -> keys that change together. train: false
-    evaluates the arms' starting models only; start: these too. x: the grid's key that curves are drawn over.
-    baseline: the arm that others are compared with."""
+    """A study.
+
+    base: a recipe, or a list of a recipe, machines and key=value. arms: name -> keys that change together.
+    train: if false, only the starting models of the arms are evaluated. start: evaluate them as well.
+    x: the key of the grid that curves are drawn over. baseline: the arm that the others are compared with.
+    """
 
     name: Text = "study"
     output_dir: Text
@@ -61,8 +65,8 @@ class Study(Block):
         Annotated[Text, Tag("<one>")] | Annotated[tuple[Text, ...], Field(min_length=1), Tag("<several>")],
         tag_lists("<several>", "<one>"),
     ]
-    arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = {"base": {}}  # noqa: RUF012  # pydantic copies it
-    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    arms: Annotated[dict[str, JsonObject], Field(min_length=1)] = {"base": {}}  # noqa: RUF012  # pydantic copies it
+    grid: dict[str, tuple[object, ...]] = Field(default_factory=dict)
     seeds: Annotated[tuple[Annotated[Integer, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     evaluate: tuple[TaskConfig, ...] = ()
     responses: dict[str, AnswersConfig] = Field(default_factory=dict)
@@ -73,13 +77,14 @@ class Study(Block):
 
     @model_validator(mode="before")
     @classmethod
-    def _folder(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("output_dir") is None:
-            return {**given, "output_dir": f"runs/studies/{given.get('name', 'study')}"}
-        return given
+    def _add_output_dir(cls, values: object) -> object:
+        """By default the output directory is named after the study."""
+        if isinstance(values, Mapping) and values.get("output_dir") is None:
+            return {**values, "output_dir": f"runs/studies/{values.get('name', 'study')}"}
+        return values
 
     @model_validator(mode="after")
-    def _fits_together(self):
+    def _check_across_keys(self) -> "Study":
         for name in (*self.arms, *self.responses):
             if not re.fullmatch(r"[\w.+ -]+", name):
                 raise InvalidValue("arms", f"found the name {name!r}, expected letters, digits, and _ . + -")
@@ -92,23 +97,23 @@ class Study(Block):
             )
         if self.x is not None and self.x not in self.grid:
             raise InvalidValue("x", f"found {self.x!r}{nearest(self.x, list(self.grid))}, expected a key of the grid")
-        labels = [one.label for one in self.evaluate]
+        labels = [task.label for task in self.evaluate]
         if len(set(labels)) < len(labels):
-            raise InvalidValue("evaluate", "two entries go by one name: give them a `name` each")
+            raise InvalidValue("evaluate", "two entries have the same name: give each a `name`")
         if not self.train and not self.evaluate:
-            raise InvalidValue("evaluate", "found nothing, but train is false: nothing would be done")
+            raise InvalidValue("evaluate", "found nothing, but train is false: there is nothing to do")
         if self.responses and not self.evaluate:
-            raise InvalidValue("evaluate", "found nothing, but there are responses: say which task they answer")
+            raise InvalidValue("evaluate", "found nothing, but there are responses: name the task that they answer")
         return self
 
 
 @dataclasses.dataclass(frozen=True)
-class RunOf:
-    """One run of a study. point: the grid's keys and values; folder: its run directory."""
+class StudyRun:
+    """One run of a study. point: value by key of the grid. folder: its run directory."""
 
     name: str
     arm: str
-    point: Mapping[str, Any]
+    point: Mapping[str, object]
     seed: int
     config: Config
     folder: pathlib.Path
@@ -116,11 +121,14 @@ class RunOf:
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """Whoever answers tasks: a run's export, a starting model, or a file. model or answers is set."""
+    """Something that answers tasks: a run's export, a starting model, or a file. Either model or answers is set.
+
+    when: a model after training, a model before it, or given answers. seed: None if no run trained it.
+    """
 
     name: str
     arm: str
-    point: Mapping[str, Any]
+    point: Mapping[str, object]
     seed: int | None
     when: Literal["end", "start", "given"]
     model: str | None = None
@@ -128,107 +136,116 @@ class System:
 
 
 def load_study(path: str | os.PathLike[str]) -> Study:
-    """The study in a YAML file, or of a name in configs/studies. Its relative recipe names are the shipped ones."""
-    place = _find(path)
+    """Reads a study from a YAML file, or by its name in configs/studies. Raises UserError if it is not valid."""
+    file = _find_file(path)
     try:
-        values = files.parse(place.read_bytes().decode("utf-8-sig"), str(place))
+        values = files.parse(file.read_bytes().decode("utf-8-sig"), str(file))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{place}: cannot be read: {error}") from None
+        raise UserError(f"{file}: cannot be read: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{place}: a study is a mapping of base, arms, grid, seeds, evaluate")
-    values.setdefault("name", place.stem)
+        raise UserError(f"{file}: a study is a mapping of base, arms, grid, seeds, evaluate")
+    values.setdefault("name", file.stem)
     try:
         return Study.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{place}: {error_message(error, Study)}") from None
+        raise UserError(f"{file}: {error_message(error, Study)}") from None
 
 
-def shipped() -> list[str]:
+def shipped_names() -> list[str]:
     """Names of the studies that come with the package."""
     return sorted(path.stem for path in (files.shipped_folder() / "studies").glob("*.yaml"))
 
 
-def _find(path: str | os.PathLike[str]) -> pathlib.Path:
+def _find_file(path: str | os.PathLike[str]) -> pathlib.Path:
     text = os.fspath(path)
-    if text in shipped():
+    if text in shipped_names():
         return files.shipped_folder() / "studies" / f"{text}.yaml"
-    place = pathlib.Path(text).expanduser()
-    if not place.is_file():
-        names = shipped()
+    file = pathlib.Path(text).expanduser()
+    if not file.is_file():
+        names = shipped_names()
         raise UserError(
             f"study {text!r}: no such file, and no study of that name{nearest(text, names)}; there are "
             f"{', '.join(names)}"
         )
-    return place
+    return file
 
 
-def runs(study: Study) -> list[RunOf]:
-    """Every arm x grid point x seed, each with its whole configuration. Every mistake in any of them is said here."""
+def planned_runs(study: Study) -> list[StudyRun]:
+    """Every arm x grid point x seed with its whole configuration. Raises UserError if one of them is not valid."""
     first, *rest = (study.base,) if isinstance(study.base, str) else study.base
-    machines = [one for one in rest if "=" not in one]
-    base = configs.load(first, *machines, overrides=[one for one in rest if "=" in one])
-    found = []
-    for arm, own in study.arms.items():
+    machines = [word for word in rest if "=" not in word]
+    base = configs.load(first, *machines, overrides=[word for word in rest if "=" in word])
+    runs = []
+    for arm, changes in study.arms.items():
         for values in itertools.product(*study.grid.values()):
             point = dict(zip(study.grid, values))
             for seed in study.seeds:
-                name = "_".join([_safe(arm), *(f"{_short(key)}={_safe(value)}" for key, value in point.items())])
+                name = "_".join(
+                    [_as_name(arm), *(f"{_last_part(key)}={_as_name(value)}" for key, value in point.items())]
+                )
                 name += f"_seed={seed}"
                 folder = pathlib.Path(study.output_dir) / "runs" / name
                 try:
-                    config = Config.from_any(base, **{**own, **point, "seed": seed, "output_dir": str(folder)})
+                    config = Config.from_any(base, **{**changes, **point, "seed": seed, "output_dir": str(folder)})
                 except UserError as error:
                     raise UserError(f"{study.name}, arm {arm}, {point or 'no grid'}: {error}") from None
                 config = config.model_copy(update={"name": name})
-                found.append(RunOf(name, arm, point, seed, config, folder))
-    twice = [one.name for one in found if sum(other.name == one.name for other in found) > 1]
-    if twice:
-        raise UserError(f"{study.name}: two runs go by the name {twice[0]!r}: arms or values are too much alike")
-    return found
+                runs.append(StudyRun(name, arm, point, seed, config, folder))
+    names = [run.name for run in runs]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise UserError(f"{study.name}: two runs have the name {repeated!r}: two arms or values are too similar")
+    return runs
 
 
-def _short(key: str) -> str:
+def _last_part(key: str) -> str:
     return key.rsplit(".", 1)[-1]
 
 
-def _safe(value: Any) -> str:
-    text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n")
-    return re.sub(r"[^\w.+-]+", "-", text.strip()).strip("-")[:60] or "none"
+def as_text(value: object) -> str:
+    """A grid value as text: as it is, or as inline YAML."""
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
 
 
-def systems(study: Study, planned: list[RunOf]) -> list[System]:
-    """Who answers the tasks: the runs' exports, their distinct starting models, the files."""
-    found = []
+def _as_name(value: object) -> str:
+    """A value as part of a file name."""
+    return re.sub(r"[^\w.+-]+", "-", as_text(value).strip()).strip("-")[:60] or "none"
+
+
+def list_systems(study: Study, runs: Sequence[StudyRun]) -> list[System]:
+    """The systems that answer the tasks: the exports of the runs, their distinct starting models, the files."""
+    systems = []
     if study.train:
-        found = [System(one.name, one.arm, one.point, one.seed, "end", model=str(one.folder)) for one in planned]
+        systems = [System(run.name, run.arm, run.point, run.seed, "end", model=str(run.folder)) for run in runs]
     if study.start or not study.train:
         seen = set()
-        for one in planned:
-            path = one.config.model.path
-            if one.config.model.init == "random" or path in seen:
+        for run in runs:
+            path = run.config.model.path
+            if run.config.model.init == "random" or path in seen:
                 continue
             seen.add(path)
-            name = f"start_{_safe(pathlib.PurePath(path).name)}"
-            found.append(System(name, one.arm, one.point, None, "start", model=path))
-    for name, given in study.responses.items():
-        found.append(System(_safe(name), name, {}, None, "given", answers=given))
-    return found
+            systems.append(System(_starting_name(run), run.arm, run.point, None, "start", model=path))
+    for name, answers in study.responses.items():
+        systems.append(System(_as_name(name), name, {}, None, "given", answers=answers))
+    return systems
 
 
-def start_of(study: Study, planned: Sequence[RunOf]) -> dict[str, str]:
-    """Run -> the name of the system that it started as."""
-    return {
-        one.name: f"start_{_safe(pathlib.PurePath(one.config.model.path).name)}"
-        for one in planned
-        if one.config.model.init == "pretrained"
-    }
+def starting_systems(runs: Sequence[StudyRun]) -> dict[str, str]:
+    """Name of a run -> name of the system that it started from; runs with random weights are left out."""
+    return {run.name: _starting_name(run) for run in runs if run.config.model.init == "pretrained"}
 
 
-def place_of(folder: pathlib.Path, system: System, task: TaskConfig) -> pathlib.Path:
-    """Where a system's answers to a task lie."""
+def _starting_name(run: StudyRun) -> str:
+    return f"start_{_as_name(pathlib.PurePath(run.config.model.path).name)}"
+
+
+def evaluation_folder(folder: pathlib.Path, system: System, task: TaskConfig) -> pathlib.Path:
+    """Where care-jax evaluate writes a system's answers to a task (its --out)."""
     return folder / "evaluations" / system.name / task.label.replace("/", "_")
 
 
-def task_folder(task: TaskConfig) -> str:
-    """The folder that care-jax evaluate makes of a task's name."""
-    return registry.find(task.task, Options())[0].name
+def answers_folder(folder: pathlib.Path, system: System, task: TaskConfig) -> pathlib.Path:
+    """The folder that care-jax evaluate makes in `evaluation_folder`, named after the task."""
+    return evaluation_folder(folder, system, task) / registry.find(task.task, Options())[0].name

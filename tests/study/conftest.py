@@ -1,0 +1,15 @@
+"""A study whose runs are all finished."""
+
+import numpy as np
+import pytest
+
+from care_jax.study import spec
+from tests.study.example import finish, study_of
+
+
+@pytest.fixture
+def finished(tmp_path):
+    study = study_of(tmp_path)
+    for one in spec.planned_runs(study):
+        finish(one, np.random.default_rng(one.seed))
+    return study
