@@ -1,4 +1,4 @@
-"""Several processes as one: how they start, wait for each other and agree, and which of them writes."""
+"""Several processes as one run: how they start, wait for each other and agree, and which of them writes."""
 
 import os
 import sys
@@ -11,22 +11,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from care_jax.errors import UserError
 
-
-def is_writer() -> bool:
-    """Whether this process is the one of several that writes what all of them know."""
-    return jax.process_index() == 0
-
-
-# A process that is silent for so long is taken for dead, and the others end too: a job manager starts all again.
+# A process without a heartbeat for this long counts as dead, and the others end too: a job manager restarts them all.
 _SILENCE_SECONDS = 30
 
 
 def start_processes() -> None:
-    """Joins the other processes of this job, before anything asks jax for a device; does nothing in a single process.
+    """Joins the other processes of this job, if there are any. Call it before jax is asked for a device.
 
-    By address: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. By what jax finds out itself: in a step
-    of several SLURM tasks, on GKE's TPU hosts, and wherever CARE_JAX_DISTRIBUTED=auto (the hosts of a TPU VM).
-    Raises UserError where the address comes without the two numbers.
+    If JAX_COORDINATOR_ADDRESS is set, JAX_NUM_PROCESSES and JAX_PROCESS_ID must be too. Otherwise jax finds out itself,
+    in a SLURM step of several tasks, on GKE's TPU hosts, and if CARE_JAX_DISTRIBUTED=auto (the hosts of a TPU VM).
+    Raises UserError if the address is set without the two numbers.
     """
     environment = os.environ
     if jax.distributed.is_initialized():
@@ -36,8 +30,8 @@ def start_processes() -> None:
         numbers = [environment.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
         if not all(number.isdecimal() for number in numbers):
             raise UserError(
-                f"JAX_COORDINATOR_ADDRESS={environment['JAX_COORDINATOR_ADDRESS']} asks for JAX_NUM_PROCESSES and "
-                f"JAX_PROCESS_ID too, as numbers; found {numbers[0]!r} and {numbers[1]!r}"
+                f"JAX_COORDINATOR_ADDRESS={environment['JAX_COORDINATOR_ADDRESS']} requires JAX_NUM_PROCESSES and "
+                f"JAX_PROCESS_ID, both numbers; found {numbers[0]!r} and {numbers[1]!r}"
             )
         jax.distributed.initialize(
             num_processes=int(numbers[0]),
@@ -53,14 +47,25 @@ def start_processes() -> None:
         jax.distributed.initialize(**options)  # type: ignore[arg-type]
 
 
+def is_writer() -> bool:
+    """Returns whether this process is the one of several that writes what all of them know."""
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Prints a line of progress on stderr, in one process of several."""
+    if is_writer():
+        print(text, file=sys.stderr, flush=True)
+
+
 def barrier(name: str) -> None:
-    """Waits until every process has reached this call; alone it does nothing."""
+    """Waits until every process has reached this call; a single process does not wait."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def anywhere(value: bool) -> bool:
-    """Whether the value is true in some process. All processes call it, and wait for each other."""
+    """Returns whether the value is true in some process. All processes call it and wait for each other."""
     if jax.process_count() == 1:
         return value
     return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
@@ -74,21 +79,21 @@ def to_host(x: jax.Array) -> np.ndarray:
 
 
 class Agreement:
-    """Lets all processes learn in the same call what one of them saw (a signal, a clock).
+    """Tells all processes in the same call what one of them knows (a signal, a time that has passed).
 
-    A single process gets its answer at once. Several processes get what any of them said one call earlier: the sum
+    A single process is answered at once. Several processes are answered with what was said one call earlier: the sum
     over processes runs while the devices work, so that nobody waits for it.
     """
 
     def __init__(self) -> None:
         self._pending: jax.Array | None = None
 
-    def any(self, *said: bool) -> tuple[bool, ...]:
-        """For each value, whether it was true in some process. The number of values must not change between calls."""
+    def any(self, *values: bool) -> tuple[bool, ...]:
+        """Returns for each value whether it was true in some process. Every call has the same number of values."""
         if jax.process_count() == 1:
-            return said
-        counts, self._pending = self._pending, _sum_over_processes(np.asarray(said, np.int32))
-        return (False,) * len(said) if counts is None else tuple(bool(count) for count in np.asarray(counts))
+            return values
+        counts, self._pending = self._pending, _sum_over_processes(np.asarray(values, np.int32))
+        return (False,) * len(values) if counts is None else tuple(bool(count) for count in np.asarray(counts))
 
 
 def _sum_over_processes(values: np.ndarray) -> jax.Array:
@@ -102,9 +107,3 @@ def _sum_over_processes(values: np.ndarray) -> jax.Array:
 
 def _total(x: jax.Array) -> jax.Array:
     return jnp.sum(x, axis=0)
-
-
-def say(text: str) -> None:
-    """A line of progress on stderr, from one process."""
-    if is_writer():
-        print(text, file=sys.stderr, flush=True)

@@ -1,14 +1,14 @@
-"""Accelerators: the table of chips by the name that jax gives them, the platform, the share of memory that is used."""
+"""Accelerators: the table of chips by the name that jax gives them, the platform, the memory that may be used."""
 
 import dataclasses
 import os
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 GIB = 2**30
-# The share of a device's memory that plans count on; the rest is for buffers of collectives and fragmentation.
+# Plans use this fraction of a device's memory; the rest is for buffers of collectives and fragmentation.
 MEMORY_FRACTION = 0.9
 
 
@@ -16,8 +16,8 @@ MEMORY_FRACTION = 0.9
 class Chip:
     """One device as jax counts them (on TPU 7x half a chip).
 
-    memory: bytes that a program may use: of TPUs what libtpu's compiler allows, of GPUs what the data sheet says.
-    flops: dense bfloat16 operations per second. source: where that figure is published.
+    memory: bytes that a program may use (TPUs: what libtpu's compiler allows; GPUs: the data sheet). flops: dense
+    bfloat16 operations per second. source: where that figure is published.
     """
 
     name: str
@@ -45,23 +45,23 @@ CHIPS: dict[str, Chip] = {
 
 
 def claim_memory() -> None:
-    """Lets jax take 92 % of a GPU's memory; call it before jax is asked for a device.
+    """Lets jax use 92 % of a GPU's memory; call it before jax is asked for a device.
 
-    jax takes three quarters by default (jax 0.10), and plans count on nine tenths (`MEMORY_FRACTION`). A fraction set
-    in the environment is kept.
+    The default is three quarters (jax 0.10), and plans use nine tenths (`MEMORY_FRACTION`). A fraction that is set in
+    the environment is kept.
     """
     if not {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys():
         os.environ["XLA_CLIENT_MEM_FRACTION"] = "0.92"
 
 
 def platform() -> str:
-    """cpu, gpu or tpu: of the mesh in context (perhaps a machine that is only compiled for), else of this process."""
+    """Returns cpu, gpu or tpu: of the mesh in context (which may be only compiled for), otherwise of this process."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     backend = jax.default_backend() if device is None else device.platform
     return "gpu" if backend in ("cuda", "rocm") else backend
 
 
-def precision(dtype: Any) -> jax.lax.Precision | None:
-    """The precision of matrix products: accelerators multiply float32 in fewer bits unless told otherwise."""
+def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
+    """Returns the precision for matrix products: by default accelerators multiply float32 in fewer bits."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None

@@ -9,10 +9,11 @@ from care_jax.cli.command import command
 from care_jax.errors import FAILED, INTERRUPTED, UserError, nearest
 
 _MORE = """\
-RECIPE and MACHINE are YAML files, or names of what comes with the package; of a key set twice the later value holds.
-A value is YAML: loss.beta=0.2, data.pairs.policy=all, data.train.0.path=care.jsonl, data.eval={questions: 64}.
-With --from-manifest all words are machines and keys; give output_dir=FOLDER to repeat a run in another place.
-Setting loss.name resets the loss's other keys to its defaults. Run again, a stopped run goes on where it was saved.
+RECIPE and MACHINE are YAML files, or names of files that come with the package. If a key is set twice, the later value
+counts. Values are YAML: loss.beta=0.2, data.pairs.policy=all, data.train.0.path=care.jsonl, data.eval={questions: 64}.
+Setting loss.name resets the loss's other keys to its defaults.
+With --from-manifest there is no RECIPE; give output_dir=FOLDER to repeat a run in another folder.
+To resume a run that was stopped, run the same command again.
 """
 
 
@@ -22,30 +23,18 @@ def add(commands) -> None:
     train.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's file or name, such as quickstart")
     train.add_argument("rest", metavar="MACHINE|key=value", nargs="*", help="machines, then single keys")
     train.add_argument(
-        "--from-manifest", metavar="F", type=pathlib.Path, help="repeat the run of a manifest.json, in place of RECIPE"
+        "--from-manifest", metavar="F", type=pathlib.Path, help="repeat the run of a manifest.json, without a RECIPE"
     )
     train.add_argument("--dry-run", action="store_true", help="print the whole configuration as YAML, train nothing")
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from care_jax import config
-
-    given = [] if arguments.recipe is None else [arguments.recipe]
-    words = arguments.rest if arguments.from_manifest is None else [*given, *arguments.rest]
-    overrides = [one for one in words if "=" in one]
-    machines = [one for one in words if "=" not in one]
-    identity = None
-    if arguments.from_manifest is not None:
-        from care_jax.training.run.manifest import read_manifest
-
-        loaded, identity = read_manifest(arguments.from_manifest, machines, overrides)
-    elif given:
-        loaded = config.load(*given, *machines, overrides=overrides)
-    else:
-        raise UserError("train: found no RECIPE (a file, or a name such as quickstart) and no --from-manifest F")
-    _check_readers(loaded)
+    config, identity = _read_configuration(arguments)
+    _check_readers(config)
     if arguments.dry_run:
-        sys.stdout.write(config.dump(loaded))
+        from care_jax.config import dump
+
+        sys.stdout.write(dump(config))
         return 0
     import jax
 
@@ -57,28 +46,45 @@ def _train(arguments: argparse.Namespace) -> int:
     compiled.keep()
     try:
         if identity is None:
-            loop.train(loaded)
+            loop.train(config)
         else:
-            loop.repeat(loaded, identity, str(arguments.from_manifest))
-    except Interrupted as stopped:
-        print(f"care-jax: {stopped}", file=sys.stderr)
+            loop.repeat(config, identity, str(arguments.from_manifest))
+    except Interrupted as interruption:
+        print(f"care-jax: {interruption}", file=sys.stderr)
         return INTERRUPTED
-    except RunFailed as wrong:
-        print(f"care-jax: {wrong}", file=sys.stderr, flush=True)
-        if isinstance(wrong, ProcessLost):
-            os._exit(FAILED)  # the usual way out waits for the one that is gone, and is aborted
+    except RunFailed as failure:
+        print(f"care-jax: {failure}", file=sys.stderr, flush=True)
+        if isinstance(failure, ProcessLost):
+            os._exit(FAILED)  # a normal exit would wait for the lost process, and jax would abort it
         return FAILED
     except jax.errors.JaxRuntimeError as error:
         if not out_of_memory(error):
             raise
         print(f"care-jax: out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
-        _advise(loaded)
+        _print_plan(config)
         return FAILED
     return 0
 
 
-def _advise(config) -> None:
-    """What `plan` says of this run on these devices, and the nearest change that fits, on stderr."""
+def _read_configuration(arguments: argparse.Namespace):
+    """Returns the configuration, and the identity that the run must have if a manifest names one (else None)."""
+    from care_jax import config
+
+    recipe = [] if arguments.recipe is None else [arguments.recipe]
+    words = arguments.rest if arguments.from_manifest is None else [*recipe, *arguments.rest]
+    overrides = [word for word in words if "=" in word]
+    machines = [word for word in words if "=" not in word]
+    if arguments.from_manifest is not None:
+        from care_jax.training.run.manifest import read_manifest
+
+        return read_manifest(arguments.from_manifest, machines, overrides)
+    if recipe:
+        return config.load(*recipe, *machines, overrides=overrides), None
+    raise UserError("train: found no RECIPE (a file, or a name such as quickstart) and no --from-manifest F")
+
+
+def _print_plan(config) -> None:
+    """Prints on stderr what `plan` computes for this run on these devices, and the nearest change that fits."""
     import jax
 
     from care_jax import plan as planning
@@ -87,14 +93,14 @@ def _advise(config) -> None:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    if jax.process_count() > 1:  # what is left of this job may not be able to compile for all of it
+    if jax.process_count() > 1:  # the processes that are left may not be able to compile for all of them
         say(f"what would fit: care-jax plan, with the arguments of this run and {targets.plan_options(jax.devices())}")
         return
     say(text.as_text(planning.plan(config, targets.local(), say=say)))
 
 
 def _check_readers(config) -> None:
-    """The readers' names are the data's affair, which the configuration does not know."""
+    """Raises UserError for an unknown reader: the configuration does not know the readers of the data."""
     from care_jax.data.readers.registry import READERS
 
     evaluation = config.data.eval if isinstance(config.data.eval, tuple) else ()
