@@ -1,5 +1,6 @@
 """Exit statuses, and the errors that the command line prints as one message without a traceback."""
 
+import difflib
 from collections.abc import Sequence
 
 # Exit statuses of the command line, besides 0.
@@ -19,7 +20,5 @@ class Leakage(ValueError):
 
 def nearest(name: str, valid: Sequence[str]) -> str:
     """Returns ' (did you mean X?)' for the valid name closest to `name`, or '' if none is close."""
-    import difflib
-
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

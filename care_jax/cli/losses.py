@@ -1,15 +1,16 @@
-"""`care-jax losses`."""
+"""The command `care-jax losses`."""
 
 import argparse
 import pathlib
 import sys
 
-from care_jax.cli.command import PICTURE_SUFFIXES, command
+from care_jax.cli.command import PICTURE_SUFFIXES, Subparsers, command
 from care_jax.errors import UserError
+from care_jax.textfiles import writing
 
 
-def add(commands) -> None:
-    """Adds the command to the parser."""
+def add(commands: Subparsers) -> None:
+    """Adds the command."""
     losses = command(commands, "losses", _losses, "every loss, or one: view, needs, hyperparameters, formula, source")
     losses.add_argument("name", metavar="NAME", nargs="?", help="a loss, or your own as module:function")
     losses.add_argument("--plot", metavar="FILE", help="draw the loss and its slope against its margin (PNG, PDF, SVG)")
@@ -26,8 +27,6 @@ def _losses(arguments: argparse.Namespace) -> int:
     suffix = pathlib.Path(arguments.plot).suffix.lower()
     if suffix not in PICTURE_SUFFIXES:
         raise UserError(f"--plot: found {arguments.plot!r}, expected a file ending in {', '.join(PICTURE_SUFFIXES)}")
-    try:
+    with writing("--plot", arguments.plot):
         print(catalog.draw(arguments.name, arguments.plot))
-    except OSError as error:
-        raise UserError(f"--plot: cannot write {arguments.plot!r}: {error.strerror}") from None
     return 0

@@ -38,12 +38,12 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     import jax
 
-    from care_jax.cli import compiled
+    from care_jax.cli import compilation_cache
     from care_jax.stopping import Interrupted
     from care_jax.training import loop
     from care_jax.training.errors import ProcessLost, RunFailed, out_of_memory
 
-    compiled.keep()
+    compilation_cache.keep_compiled_programs()
     try:
         if identity is None:
             loop.train(config)

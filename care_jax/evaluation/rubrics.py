@@ -1,8 +1,8 @@
-"""What a judge is asked: rubrics by category, in this library's own words or out of the published files.
+"""Rubrics, the prompts of a judge by category: in this library's words, or read from the published files.
 
-CARE's repository has three files of prompts. By their content two of their names are swapped: `norms_commonsense.txt`
-speaks of a literary work, `literacy.txt` of a golden answer and real-world context. `by_content` gives every category
-the text that speaks of it; `as_published` goes by the files' names, as whoever runs the published script does.
+CARE's repository has three files of prompts. The content of two of them is swapped: `norms_commonsense.txt` is about a
+literary work, `literacy.txt` about a golden answer and real-world context. `by_content` gives every category the text
+that is about it; `as_published` follows the names of the files, as the published script does.
 """
 
 import pathlib
@@ -21,8 +21,11 @@ FILES = ("entities_opinion", "norms_commonsense", "literacy")
 
 @dataclass(frozen=True, slots=True)
 class Rubric:
-    """template: with {question}, {answer} (the reference) and {response}. labels: words that stand for a score, in
-    place of a rating within low..high."""
+    """The prompt of a judge, and how to read the score in its reply.
+
+    template: holds {question}, {answer} (the reference) and {response}. labels: words and their scores; None if the
+    judge gives a rating from `low` to `high`.
+    """
 
     name: str
     template: str
@@ -31,20 +34,20 @@ class Rubric:
     labels: Mapping[str, float] | None = None
 
     def prompt(self, question: str, answer: str, response: str) -> str:
-        """The text for the judge: each field put in once, in one pass, whatever braces the others hold."""
+        """Returns the text for the judge. All fields are filled in one pass, so braces inside them do no harm."""
         values = {"question": question, "answer": answer, "response": response}
-        return re.sub(r"\{(question|answer|response)\}", lambda found: values[found[1]], self.template)
+        return re.sub(r"\{(question|answer|response)\}", lambda match: values[match[1]], self.template)
 
     def parse(self, text: str) -> float | None:
-        """The score that a judgement gives, or None."""
+        """Returns the score in the text of a judgement, or None."""
         if self.labels is None:
             return parsing.rating(text, self.low, self.high)
         names = sorted(self.labels, key=len, reverse=True)
-        found = re.findall(rf"(?<![A-Z_])({'|'.join(map(re.escape, names))})(?![A-Z_])", text)
-        return self.labels[found[-1]] if found else None
+        labels = re.findall(rf"(?<![A-Z_])({'|'.join(map(re.escape, names))})(?![A-Z_])", text)
+        return self.labels[labels[-1]] if labels else None
 
     def rates(self, text: str) -> bool:
-        """Whether a judgement gives a score."""
+        """Returns whether the text of a judgement holds a score."""
         return self.parse(text) is not None
 
 
@@ -132,7 +135,7 @@ End with the one word alone.
         ),
     )
 }
-# Which rubric speaks of a category.
+# The rubric that is about a category.
 _BY_CONTENT = {
     "entities": "entities_opinion",
     "opinion": "entities_opinion",
@@ -145,14 +148,14 @@ _SWAPPED = {"norms_commonsense": "literacy", "literacy": "norms_commonsense"}
 
 @dataclass(frozen=True, slots=True)
 class Rubrics:
-    """The rubrics of one judging. source: `built in`, or the folder of the published files."""
+    """The rubrics by name. source: `built in`, or the folder of the published files."""
 
     rubrics: Mapping[str, Rubric]
     criteria: Criteria
     source: str
 
     def of(self, category: str | None, named: str | None = None) -> Rubric:
-        """The rubric of a category (entities_opinion where there is none), or the one that a row names."""
+        """Returns the named rubric, or else that of the category (entities_opinion if it has none)."""
         if named is not None:
             if named not in self.rubrics:
                 raise UserError(f"rubric: found {named!r}, expected one of {', '.join(self.rubrics)}")
@@ -161,28 +164,28 @@ class Rubrics:
 
 
 def load_rubrics(folder: str | None, criteria: Criteria) -> Rubrics:
-    """This library's rubrics, or with a folder those of its entities_opinion.txt, norms_commonsense.txt, literacy.txt.
+    """Returns this library's rubrics; with a folder, those of its files entities_opinion.txt, literacy.txt and so on.
 
-    The keys of `Rubrics.rubrics` name what a text is used for. So by content the published norms_commonsense.txt lies
-    under `literacy`; as published, this library's text on literature lies under `norms_commonsense`, as theirs does.
+    The keys of `Rubrics.rubrics` name what a text is used for. So `by_content` puts the published norms_commonsense.txt
+    under `literacy`, and `as_published` puts this library's text about literature under `norms_commonsense`.
     """
     if folder is None:
         texts = dict(BUILT_IN)
         swap = criteria == "as_published"
     else:
-        texts = dict(BUILT_IN) | {name: _published(pathlib.Path(folder), name) for name in FILES}
+        texts = BUILT_IN | {name: _read_published(pathlib.Path(folder), name) for name in FILES}
         swap = criteria == "by_content"
-    chosen = {name: texts[_SWAPPED.get(name, name)] if swap else rubric for name, rubric in texts.items()}
-    return Rubrics(chosen, criteria, folder or "built in")
+    by_use = {name: texts[_SWAPPED.get(name, name)] if swap else rubric for name, rubric in texts.items()}
+    return Rubrics(by_use, criteria, folder or "built in")
 
 
-def _published(folder: pathlib.Path, name: str) -> Rubric:
+def _read_published(folder: pathlib.Path, name: str) -> Rubric:
     path = folder.expanduser() / f"{name}.txt"
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--rubrics: cannot read {path}: {error}") from None
-    lacking = [field for field in ("{question}", "{response}") if field not in text]
-    if lacking:
-        raise UserError(f"--rubrics: {path} has no {' and no '.join(lacking)}")
+    missing = [field for field in ("{question}", "{response}") if field not in text]
+    if missing:
+        raise UserError(f"--rubrics: {path} has no {' and no '.join(missing)}")
     return Rubric(f"{name}.txt", text)
