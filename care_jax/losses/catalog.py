@@ -1,10 +1,9 @@
-"""What the losses are, in text and pictures: the listing of `care-jax losses`, docs/losses.md, and a drawing of one."""
+"""Describes the losses: the listing of `care-jax losses`, docs/losses.md, and a drawing of one loss."""
 
 import inspect
 import pathlib
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,8 @@ from care_jax.losses.registry import bind, get, names
 from care_jax.losses.signature import QUANTITIES, Spec, spec, unwrap
 
 SECTIONS = ("Formula", "Shapes", "Paper", "Peers")
+PAGE = pathlib.Path(__file__).with_name("page.md")  # docs/losses.md without the losses
+_MARK = "<!-- one section per view -->"
 _VIEW_TITLES = {
     "pairs": "Pairs",
     "unpaired": "Labelled responses",
@@ -22,7 +23,7 @@ _VIEW_TITLES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A loss as its signature and docstring describe it; a section that the docstring lacks is ''."""
+    """A loss as its signature and docstring describe it; a section that the docstring does not have is ''."""
 
     spec: Spec
     summary: str
@@ -32,131 +33,98 @@ class Entry:
     peers: str
 
 
-def entry(name: str) -> Entry:
-    """The entry of a loss, by name or "module:function"."""
+def describe(name: str) -> Entry:
+    """Returns the entry of a loss, by name or "module:function"."""
     loss = get(name)
     text = inspect.getdoc(unwrap(loss)) or ""
     parts = re.split(rf"^({'|'.join(SECTIONS)}):", text, flags=re.MULTILINE)
-    found = {key.lower(): _joined(value) for key, value in zip(parts[1::2], parts[2::2])}
-    # The part before the sections; of a docstring without them, its first paragraph.
-    summary = _joined(parts[0].strip().split("\n\n")[0])
-    return Entry(spec(loss), summary, *(found.get(section.lower(), "") for section in SECTIONS))
+    sections = {key: _on_one_line(value) for key, value in zip(parts[1::2], parts[2::2])}
+    # The summary is the part before the sections; of a docstring without them, its first paragraph.
+    summary = _on_one_line(parts[0].strip().split("\n\n")[0])
+    return Entry(spec(loss), summary, *(sections.get(section, "") for section in SECTIONS))
 
 
-def _joined(text: str) -> str:
+def _on_one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _hyperparameters(known: Spec) -> str:
-    return " ".join(f"{name}={default!r}" for name, (_, default) in known.hyperparameters.items()) or "none"
+def _hyperparameters(loss_spec: Spec) -> str:
+    return " ".join(f"{name}={default!r}" for name, (_, default) in loss_spec.hyperparameters.items()) or "none"
 
 
 def listing(name: str | None = None) -> str:
-    """Every loss, or the one called `name`: view, what it needs, hyperparameters with defaults, formula and paper."""
+    """Returns what `care-jax losses` prints: every loss, or the one called `name` in more detail."""
     blocks = []
-    for one in [name] if name else names():
-        found = entry(one)
-        needs = " ".join(found.spec.needs) + (" (whole step)" if found.spec.whole_step else "")
-        lines = [f"{one}: {found.summary}"]
-        fields = [("view", found.spec.view), ("needs", needs), ("hyperparameters", _hyperparameters(found.spec))]
-        fields += [("formula", found.formula), ("paper", found.paper)]
+    for loss_name in [name] if name else names():
+        entry = describe(loss_name)
+        needs = " ".join(entry.spec.needs) + (" (whole step)" if entry.spec.whole_step else "")
+        lines = [f"{loss_name}: {entry.summary}"]
+        fields = [
+            ("view", entry.spec.view),
+            ("needs", needs),
+            ("hyperparameters", _hyperparameters(entry.spec)),
+        ]
+        fields += [("formula", entry.formula), ("paper", entry.paper)]
         if name:
-            fields += [("shapes", found.shapes), ("peers", found.peers)]
+            fields += [("shapes", entry.shapes), ("peers", entry.peers)]
         blocks.append("\n".join(lines + [f"  {key}: {value}" for key, value in fields if value]))
     return "\n\n".join(blocks) + "\n"
 
 
-_HEAD = """# Losses
-
-Made from the docstrings by `python -m care_jax.losses.catalog docs/losses.md`; a test says when it is not up to date.
-
-A loss is a plain function: `loss: {name: dpo, beta: 0.1}` in a configuration, `care_jax.losses.dpo(...)` from Python.
-Its positional parameters are the quantities it needs, its keyword-only parameters its hyperparameters. Your own:
-[new_loss.md](new_loss.md). One drawn: `care-jax losses dpo --plot dpo.png`.
-
-Notation. `lw`, `ll`: summed log-probabilities (nats) of the chosen and the rejected completion under the policy; `rw`,
-`rl` under the reference; `hw = lw - rw`, `hl = ll - rl`, `D = hw - hl`; `|y|` completion tokens, the turn end included;
-`aw = lw/|yw|`, `al = ll/|yl|`; `s` the sigmoid; `b` is `beta`, `e` is `label_smoothing`.
-
-All are finite, in value and gradient, for log-probabilities from -1e5 to 0 in float32.
-
-## Mixtures
-
-`loss` may be a list, each with a `weight`; all share one forward pass and one view. RPO is DPO and the chosen's NLL:
-
-```yaml
-loss: [{name: dpo, beta: 0.1}, {name: sft, weight: 1.0}]
-```
-
-MPO is `dpo` 0.8, `bco_pair` 0.2 and `sft` 1.0.
-"""
-
-_TAIL = """## What does not fit
-
-The contract ends at one number a response, its summed log-probability. Some published losses need more:
-
-- **LD-DPO** (Liu et al. 2024, arXiv 2409.06411) weighs the tokens of a response beyond the shorter length of its
-  *pair*: a response would have another number in each pair that it stands in, and could not be computed once.
-- **WPO** (Zhou et al. 2024, arXiv 2406.11827) weighs a pair by exp of a mean over tokens of log p(y_t) minus the log of
-  the sum of all squared probabilities: a sum over the vocabulary at each token, not a function of the summed logp.
-- **Token-level losses** (TDPO, Zeng et al. 2024, arXiv 2404.11999; token-weighted DPO) need log-probabilities, or KL
-  divergences over the vocabulary, of each token.
-- **BCO's shift** (Jung et al. 2024, arXiv 2404.04656) is a running mean over past steps: a loss here has no memory.
-  `bco_pair` is without it; the mean of one step is a loss of your own, marked `@care_jax.losses.whole_step`.
-- **TR-DPO** (Gorbatovski et al. 2024, arXiv 2404.09656) moves the reference while training, which makes precomputed
-  reference log-probabilities wrong.
-"""
-
-
 def markdown() -> str:
-    """The text of docs/losses.md."""
-    entries = [entry(name) for name in names()]
-    lines = [_HEAD]
+    """Returns the text of docs/losses.md: `page.md` with the losses of each view in it."""
+    entries = [describe(name) for name in names()]
+    lines = []
     for view, title in _VIEW_TITLES.items():
         lines += [f"## {title}", "", f"Quantities: {', '.join(f'`{name}`' for name in QUANTITIES[view])}.", ""]
-        for found in entries:
-            if found.spec.view == view:
-                lines += _section(found)
-    return "\n".join(lines) + "\n" + _TAIL
+        for entry in entries:
+            if entry.spec.view == view:
+                lines += _section(entry)
+    return PAGE.read_text(encoding="utf-8").replace(_MARK, "\n".join(lines).rstrip())
 
 
-def _section(found: Entry) -> list[str]:
-    known = found.spec
-    needs = ", ".join(f"`{name}`" for name in known.needs)
+def _section(entry: Entry) -> list[str]:
+    needs = ", ".join(f"`{name}`" for name in entry.spec.needs)
+    defaults = ", ".join(f"`{name}` {default!r}" for name, (_, default) in entry.spec.hyperparameters.items())
     fields = [
-        ("Formula", f"`{found.formula}`"),
-        ("Needs", needs + ("; all pairs of the step at once" if known.whole_step else "")),
-        ("Hyperparameters", ", ".join(f"`{k}` {v!r}" for k, (_, v) in known.hyperparameters.items()) or "none"),
-        ("Shapes", found.shapes),
-        ("Paper", found.paper),
-        ("Peers", found.peers),
+        ("Formula", f"`{entry.formula}`"),
+        ("Needs", needs + ("; all pairs of the step at once" if entry.spec.whole_step else "")),
+        ("Hyperparameters", defaults or "none"),
+        ("Shapes", entry.shapes),
+        ("Paper", entry.paper),
+        ("Peers", entry.peers),
     ]
-    return [f"### {known.name}", "", found.summary, "", *(f"- {key}: {value}" for key, value in fields), ""]
+    return [
+        f"### {entry.spec.name}",
+        "",
+        entry.summary,
+        "",
+        *(f"- {key}: {value}" for key, value in fields),
+        "",
+    ]
 
 
-def curves(
-    name: str, points: int = 201, **hyperparameters: Any
-) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """A loss along its margin: {label: (margin [points] in nats, loss, slope of the loss by the margin)}.
+def curves(name: str, **hyperparameters: object) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Returns a loss along its margin: {label: (margin [201] in nats, loss, derivative by the margin)}.
 
-    Pairs: half of the margin is the chosen's gain over the reference, half the rejected's loss (without a reference:
-    over each other). Responses have 100 tokens. Unpaired: the margin is logp - reference (without one: logp less that
-    of an ordinary response), a curve for each label, z0 = 0. Lists: two responses, rated 9 and 5.
+    Pairs: half of the margin is what the chosen gains over the reference, half what the rejected loses (without a
+    reference: over each other). Responses have 100 tokens. Unpaired: the margin is logp - reference (without one: logp
+    minus that of an ordinary response), with a curve for each label, z0 = 0. Lists: two responses, rated 9 and 5.
     """
     import jax
     import jax.numpy as jnp
 
     loss = bind(name, **hyperparameters)
-    known = spec(loss)
-    beta = next((value for key, (_, value) in known.hyperparameters.items() if key == "beta"), None)
+    loss_spec = spec(loss)
+    beta = next((value for key, (_, value) in loss_spec.hyperparameters.items() if key == "beta"), None)
     beta = beta if isinstance(beta, float) and beta > 0 else 0.1
     tokens = 100
-    # As far as beta makes it interesting: in nats, or in nats a token where the loss divides by lengths.
-    normalised = "rejected_lengths" in known.needs or known.needs == ("logps", "lengths")
+    # The margin goes as far as beta makes it interesting: in nats, or nats per token if the loss divides by lengths.
+    normalised = "rejected_lengths" in loss_spec.needs or loss_spec.needs == ("logps", "lengths")
     width = min(990.0, 500.0 / beta) if normalised else 5.0 / beta
     base = -500.0 if normalised else -1000.0 - width
 
-    def at(margin: Any, desirable: bool) -> Any:
+    def loss_at(margin: jax.Array, desirable: bool) -> jax.Array:
         won, lost = base + margin / 2, base - margin / 2
         values = {
             **{"chosen_logps": won, "rejected_logps": lost, "ref_chosen_logps": base, "ref_rejected_logps": base},
@@ -165,22 +133,22 @@ def curves(
             **{"ratings": 9.0 if desirable else 2.0, "group_logps": [won, lost], "group_ref_logps": [base, base]},
             **{"group_lengths": [tokens, tokens], "group_ratings": [9.0, 5.0], "group_mask": [True, True]},
         }
-        quantities = {q: jnp.asarray(0.0) if q == "kl" else jnp.asarray(values[q])[None] for q in known.needs}
+        quantities = {q: jnp.asarray(0.0) if q == "kl" else jnp.asarray(values[q])[None] for q in loss_spec.needs}
         return loss(**quantities)[0][0]
 
-    margins = np.linspace(-width, width, points)
-    if known.view == "unpaired":
+    margins = np.linspace(-width, width, 201)
+    if loss_spec.view == "unpaired":
         margins = np.minimum(margins, -base)
-    labels = {"desirable": True, "undesirable": False} if "desirable" in known.needs else {"loss": True}
-    drawn = {}
+    labels = {"desirable": True, "undesirable": False} if "desirable" in loss_spec.needs else {"loss": True}
+    curve_of = {}
     for label, desirable in labels.items():
-        values, slopes = jax.jit(jax.vmap(jax.value_and_grad(lambda m, d=desirable: at(m, d))))(margins)
-        drawn[label] = (margins, np.asarray(values), np.asarray(slopes))
-    return drawn
+        values, slopes = jax.jit(jax.vmap(jax.value_and_grad(lambda m, d=desirable: loss_at(m, d))))(margins)
+        curve_of[label] = (margins, np.asarray(values), np.asarray(slopes))
+    return curve_of
 
 
-def draw(name: str, path: str | pathlib.Path, **hyperparameters: Any) -> pathlib.Path:
-    """Draw a loss, and its slope, against its margin to an image file; returns its path. Needs matplotlib."""
+def draw(name: str, path: str | pathlib.Path, **hyperparameters: object) -> pathlib.Path:
+    """Draws a loss and its derivative against the margin into an image file; returns its path. Needs matplotlib."""
     try:
         import matplotlib
     except ModuleNotFoundError:
@@ -188,22 +156,22 @@ def draw(name: str, path: str | pathlib.Path, **hyperparameters: Any) -> pathlib
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    known = spec(bind(name, **hyperparameters))
+    loss_spec = spec(bind(name, **hyperparameters))
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     value_axes, slope_axes = figure.subplots(1, 2)
     for label, (margins, values, slopes) in curves(name, **hyperparameters).items():
         value_axes.plot(margins, values, label=label)
         slope_axes.plot(margins, slopes, label=label)
     axis = "margin: chosen over rejected (nats)"
-    if known.view == "unpaired":
-        axis = "logp - reference (nats)" if known.needs_ref else "logp less an ordinary response's (nats)"
+    if loss_spec.view == "unpaired":
+        axis = "logp - reference (nats)" if loss_spec.needs_ref else "logp - that of an ordinary response (nats)"
     for axes, title in ((value_axes, "loss"), (slope_axes, "d loss / d margin")):
-        axes.set(title=f"{known.name}: {title}", xlabel=axis)
+        axes.set(title=f"{loss_spec.name}: {title}", xlabel=axis)
         axes.axvline(0.0, color="0.8", zorder=0)
         axes.axhline(0.0, color="0.8", zorder=0)
-        if "desirable" in known.needs:
+        if "desirable" in loss_spec.needs:
             axes.legend()
-    figure.suptitle(f"{_hyperparameters(known)}", fontsize="small")
+    figure.suptitle(f"{_hyperparameters(loss_spec)}", fontsize="small")
     figure.savefig(path, dpi=150)
     return pathlib.Path(path)
 

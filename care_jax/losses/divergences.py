@@ -3,15 +3,15 @@
 Notation as in `pairwise`: hw, hl log-ratios of chosen and rejected; s the sigmoid; b = beta.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from care_jax.losses.arithmetic import MAX_EXPONENT, Logps, Losses, log_sigmoid, require, wide
+from care_jax.losses.arithmetic import MAX_EXPONENT, Logps, Losses, Scalar, log_sigmoid, require, wide
+
+__all__ = ["dpo_alpha", "dpo_forward_kl", "dpo_js"]  # the losses of this module
 
 
-def _loss(hw: jax.Array, hl: jax.Array, score_w: jax.Array, score_l: jax.Array, beta: Any) -> Losses:
+def _loss(hw: jax.Array, hl: jax.Array, score_w: jax.Array, score_l: jax.Array, beta: Scalar) -> Losses:
     require(beta, "beta", 0.0, open_low=True)
     return -log_sigmoid(beta * (score_w - score_l)), {"chosen_rewards": beta * hw, "rejected_rewards": beta * hl}
 
@@ -27,10 +27,10 @@ def dpo_forward_kl(
     """DPO under the forward KL divergence.
 
     Formula: -log s(b (g(hw) - g(hl))), g(h) = 1 - exp(-h)
-    Shapes: everything [P], float32. Rewards b hw, b hl (of the log-ratios, not of g). The exponent stops at 80: beyond,
-        the true value leaves float32; there the loss is flat.
+    Shapes: everything [P], float32. Rewards b hw, b hl (of the log-ratios, not of g). The exponent is at most 80:
+        beyond that the true value leaves float32, and the loss is flat.
     Paper: Wang et al. 2023, arXiv 2309.16240, table 1.
-    Peers: TRL `sigmoid` with f_divergence_type `forward_kl` the same, without the stop: from h = -88 on it
+    Peers: TRL `sigmoid` with f_divergence_type `forward_kl` the same, without the limit: from h = -88 on it
         is inf or NaN.
     """
     hw = wide(chosen_logps) - wide(ref_chosen_logps)
@@ -71,10 +71,10 @@ def dpo_alpha(
     """DPO under an alpha divergence: alpha 1 is the reverse KL (DPO itself), alpha 0 the forward KL.
 
     Formula: -log s(b (g(hw) - g(hl))), g(h) = (exp((alpha-1) h) - 1) / (alpha - 1), and h itself at alpha = 1
-    Shapes: everything [P], float32. Rewards b hw, b hl (of the log-ratios, not of g). The exponent stops at 80, where
-        the loss is flat.
+    Shapes: everything [P], float32. Rewards b hw, b hl (of the log-ratios, not of g). The exponent is at most 80;
+        beyond that the loss is flat.
     Paper: Wang et al. 2023, arXiv 2309.16240, table 1, whose alpha is 1 - alpha here.
-    Peers: TRL `sigmoid` with f_divergence_type `alpha_divergence` the same, f_alpha_divergence_coef being alpha; its
+    Peers: TRL `sigmoid` with f_divergence_type `alpha_divergence` the same, with f_alpha_divergence_coef for alpha; its
         exp(x) - 1 loses digits at small h, expm1 here does not.
     """
     hw = wide(chosen_logps) - wide(ref_chosen_logps)

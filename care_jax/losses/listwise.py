@@ -1,26 +1,28 @@
-"""Losses of whole rated groups: [G, K], ratings decide the order, ties are never compared.
+"""Losses of rated groups [G, K]: ratings decide the order, and equal ratings are never compared.
 
 In the formulas: i, j run over the responses of one list; h_i = logp_i - reference logp_i; r_i its rating; s the
 sigmoid; b = beta.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
-from care_jax.losses.arithmetic import log_sigmoid, require, wide
+from care_jax.losses.arithmetic import Scalar, log_sigmoid, require, wide
+
+__all__ = ["gap_dpo", "plackett_luce"]  # the losses of this module
 
 GroupLogps = Float[Array | np.ndarray, "*G K"]
 GroupRatings = Num[Array | np.ndarray, "*G K"]
 GroupMask = Bool[Array | np.ndarray, "*G K"]
-ListLosses = tuple[Float[Array, "*G"], dict[str, Any]]
+ListLosses = tuple[Float[Array, "*G"], dict[str, Array]]
 
 
-def _scores(logps: Any, ref_logps: Any, ratings: Any, mask: Any, beta: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(b h [G, K] with 0 in padding; ratings [G, K]; better [G, K, K]: i present, j present, r_i > r_j)."""
+def _scores(
+    logps: GroupLogps, ref_logps: GroupLogps, ratings: GroupRatings, mask: GroupMask, beta: Scalar
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns (b h [G, K] with 0 in padding; ratings [G, K]; better [G, K, K]: i present, j present, r_i > r_j)."""
     mask = jnp.asarray(mask).astype(bool)
     scores = beta * jnp.where(mask, wide(logps) - wide(ref_logps), 0.0)
     ratings = jnp.where(mask, wide(ratings), 0.0)
@@ -28,8 +30,8 @@ def _scores(logps: Any, ref_logps: Any, ratings: Any, mask: Any, beta: Any) -> t
     return scores, ratings, present & (ratings[..., :, None] > ratings[..., None, :])
 
 
-def _ends(scores: jax.Array, ratings: jax.Array, mask: Any) -> dict[str, Any]:
-    """Mean rewards [G] of the best rated and of the worst rated responses of each list."""
+def _ends(scores: jax.Array, ratings: jax.Array, mask: GroupMask) -> dict[str, jax.Array]:
+    """Returns the mean rewards [G] of the best rated and of the worst rated responses of each list."""
     mask = jnp.asarray(mask).astype(bool)
     rewards = {}
     for name, pick, sign in (("chosen_rewards", jnp.max, -jnp.inf), ("rejected_rewards", jnp.min, jnp.inf)):
@@ -47,7 +49,7 @@ def plackett_luce(
     *,
     beta=0.1,
 ) -> ListLosses:
-    """DPO of a whole ranking: each response is chosen over all that are rated below it.
+    """DPO of a ranking: each response is chosen over all that are rated below it.
 
     Formula: sum_i [log(exp(b h_i) + sum_{j: r_j < r_i} exp(b h_j)) - b h_i]
     Shapes: inputs [G, K], `group_mask` bool, False in padding; losses [G], float32. Rewards [G]: mean b h of the best
@@ -58,12 +60,12 @@ def plackett_luce(
     """
     require(beta, "beta", 0.0, open_low=True)
     scores, ratings, better = _scores(group_logps, group_ref_logps, group_ratings, group_mask, beta)
-    # -log of i's share among itself and all below it is the softplus of the log-sum-exp of their leads over i. A
-    # response with none below stands in for them itself, so that no log-sum-exp is empty, and counts 0.
+    # -log of i's share among itself and all below it is the softplus of the log-sum-exp of their leads over i. For a
+    # response with none below, the sum is over itself, so that it is not empty, and its loss counts 0.
     competes = jnp.any(better, axis=-1)
-    own = jnp.broadcast_to(jnp.eye(scores.shape[-1], dtype=bool), better.shape) & ~competes[..., None]
+    itself = jnp.broadcast_to(jnp.eye(scores.shape[-1], dtype=bool), better.shape) & ~competes[..., None]
     leads = scores[..., None, :] - scores[..., :, None]
-    lead = jax.nn.logsumexp(leads, axis=-1, where=better | own)
+    lead = jax.nn.logsumexp(leads, axis=-1, where=better | itself)
     losses = jnp.where(competes, -log_sigmoid(-lead), 0.0)
     return jnp.sum(losses, axis=-1), _ends(scores, ratings, group_mask)
 
@@ -89,5 +91,5 @@ def gap_dpo(
     gaps = jnp.where(better, ratings[..., :, None] - ratings[..., None, :], 0.0)
     losses = -log_sigmoid(scores[..., :, None] - scores[..., None, :])
     total = jnp.sum(gaps, axis=(-2, -1))
-    # Where there is no gap the numerator is 0 as well.
+    # Without a gap the numerator is 0 as well.
     return jnp.sum(gaps * losses, axis=(-2, -1)) / jnp.where(total > 0, total, 1.0), _ends(scores, ratings, group_mask)

@@ -1,10 +1,8 @@
-"""Losses of pairs against a reference: every one takes logps of the chosen and the rejected, policy and reference.
+"""Losses of pairs with a reference: each takes logps of the chosen and the rejected under policy and reference.
 
 In the formulas: lw, ll are logps of chosen and rejected under the policy, rw, rl under the reference;
 hw = lw - rw, hl = ll - rl, D = hw - hl; |y| completion tokens; s the sigmoid; b = beta; e = label_smoothing.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +11,7 @@ from care_jax.losses.arithmetic import (
     Lengths,
     Logps,
     Losses,
+    Scalar,
     log_sigmoid,
     per_token,
     require,
@@ -21,13 +20,30 @@ from care_jax.losses.arithmetic import (
 )
 from care_jax.losses.signature import whole_step
 
+__all__ = [  # the losses of this module
+    "aot",
+    "aot_unpaired",
+    "apo_down",
+    "apo_zero",
+    "bco_pair",
+    "discopop",
+    "dpo",
+    "exo_pair",
+    "hinge",
+    "ipo",
+    "nca_pair",
+    "robust_dpo",
+    "sigmoid_norm",
+    "sppo_hard",
+]
 
-def _log_ratios(chosen: Any, rejected: Any, ref_chosen: Any, ref_rejected: Any) -> tuple[jax.Array, jax.Array]:
-    """(hw, hl), at least float32."""
+
+def _log_ratios(chosen: Logps, rejected: Logps, ref_chosen: Logps, ref_rejected: Logps) -> tuple[jax.Array, jax.Array]:
+    """Returns (hw, hl), at least float32."""
     return wide(chosen) - wide(ref_chosen), wide(rejected) - wide(ref_rejected)
 
 
-def _rewards(hw: jax.Array, hl: jax.Array, beta: Any) -> dict[str, Any]:
+def _rewards(hw: jax.Array, hl: jax.Array, beta: Scalar) -> dict[str, jax.Array]:
     return {"chosen_rewards": beta * hw, "rejected_rewards": beta * hl}
 
 
@@ -45,8 +61,8 @@ def dpo(
     Formula: -(1-e) log s(bD) - e log s(-bD)
     Shapes: everything [P], float32. Rewards b hw, b hl.
     Paper: Rafailov et al. 2023, arXiv 2305.18290, equation 7; smoothing: Mitchell 2023, ericmitchell.ai/cdpo.pdf.
-    Peers: TRL calls it `sigmoid` and since its refactor (1.16) ignores label_smoothing there without a word: it then
-        trains plain DPO. HALOs' CDPOTrainer computes what stands here.
+    Peers: TRL calls it `sigmoid` and since its refactor (1.16) ignores label_smoothing there without a warning: it
+        then trains plain DPO. HALOs' CDPOTrainer computes the formula above.
     """
     require(beta, "beta", 0.0, open_low=True)
     hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
@@ -88,12 +104,12 @@ def ipo(
     *,
     beta=0.1,
 ) -> Losses:
-    """Identity preference optimisation: the margin a token is drawn to 1/(2 beta), not to infinity.
+    """Identity preference optimisation: the margin per token is drawn to 1/(2 beta), not to infinity.
 
     Formula: (hw/|yw| - hl/|yl| - 1/(2b))^2, b is the paper's tau
     Shapes: everything [P]; lengths are completion tokens; float32. Rewards b hw, b hl.
     Paper: Azar et al. 2023, arXiv 2310.12036, equation 17, which sums over tokens.
-    Peers: TRL and HALOs average over tokens too, as the authors told TRL that they did for their results. HALOs counts
+    Peers: TRL and HALOs average over tokens too; the authors told TRL that they did so for their results. HALOs counts
         only tokens whose log-ratio is not 0: policy equal to reference gives 0/0 there, 1/(2b)^2 here.
     """
     require(beta, "beta", 0.0, open_low=True)
@@ -110,7 +126,7 @@ def hinge(
     *,
     beta=0.1,
 ) -> Losses:
-    """The hinge on DPO's margin: a pair won by 1/beta is left alone.
+    """The hinge on DPO's margin: a pair with hw - hl of 1/beta or more has no gradient.
 
     Formula: max(0, 1 - bD)
     Shapes: everything [P], float32. Rewards b hw, b hl.
@@ -219,7 +235,7 @@ def aot(
     beta=0.1,
     label_smoothing=0.0,
 ) -> Losses:
-    """Alignment by optimal transport: the step's sorted margins, policy's against reference's.
+    """Alignment by optimal transport: the step's sorted margins under the policy against those under the reference.
 
     Formula: d = sort(lw - ll) - sort(rw - rl); -(1-e) log s(bd) - e log s(-bd)
     Shapes: everything [P], float32; losses in sorted order. Rewards b hw, b hl, in the order given. Whole step: the
@@ -274,7 +290,7 @@ def apo_zero(
     """
     require(beta, "beta", 0.0, open_low=True)
     hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
-    # 1 - s(x) = s(-x), which keeps its digits where s(x) is near 1.
+    # 1 - s(x) = s(-x), which keeps its digits if s(x) is near 1.
     return jax.nn.sigmoid(-beta * hw) + jax.nn.sigmoid(beta * hl), _rewards(hw, hl, beta)
 
 
@@ -290,7 +306,8 @@ def apo_down(
 
     Formula: s(b hw) + 1 - s(b(hw - hl))
     Shapes: everything [P], float32. Rewards b hw, b hl.
-    Paper: D'Oosterlinck et al. 2024, arXiv 2408.06266, equation 8. Raising a chosen logp can raise this loss: meant so.
+    Paper: D'Oosterlinck et al. 2024, arXiv 2408.06266, equation 8. Raising a chosen logp can raise this loss;
+        that is intended.
     Peers: TRL `apo_down` the same.
     """
     require(beta, "beta", 0.0, open_low=True)
@@ -319,7 +336,7 @@ def discopop(
     hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
     margin = beta * (hw - hl)
     logistic = -log_sigmoid(margin) * jax.nn.sigmoid(-margin / tau)
-    # One exponent: apart, exp(-u) overflows just where m is 0.
+    # In one exponent: by itself exp(-u) overflows, just where m is 0.
     exponential = jnp.exp(-margin + log_sigmoid(margin / tau))
     return logistic + exponential, _rewards(hw, hl, beta)
 
@@ -334,12 +351,12 @@ def sigmoid_norm(
     *,
     beta=0.1,
 ) -> Losses:
-    """Length-normalised DPO: log-ratios a token.
+    """Length-normalised DPO: log-ratios per token.
 
     Formula: -log s(b (hw/|yw| - hl/|yl|))
     Shapes: everything [P]; lengths are completion tokens; float32. Rewards b hw, b hl.
     Paper: Lambert et al. 2024 (Tulu 3), arXiv 2411.15124; there beta is 5.
-    Peers: TRL `sigmoid_norm` the same; its default beta of 0.1, kept here, is small for a margin a token.
+    Peers: TRL `sigmoid_norm` the same; its default beta of 0.1, kept here, is small for a margin per token.
     """
     require(beta, "beta", 0.0, open_low=True)
     hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)

@@ -1,4 +1,4 @@
-"""What a loss's signature says: which quantities it needs, of which view, and what a configuration may set."""
+"""Reads the signature of a loss: which quantities of which view it needs, and what a configuration may set."""
 
 import functools
 import inspect
@@ -28,56 +28,56 @@ _VIEW_OF = {name: view for view, names in QUANTITIES.items() for name in names}
 _POLICY = ("chosen_logps", "rejected_logps", "logps", "group_logps")
 _REFERENCE = ("ref_chosen_logps", "ref_rejected_logps", "ref_logps", "group_ref_logps", "kl")
 _PLAIN_TYPES = {"float": float, "int": int, "bool": bool, "str": str}
-# A configuration's own keys of a loss.
-_TAKEN = ("name", "weight")
+# The keys that a configuration has for every loss.
+_RESERVED = ("name", "weight")
 
 Loss = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A loss as its signature registers it.
+    """What the signature of a loss says.
 
-    `needs` are its quantities in order; `hyperparameters` maps each keyword-only parameter to (type, default), the type
-    being float of a `float | None`;
-    `needs_ref`: reference logps are computed (for `kl` too); `needs_kl`: mismatched completions are built;
-    `whole_step`: its values couple the inputs, so it must see all units of the step at once.
+    needs: its quantities in order. hyperparameters: (type, default) of each keyword-only parameter; the type of a
+    `float | None` is float. needs_ref: whether reference logps are computed (also for `kl`). needs_kl: whether
+    mismatched completions are built. whole_step: whether the loss couples its inputs, and so must get all units of the
+    step in one call.
     """
 
     name: str
     view: str
     needs: tuple[str, ...]
-    hyperparameters: dict[str, tuple[type, Any]]
+    hyperparameters: dict[str, tuple[type, object]]
     needs_ref: bool
     needs_kl: bool
     whole_step: bool
 
 
 def whole_step(loss: Loss) -> Loss:
-    """Mark a loss that couples its inputs (sorts them, shifts by their mean): it gets the whole step in one call."""
+    """Marks a loss that couples its inputs (sorts them, shifts by their mean): it gets the whole step in one call."""
     loss.whole_step = True  # type: ignore[attr-defined]
     return loss
 
 
 def unwrap(loss: Loss) -> Loss:
-    """The function below any functools.partial."""
+    """Returns the function below any functools.partial."""
     while isinstance(loss, functools.partial):
         loss = loss.func
     return loss
 
 
 def _marked(loss: Loss) -> bool:
-    """Is the loss, or what is below a functools.partial of it, marked `whole_step`."""
+    """Whether the loss, or the function below a functools.partial, is marked `whole_step`."""
     marked = bool(getattr(loss, "whole_step", False))
     return marked or (isinstance(loss, functools.partial) and _marked(loss.func))
 
 
 def spec(loss: Loss) -> Spec:
-    """Read a loss's signature, through functools.partial; UserError where it is none that the contract knows."""
+    """Reads a loss's signature, also below functools.partial; raises UserError if it is not that of a loss."""
     function = unwrap(loss)
     name = getattr(function, "__name__", type(function).__name__)
     needs: list[str] = []
-    hyperparameters: dict[str, tuple[type, Any]] = {}
+    hyperparameters: dict[str, tuple[type, object]] = {}
     try:
         signature = inspect.signature(loss)
     except (TypeError, ValueError):
@@ -86,12 +86,12 @@ def spec(loss: Loss) -> Spec:
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise UserError(
-                f"loss {name}: parameter *{parameter.name} says nothing: name each quantity, and each "
+                f"loss {name}: parameter *{parameter.name} is not supported: name each quantity, and each "
                 "hyperparameter after *"
             )
     for parameter in parameters:
         if parameter.kind is parameter.POSITIONAL_ONLY and parameter.name in _VIEW_OF:
-            raise UserError(f"loss {name}: {parameter.name!r} stands before a /: quantities are passed by name too")
+            raise UserError(f"loss {name}: {parameter.name!r} is before a /, but quantities are passed by name too")
         if parameter.kind is parameter.KEYWORD_ONLY:
             hyperparameters[parameter.name] = (_type_of(name, parameter), parameter.default)
         else:
@@ -116,46 +116,46 @@ def _view(name: str, needs: list[str]) -> str:
         if quantity not in _VIEW_OF:
             raise UserError(
                 f"loss {name}: unknown quantity {quantity!r}{nearest(quantity, list(_VIEW_OF))}. Positional parameters "
-                f"are quantities ({_listing()}); hyperparameters stand after * and have defaults"
+                f"are quantities ({_listing()}); hyperparameters come after * and have defaults"
             )
     views = {_VIEW_OF[quantity]: quantity for quantity in reversed(needs)}
     if len(views) > 1:
-        found = ", ".join(f"{quantity!r} of {view}" for view, quantity in sorted(views.items()))
-        raise UserError(f"loss {name}: quantities of two views: {found}. A loss takes those of one ({_listing()})")
+        mixed = ", ".join(f"{quantity!r} of {view}" for view, quantity in sorted(views.items()))
+        raise UserError(f"loss {name}: quantities of two views: {mixed}. A loss takes those of one ({_listing()})")
     if not any(quantity in _POLICY for quantity in needs):
         raise UserError(f"loss {name}: takes no log-probabilities of the policy, so it trains nothing ({_listing()})")
     return next(iter(views))
 
 
 def _type_of(name: str, parameter: inspect.Parameter) -> type:
-    """The annotation if it is a plain type, else the type of the default."""
+    """Returns the annotated type if it is a plain one, else the type of the default."""
     if parameter.name in _VIEW_OF:
-        raise UserError(f"loss {name}: {parameter.name!r} is a quantity: it stands before the *")
+        raise UserError(f"loss {name}: {parameter.name!r} is a quantity: put it before the *")
     if parameter.default is parameter.empty:
         raise UserError(f"loss {name}: hyperparameter {parameter.name!r} has no default")
-    if parameter.name in _TAKEN:
+    if parameter.name in _RESERVED:
         raise UserError(
             f"loss {name}: a hyperparameter cannot be called {parameter.name!r}, which in a configuration is the "
-            f"loss's own {parameter.name}: rename it"
+            f"{parameter.name} of the loss: rename it"
         )
-    known = _PLAIN_TYPES.get(_plain(parameter.annotation), type(parameter.default))
+    known = _PLAIN_TYPES.get(_type_name(parameter.annotation), type(parameter.default))
     if known is type(None):
         raise UserError(
-            f"loss {name}: hyperparameter {parameter.name!r} has the default None, which says no type: annotate it, "
+            f"loss {name}: hyperparameter {parameter.name!r} has the default None, which has no type: annotate it, "
             "as in `float | None`"
         )
     return known
 
 
-def _plain(annotation: Any) -> str:
-    """The name of an annotation's type, that of X for `X | None`."""
-    # `from __future__ import annotations` leaves the annotation as text.
+def _type_name(annotation: object) -> str:
+    """Returns the name of an annotation's type; of `X | None` that of X."""
+    # With `from __future__ import annotations` the annotation is text.
     if isinstance(annotation, str):
         text = annotation.replace(" ", "").removeprefix("typing.")
         if text.startswith("Optional[") and text.endswith("]"):
             return text[len("Optional[") : -1]
         return text.removesuffix("|None").removeprefix("None|")
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        others = [one for one in typing.get_args(annotation) if one is not type(None)]
+        others = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
         annotation = others[0] if len(others) == 1 else annotation
     return getattr(annotation, "__name__", "")
