@@ -1,4 +1,4 @@
-"""`care-jax score`, `generate` and `export`: what is done with a model once it is there."""
+"""The commands `care-jax score`, `generate` and `export`, which use a trained model."""
 
 import argparse
 import pathlib
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from care_jax.cli.command import add_endpoint_options, command
+from care_jax.cli.command import Subparsers, add_endpoint_options, command
 from care_jax.errors import INTERRUPTED, UserError
 from care_jax.evaluation.answers.settings import GenerationSettings
 
@@ -14,49 +14,49 @@ _MODEL = "a folder, a hub id, a run directory, or `sample`"
 _TEMPLATE = "model (the tokenizer's own, the default), none, or a jinja file"
 
 
-def add(commands) -> None:
-    """Adds the commands to the parser."""
+def add(commands: Subparsers) -> None:
+    """Adds the commands."""
     score = command(commands, "score", _score, "log-probabilities of every response of a dataset, row by row")
     score.add_argument("--model", metavar="M", required=True, help=_MODEL)
     score.add_argument("--data", metavar="D", required=True, help="a file, a folder, a hub id, or `sample`")
     score.add_argument("--out", metavar="F", required=True, help="JSON lines of row, field, logp, tokens")
     score.add_argument("--reader", default="care", metavar="R", help="how to read D (default: care)")
-    _compute(score)
+    _add_model_options(score)
 
-    generate = command(commands, "generate", _generate, "answers of a model to questions; goes on where it stopped")
+    generate = command(commands, "generate", _generate, "answers of a model to questions; continues after a stop")
     generate.add_argument("--model", metavar="M", help=f"{_MODEL}; or a model's name at --base-url")
     generate.add_argument("--base-url", metavar="U", help="an OpenAI-compatible endpoint, such as vLLM's")
     generate.add_argument(
-        "--data", metavar="D", required=True, help="rows with question, or prompt (messages, or text as it stands)"
+        "--data", metavar="D", required=True, help="rows with question, or prompt (messages or plain text)"
     )
     generate.add_argument(
         "--out", metavar="F", required=True, help="JSON lines: the row, response, finish_reason, system"
     )
     generate.add_argument(
-        "--task", choices=("translate",), help="translate: the questions into English, a file for `translations:`"
+        "--task", choices=("translate",), help="translate: translate the questions into English, for `translations:`"
     )
-    generate.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: 0.7; of translate: 0)")
-    generate.add_argument("--top-p", type=float, default=1.0, metavar="P", help="of the nucleus (default: 1)")
-    generate.add_argument("--max-tokens", type=int, default=256, metavar="N", help="of an answer (default: 256)")
-    generate.add_argument("--n", type=int, default=1, metavar="N", help="answers to each row (default: 1)")
+    generate.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: 0.7; for translate: 0)")
+    generate.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default: 1)")
+    generate.add_argument("--max-tokens", type=int, default=256, metavar="N", help="tokens per answer (default: 256)")
+    generate.add_argument("--n", type=int, default=1, metavar="N", help="answers per row (default: 1)")
     generate.add_argument("--seed", type=int, default=0, metavar="N")
     generate.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
-    _compute(generate)
+    _add_model_options(generate)
     add_endpoint_options(generate)
 
-    export = command(commands, "export", _export, "a run's newest checkpoint as a Hugging Face folder")
+    export = command(commands, "export", _export, "the newest checkpoint of a run as a Hugging Face folder")
     export.add_argument("run_directory", metavar="RUN", help="a run directory")
     export.add_argument("folder", metavar="FOLDER", help="the folder to write")
-    export.add_argument("--adapter", action="store_true", help="the adapters alone, as a PEFT folder")
+    export.add_argument("--adapter", action="store_true", help="only the adapters, as a PEFT folder")
 
 
-def _compute(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
-    one.add_argument("--chat-template", default="model", metavar="T", help=_TEMPLATE)
-    one.add_argument("--template-date", metavar="DATE", help="YYYY-MM-DD, for a template that asks for today's date")
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    parser.add_argument("--chat-template", default="model", metavar="T", help=_TEMPLATE)
+    parser.add_argument("--template-date", metavar="DATE", help="YYYY-MM-DD, for a template that asks for today's date")
 
 
-def _same_file(option: str, out: str, data: str) -> None:
+def _check_not_data(option: str, out: str, data: str) -> None:
     if pathlib.Path(out).expanduser().resolve() == pathlib.Path(data).expanduser().resolve():
         raise UserError(f"{option}: {out} is the data: choose another file")
 
@@ -65,7 +65,7 @@ def _score(arguments: argparse.Namespace) -> int:
     from care_jax.data.readers.registry import read
 
     out = pathlib.Path(arguments.out)
-    _same_file("--out", arguments.out, arguments.data)
+    _check_not_data("--out", arguments.out, arguments.data)
     reading = read(arguments.reader, arguments.data, every_response=True)
 
     from care_jax import sharding
@@ -107,7 +107,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         raise UserError(f"--top-p: found {arguments.top_p}, expected above 0 and at most 1")
     if arguments.model is None and arguments.base_url is None:
         raise UserError("expected --model M or --base-url U: who answers?")
-    _same_file("--out", arguments.out, arguments.data)
+    _check_not_data("--out", arguments.out, arguments.data)
 
     if arguments.task == "translate":
         return _translate(arguments)
@@ -117,12 +117,12 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _translate(arguments: argparse.Namespace) -> int:
-    """The answers lie beside the file that is made of them, so that the same command goes on where it stopped."""
+    """Writes the translations. The answers are in a file next to them, from which the same command can continue."""
     from care_jax.evaluation.answers import translate
 
     asked, dropped = translate.read_untranslated(arguments.data, arguments.limit)
     out, arguments.out = arguments.out, f"{arguments.out}.answers.jsonl"
-    _same_file("--out", arguments.out, arguments.data)
+    _check_not_data("--out", arguments.out, arguments.data)
     status = _answer(arguments, asked, dropped)
     if status:
         return status

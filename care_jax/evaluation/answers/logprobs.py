@@ -3,7 +3,6 @@
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from care_jax import logps, sharding
 from care_jax.data import chat
+from care_jax.data.chat import Tokenizer
 from care_jax.data.readers.rated import user_turn
 from care_jax.distributed import is_writer, to_host
 from care_jax.errors import UserError
@@ -53,7 +53,7 @@ def _is_complete(out: pathlib.Path, items: Sequence[Item], system: str) -> bool:
     return written == [(item.id, item.question, system) for item in items]
 
 
-def encode_item(tokenizer: Any, item: Item, template: str = "none", date: str | None = None) -> EncodedItem:
+def encode_item(tokenizer: Tokenizer, item: Item, template: str = "none", date: str | None = None) -> EncodedItem:
     """Returns the token ids of an item's prompt and choices.
 
     As in lm-evaluation-harness, prompt and choice are tokenized together, and the ids after those of the prompt are the
@@ -61,11 +61,13 @@ def encode_item(tokenizer: Any, item: Item, template: str = "none", date: str | 
     """
     if item.whole:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if start is None:
+            raise UserError(f"item {item.id}: a text without a prompt needs BOS or EOS, and the tokenizer has neither")
         choices = []
         for choice in item.choices:
             ids = _token_ids(tokenizer, choice)
             choices.append(tuple(ids[1:] if ids[:1] == [start] else ids))
-        return EncodedItem((int(start),), tuple(choices))
+        return EncodedItem((start,), tuple(choices))
     if template == "none":
         prompt = _token_ids(tokenizer, item.prompt)
         joined = [_token_ids(tokenizer, item.prompt + choice) for choice in item.choices]
@@ -79,7 +81,7 @@ def encode_item(tokenizer: Any, item: Item, template: str = "none", date: str | 
     return EncodedItem(tuple(prompt), tuple(choices))
 
 
-def _token_ids(tokenizer: Any, text: str, special: bool = True) -> list[int]:
+def _token_ids(tokenizer: Tokenizer, text: str, special: bool = True) -> list[int]:
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
