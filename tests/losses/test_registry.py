@@ -95,7 +95,7 @@ def test_spec_sees_through_partial():
     ("loss", "message"),
     [
         (lambda logps, chosen_logps: 0, "quantities of two views: 'chosen_logps' of pairs, 'logps' of unpaired"),
-        (lambda chosen_logps, beta: 0, "unknown quantity 'beta'.*hyperparameters stand after"),
+        (lambda chosen_logps, beta: 0, "unknown quantity 'beta'.*hyperparameters come after"),
         (lambda chosen_logps, *, beta: 0, "hyperparameter 'beta' has no default"),
         (lambda chosen_logps, *, rejected_logps=0: 0, "'rejected_logps' is a quantity: put it before"),
         (lambda ref_logps, kl: 0, "takes no log-probabilities of the policy"),
