@@ -1,4 +1,4 @@
-"""The command line: statuses, streams, and one clear message for a mistake."""
+"""The command line: exit statuses, streams, and one clear message for a mistake."""
 
 import pytest
 import yaml
@@ -22,7 +22,7 @@ def recipe(tmp_path):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The configurations that reached the trainer, which runs nothing here."""
+    """The configurations that reach the trainer, which is replaced and trains nothing."""
     seen = []
     monkeypatch.setattr(loop, "train", seen.append)
     return seen
@@ -36,7 +36,7 @@ def test_train_hands_over_the_resolved_configuration(recipe, trained):
 
 
 @pytest.mark.parametrize("place", range(4))
-def test_options_stand_anywhere(recipe, trained, capsys, place):
+def test_options_may_be_anywhere(recipe, trained, capsys, place):
     words = ["cpu", "loss.beta=0.2", "seed=1"]
     assert cli.main(["train", recipe, *words[:place], "--dry-run", *words[place:]]) == 0
     assert trained == []
@@ -44,7 +44,7 @@ def test_options_stand_anywhere(recipe, trained, capsys, place):
     assert (shown["loss"]["beta"], shown["seed"], shown["model"]["remat"]) == (0.2, 1, "none")
 
 
-def test_a_dry_run_prints_what_can_be_run_again(recipe, tmp_path, capsys):
+def test_a_dry_run_prints_a_recipe_that_can_be_run(recipe, tmp_path, capsys):
     assert cli.main(["train", recipe, "--dry-run", "data.eval=[]", "optimizer.learning_rate=1e-6"]) == 0
     first = capsys.readouterr().out
     (tmp_path / "again.yaml").write_text(first)
@@ -110,7 +110,7 @@ def test_misuse_is_status_2(words, part, capsys):
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_how_a_run_ends(recipe, monkeypatch, capsys, error, status, part):
+def test_exit_status_of_a_run_that_fails(recipe, monkeypatch, capsys, error, status, part):
     def train(config):
         raise error
 
@@ -141,10 +141,10 @@ def test_losses_listed_and_drawn(tmp_path, capsys):
     assert cli.main(["losses"]) == 0
     every = capsys.readouterr().out
     assert cli.main(["losses", "simpo"]) == 0
-    one = capsys.readouterr().out
+    simpo = capsys.readouterr().out
     assert "\nkto: " in every
-    assert one.startswith("simpo: ")
-    assert "gamma_beta_ratio=" in one
+    assert simpo.startswith("simpo: ")
+    assert "gamma_beta_ratio=" in simpo
     pytest.importorskip("matplotlib")
     picture = tmp_path / "dpo.png"
     assert cli.main(["losses", "dpo", "--plot", str(picture)]) == 0

@@ -1,4 +1,4 @@
-"""`care-jax score`, `generate` and `export` on tiny models: what they write, and what a user gets wrong."""
+"""`care-jax score`, `generate` and `export` on tiny models: their output, and mistakes of a user."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ LORA = {"r": 2, "alpha": 8, "base_dtype": "float32"}
 
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
-    """As a user's CPU has; the mesh tests have eight."""
+    """One device, as on a user's CPU; the test session has eight."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
         yield
@@ -90,8 +90,8 @@ ROWS = [
 ]
 
 
-def alone(base, question, response):
-    """(logp, tokens) of one response, by the whole logits of its own row."""
+def unpacked_logp(base, question, response):
+    """(logp, tokens) of one response, from all logits of a row that holds nothing else."""
     model, params = models.from_pretrained(base)
     turns = ({"role": "user", "content": question},), ({"role": "assistant", "content": response},)
     prompt, completion = encode(load_tokenizer(str(base)), *turns)
@@ -100,70 +100,70 @@ def alone(base, question, response):
     return float(sum(logps[place - 1, ids[place]] for place in range(len(prompt), len(ids)))), len(completion)
 
 
-def test_every_row_has_its_line_duplicates_too(base, tmp_path, capsys):
+def test_every_row_has_a_line_also_duplicates(base, tmp_path, capsys):
     data, out = write(tmp_path / "rows.jsonl", ROWS), tmp_path / "new" / "scores.jsonl"
     assert cli.main(["score", "--model", str(base), "--data", data, "--out", str(out)]) == 0
     streams = capsys.readouterr()
     assert streams.out == ""
     assert "6 rows, 5 responses; dropped: 1 empty response" in streams.err
-    found = lines(out)
-    assert [(line["row"], line["field"]) for line in found] == [(row, "response") for row in (0, 1, 2, 4, 5)]
-    assert list(found[0]) == ["row", "field", "logp", "tokens"]
-    for line in (found[0], found[-1]):
+    scores = lines(out)
+    assert [(line["row"], line["field"]) for line in scores] == [(row, "response") for row in (0, 1, 2, 4, 5)]
+    assert list(scores[0]) == ["row", "field", "logp", "tokens"]
+    for line in (scores[0], scores[-1]):
         row = ROWS[line["row"]]
-        logp, tokens = alone(base, row["question"], row["response"])
+        logp, tokens = unpacked_logp(base, row["question"], row["response"])
         assert line["tokens"] == tokens
         np.testing.assert_allclose(line["logp"], logp, rtol=1e-5)
-    np.testing.assert_allclose(found[2]["logp"], found[0]["logp"], rtol=1e-5)
+    np.testing.assert_allclose(scores[2]["logp"], scores[0]["logp"], rtol=1e-5)
     assert sorted(path.name for path in out.parent.iterdir()) == ["scores.jsonl"]
 
 
-def test_pairs_have_two_lines_a_row(base, tmp_path):
+def test_pairs_have_two_lines_per_row(base, tmp_path):
     pair = {"prompt": "Tea is", "chosen": " a drink.", "rejected": " a stone."}
     data, out = write(tmp_path / "pairs.jsonl", [pair, pair | {"rejected": " a drink."}]), tmp_path / "scores.jsonl"
     words = ["score", "--reader", "preferences", "--model", str(base), "--data", data, "--out", str(out)]
     assert cli.main(words) == 0
-    found = lines(out)
+    scores = lines(out)
     names = [(row, field) for row in (0, 1) for field in ("chosen", "rejected")]
-    assert [(line["row"], line["field"]) for line in found] == names
-    np.testing.assert_allclose(found[2]["logp"], found[3]["logp"], rtol=1e-5)
+    assert [(line["row"], line["field"]) for line in scores] == names
+    np.testing.assert_allclose(scores[2]["logp"], scores[3]["logp"], rtol=1e-5)
 
 
 # --- generate --------------------------------------------------------------------------------------------------------
 
 
-def asked(tmp_path):
-    """More answers than one batch holds."""
+def prompts_file(tmp_path):
+    """Prompts that need more answers than one batch holds."""
     rows = [{"id": number, "question": f"Who is number {number}?"} for number in range(8)]
     rows += [{"id": 8, "prompt": [{"role": "user", "content": "And you?"}]}, {"id": 9, "prompt": "Tea is"}, {"id": 10}]
-    return write(tmp_path / "asked.jsonl", rows)
+    return write(tmp_path / "prompts.jsonl", rows)
 
 
 def generate(base, data, out, *more):
     return cli.main(["generate", "--model", str(base), "--data", data, "--out", str(out), "--max-tokens", "3", *more])
 
 
-def test_a_cut_file_of_answers_is_gone_on_with_to_the_same_bytes(base, tmp_path, capsys):
-    data, out = asked(tmp_path), tmp_path / "answers.jsonl"
+def test_a_file_that_was_cut_off_is_completed_to_the_same_bytes(base, tmp_path, capsys):
+    data, out = prompts_file(tmp_path), tmp_path / "answers.jsonl"
     assert generate(base, data, out, "--n", "2") == 0
     assert "20 answers to 10 rows; dropped: 1 missing field" in capsys.readouterr().err
-    whole = out.read_bytes()
-    found = lines(out)
-    assert [line["id"] for line in found] == [number for number in range(10) for _ in range(2)]
-    assert list(found[0]) == ["id", "question", "response", "finish_reason", "system"]
-    assert {line["system"] for line in found} == {"tiny"}
-    assert {line["finish_reason"] for line in found} <= {"stop", "length"}
-    assert len({line["response"] for line in found}) > 10
-    for end in (whole.rindex(b"{") + 7, len(b"".join(whole.splitlines(True)[:5]))):  # a torn line; a whole one
-        out.write_bytes(whole[:end])
+    complete = out.read_bytes()
+    answers = lines(out)
+    assert [line["id"] for line in answers] == [number for number in range(10) for _ in range(2)]
+    assert list(answers[0]) == ["id", "question", "response", "finish_reason", "system"]
+    assert {line["system"] for line in answers} == {"tiny"}
+    assert {line["finish_reason"] for line in answers} <= {"stop", "length"}
+    assert len({line["response"] for line in answers}) > 10
+    for end in (complete.rindex(b"{") + 7, len(b"".join(complete.splitlines(True)[:5]))):  # within a line; after a line
+        out.write_bytes(complete[:end])
         assert generate(base, data, out, "--n", "2") == 0
-        assert out.read_bytes() == whole
+        assert out.read_bytes() == complete
     assert generate(base, data, out, "--n", "2") == 0  # finished: nothing to do
-    assert out.read_bytes() == whole
+    assert out.read_bytes() == complete
 
 
-def test_a_seed_a_row_and_greedy_without_one(base, tmp_path):
-    data = asked(tmp_path)
+def test_greedy_answers_do_not_depend_on_the_seed(base, tmp_path):
+    data = prompts_file(tmp_path)
     greedy = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     for seed, out in enumerate(greedy):
         assert generate(base, data, out, "--temperature", "0", "--limit", "2", "--seed", str(seed)) == 0
@@ -171,7 +171,7 @@ def test_a_seed_a_row_and_greedy_without_one(base, tmp_path):
     assert len(lines(greedy[0])) == 2
 
 
-def test_another_input_does_not_go_on_in_the_same_file(base, tmp_path, capsys):
+def test_answers_to_another_input_are_not_continued(base, tmp_path, capsys):
     out = tmp_path / "answers.jsonl"
     assert generate(base, write(tmp_path / "a.jsonl", [{"question": "Tea?"}]), out) == 0
     before = out.read_bytes()
@@ -184,7 +184,7 @@ def test_another_input_does_not_go_on_in_the_same_file(base, tmp_path, capsys):
 # --- adapters, and export --------------------------------------------------------------------------------------------
 
 
-def test_adapters_start_as_the_base_and_alone_are_trained(adapted, base):
+def test_adapters_start_as_the_base_and_only_they_are_trained(adapted, base):
     lines_ = adapted.metrics
     losses = [line["loss"] for line in lines_ if "loss" in line]
     assert abs(losses[0] - np.log(2)) < 1e-4
@@ -195,18 +195,18 @@ def test_adapters_start_as_the_base_and_alone_are_trained(adapted, base):
 
 
 def test_a_checkpoint_of_adapters_does_not_hold_the_base(adapted, base):
-    held = sum(path.stat().st_size for path in (adapted.path / "checkpoints" / "10").rglob("*") if path.is_file())
-    assert 0 < held < (base / "model.safetensors").stat().st_size / 2
+    size = sum(path.stat().st_size for path in (adapted.path / "checkpoints" / "10").rglob("*") if path.is_file())
+    assert 0 < size < (base / "model.safetensors").stat().st_size / 2
 
 
-def test_adapters_stopped_go_on_to_the_same_bits(adapted, base, tmp_path):
+def test_a_resumed_run_of_adapters_equals_an_uninterrupted_one(adapted, base, tmp_path):
     folder = shutil.copytree(adapted.path, tmp_path / "again")
     shutil.rmtree(folder / "export")
     shutil.rmtree(folder / "checkpoints" / "10")
     again = train_adapters(base, folder)
-    one, other = (load_file(run.path / "export" / "model.safetensors") for run in (adapted, again))
-    for name, value in one.items():
-        np.testing.assert_array_equal(other[name], value)
+    first, second = (load_file(run.path / "export" / "model.safetensors") for run in (adapted, again))
+    for name, value in first.items():
+        np.testing.assert_array_equal(second[name], value)
 
 
 def test_after_ten_steps_the_merged_export_equals_the_adapters_applied(adapted, base, tmp_path, capsys):

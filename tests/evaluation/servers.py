@@ -1,4 +1,4 @@
-"""A local OpenAI-compatible server that misbehaves as real ones do, and remembers every call."""
+"""A local OpenAI-compatible server that can fail as real ones do, and records every call."""
 
 import json
 import threading
@@ -8,8 +8,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-# status, headers, body (a text is sent as it is), seconds before it
-Answer = tuple[int, dict[str, str], Any, float]
+# status, headers, body (text is sent unchanged), seconds to wait before
+ServerReply = tuple[int, dict[str, str], Any, float]
 
 
 def completion(text: str) -> dict[str, Any]:
@@ -17,11 +17,11 @@ def completion(text: str) -> dict[str, Any]:
 
 
 class Server:
-    """behave(prompt, how often it was asked before, the number of the call) -> Answer. Use as a context manager."""
+    """A context manager. behave: (prompt, how often it was sent before, number of the call) -> ServerReply."""
 
-    def __init__(self, behave: Callable[[str, int, int], Answer]):
+    def __init__(self, behave: Callable[[str, int, int], ServerReply]):
         self.calls: Counter[str] = Counter()
-        self.answered: Counter[str] = Counter()  # whole answers with status 200
+        self.answered: Counter[str] = Counter()  # complete replies with status 200
         self.bodies: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.at_once = self.most_at_once = 0
@@ -49,13 +49,13 @@ class Server:
                     answer = behave(prompt, before, number)
                     time.sleep(answer[3])
                 finally:
-                    with outer._lock:  # before the reply: its reader may ask the next thing at once
+                    with outer._lock:  # before the reply: the client may send the next request at once
                         outer.at_once -= 1
                 if self.reply(answer) and answer[0] == 200:
                     with outer._lock:
                         outer.answered[prompt] += 1
 
-            def reply(self, answer: Answer) -> bool:
+            def reply(self, answer: ServerReply) -> bool:
                 status, headers, body, _ = answer
                 raw = (body if isinstance(body, str) else json.dumps(body)).encode()
                 try:
@@ -64,7 +64,7 @@ class Server:
                         self.send_header(name, value)
                     self.end_headers()
                     self.wfile.write(raw)
-                except OSError:  # the client has given up
+                except OSError:  # the client has closed the connection
                     return False
                 return True
 

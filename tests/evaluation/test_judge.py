@@ -1,4 +1,4 @@
-"""The judge: what it is asked, what becomes of a bad day at the endpoint, and agreement."""
+"""The judge: its requests, failures of the endpoint, batch files, agreement."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def rating_of(number):
 # --- the endpoint ----------------------------------------------------------------------------------------------------
 
 
-def bad_day(prompt, before, call):
+def unreliable(prompt, before, call):
     """5 % malformed ratings (a third of these always), 5 % time-outs, 429 with Retry-After, one burst of 500."""
     number = number_of(prompt)
     if 100 <= call < 116:
@@ -69,26 +69,26 @@ def bad_day(prompt, before, call):
 FLAGS = ["--timeout", "4", "--json"]  # long enough that only the late answers are late, also on a busy machine
 
 
-def test_a_bad_day_all_judged_or_counted(tmp_path, capsys):
+def test_with_an_unreliable_endpoint_every_row_is_judged_or_counted(tmp_path, capsys):
     source, out = write(tmp_path / "answers.jsonl", rows(450)), tmp_path / "rated.jsonl"
-    with Server(bad_day) as server:
+    with Server(unreliable) as server:
         words = ["judge", "--responses", source, "--out", str(out), "--judge-model", "j", "--base-url", server.url]
         assert cli.main([*words, *FLAGS]) == 0
-        found = json.loads(capsys.readouterr().out)
-        assert (found["rows"], found["judged"], found["failed"], found["empty"]) == (450, 442, 8, 0)
-        assert found["problems"] == {"no rating in the judgement": 8}
-        assert found["counts"]["time out"] == 23
-        assert found["counts"]["HTTP 429"] == 9
-        assert found["counts"]["not JSON"] == 5
-        assert found["counts"]["HTTP 500"] == 16
-        assert found["agreement_with_people"]["pearson"] == pytest.approx(1.0)
-        assert found["agreement_with_people"]["kappa"] == 1.0
+        summary = json.loads(capsys.readouterr().out)
+        assert (summary["rows"], summary["judged"], summary["failed"], summary["empty"]) == (450, 442, 8, 0)
+        assert summary["problems"] == {"no rating in the judgement": 8}
+        assert summary["counts"]["time out"] == 23
+        assert summary["counts"]["HTTP 429"] == 9
+        assert summary["counts"]["not JSON"] == 5
+        assert summary["counts"]["HTTP 500"] == 16
+        assert summary["agreement_with_people"]["pearson"] == pytest.approx(1.0)
+        assert summary["agreement_with_people"]["kappa"] == 1.0
         for number, line in enumerate(lines(out)):
             failed = number % 60 == 0
             assert line["rating"] == (None if failed else rating_of(number))
             assert ("judge_failed" in line) is failed
             assert line["rubric"] == rubrics.load_rubrics(None, "by_content").of(CATEGORIES[number % 5]).name
-        # Once more: everything is in the cache, the failures with their three judgements too.
+        # Again: everything is in the cache, also the failures with their three judgements.
         calls, before = sum(server.calls.values()), out.read_bytes()
         assert cli.main([*words, *FLAGS]) == 0
         assert sum(server.calls.values()) == calls
@@ -110,7 +110,7 @@ def wait_for(condition):
 
 
 def test_no_call_is_made_twice_after_a_stop_and_a_kill(tmp_path):
-    """A stop (SIGTERM) waits for the calls under way. A kill loses those alone: at most as many as run at once."""
+    """SIGTERM waits for the running calls. A kill loses only those, at most as many as run at once."""
 
     def slow(prompt, before, call):
         return 200, {}, completion(f"Rating: [[{rating_of(number_of(prompt))}]]"), 0.03
@@ -125,8 +125,8 @@ def test_no_call_is_made_twice_after_a_stop_and_a_kill(tmp_path):
         stopped = set(server.calls)
         assert len(stopped) < 450
         assert set(server.calls.values()) == {1}
-        held = len(lines(tmp_path / "rated.jsonl.cache.jsonl"))
-        assert held == len(stopped)
+        cached = len(lines(tmp_path / "rated.jsonl.cache.jsonl"))
+        assert cached == len(stopped)
 
         process = start(words)
         wait_for(lambda: len(server.bodies) > len(stopped) + 60)
@@ -141,7 +141,7 @@ def test_no_call_is_made_twice_after_a_stop_and_a_kill(tmp_path):
         again = {prompt for prompt, count in server.calls.items() if count > 1}
         assert not again & stopped
         assert len(again) <= 16
-        assert 8 < server.most_at_once <= 16  # a slow machine may not bring all together
+        assert 8 < server.most_at_once <= 16  # a slow machine may not start all at once
         asked_twice = {content_key(body) for body in server.bodies if body["messages"][0]["content"] in again}
         assert not asked_twice & kept
         assert set(before) <= set(server.calls)
@@ -149,7 +149,7 @@ def test_no_call_is_made_twice_after_a_stop_and_a_kill(tmp_path):
         assert [line["rating"] for line in lines(out)] == [rating_of(number) for number in range(450)]
 
 
-def test_a_wrong_key_ends_it_at_once(tmp_path, capsys):
+def test_a_wrong_key_ends_the_command_at_once(tmp_path, capsys):
     def refuse(prompt, before, call):
         return 401, {}, {"error": "no such key"}, 0.0
 
@@ -163,7 +163,7 @@ def test_a_wrong_key_ends_it_at_once(tmp_path, capsys):
     assert "Traceback" not in err
 
 
-def test_an_answer_that_cannot_be_had_is_counted(tmp_path, capsys):
+def test_a_request_that_always_fails_is_counted(tmp_path, capsys):
     def broken(prompt, before, call):
         return (400, {}, {"error": "too long"}, 0.0) if number_of(prompt) == 1 else (503, {}, "", 0.0)
 
@@ -172,8 +172,8 @@ def test_an_answer_that_cannot_be_had_is_counted(tmp_path, capsys):
         words = ["judge", "--responses", source, "--out", str(out), "--judge-model", "j", "--base-url", server.url]
         assert cli.main([*words, "--retries", "1", "--json"]) == 0
         assert sorted(server.calls.values()) == [1, 2]  # 400 is not asked again, 503 once
-    found = json.loads(capsys.readouterr().out)
-    assert (found["judged"], found["failed"], found["empty"], found["mean"]) == (0, 2, 1, None)
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["judged"], summary["failed"], summary["empty"], summary["mean"]) == (0, 2, 1, None)
     assert [line["judge_failed"].split(":")[0] for line in lines(out)] == ["HTTP 503", "HTTP 400", "no response"]
 
 
@@ -191,14 +191,14 @@ def batch(line, text, status=200):
 def test_requests_out_answers_in_and_a_second_round(tmp_path, capsys):
     source, requests, out = write(tmp_path / "a.jsonl", rows(7)), tmp_path / "requests.jsonl", tmp_path / "o.jsonl"
     assert cli.main(["judge", "--responses", source, "--requests-out", str(requests), "--judge-model", "gpt-x"]) == 0
-    asked = lines(requests)
-    assert len(asked) == len({line["custom_id"] for line in asked}) == 7
-    assert {line["url"] for line in asked} == {"/v1/chat/completions"}
-    assert asked[0]["body"]["model"] == "gpt-x"
-    assert asked[0]["body"]["temperature"] == 0.0
-    assert "answer 0" in asked[0]["body"]["messages"][0]["content"]
-    first = [batch(line, f"Rating: [[{n + 1}]]") for n, line in enumerate(asked[:5])] + [batch(asked[5], "hm")]
-    first[4] = {"custom_id": asked[4]["custom_id"], "response": None, "error": {"code": "expired"}}
+    requested = lines(requests)
+    assert len(requested) == len({line["custom_id"] for line in requested}) == 7
+    assert {line["url"] for line in requested} == {"/v1/chat/completions"}
+    assert requested[0]["body"]["model"] == "gpt-x"
+    assert requested[0]["body"]["temperature"] == 0.0
+    assert "answer 0" in requested[0]["body"]["messages"][0]["content"]
+    first = [batch(line, f"Rating: [[{n + 1}]]") for n, line in enumerate(requested[:5])] + [batch(requested[5], "hm")]
+    first[4] = {"custom_id": requested[4]["custom_id"], "response": None, "error": {"code": "expired"}}
     answers = write(tmp_path / "first.jsonl", [*first, {"custom_id": "stranger", "response": None}])
     again = tmp_path / "again.jsonl"
     words = ["judge", "--responses", source, "--out", str(out), "--judge-model", "gpt-x", "--json", "--answers-in"]
@@ -207,27 +207,27 @@ def test_requests_out_answers_in_and_a_second_round(tmp_path, capsys):
     assert "1 answers belong to no row" in streams.err
     assert json.loads(streams.out)["judged"] == 4
     left = lines(again)
-    assert [line["custom_id"] for line in left] == [line["custom_id"] for line in asked[4:]]
+    assert [line["custom_id"] for line in left] == [line["custom_id"] for line in requested[4:]]
     second = write(tmp_path / "second.jsonl", [batch(line, "Rating: [[9]]") for line in left])
     assert cli.main([*words, answers, second]) == 0
     assert json.loads(capsys.readouterr().out)["judged"] == 7
     assert [line["rating"] for line in lines(out)] == [1, 2, 3, 4, 9, 9, 9]
-    # A second judge is compared over what both rated.
+    # A second judge is compared over the rows that both rated.
     other = write(
         tmp_path / "other.jsonl", [{**line, "rating": line["rating"] + n % 2} for n, line in enumerate(lines(out))]
     )
     assert cli.main([*words, answers, second, "--second", other]) == 0
-    found = json.loads(capsys.readouterr().out)["agreement_with_second"]
-    assert found["n"] == 7
-    assert found["mean_difference"] == pytest.approx(-3 / 7)
+    agreement = json.loads(capsys.readouterr().out)["agreement_with_second"]
+    assert agreement["n"] == 7
+    assert agreement["mean_difference"] == pytest.approx(-3 / 7)
 
 
-def test_answers_to_other_answers_are_not_taken(tmp_path):
+def test_a_changed_answer_has_another_custom_id(tmp_path):
     loaded, settings = rubrics.load_rubrics(None, "by_content"), judge.JudgeSettings("j")
-    work = judge.read_jobs(write(tmp_path / "a.jsonl", rows(2)), loaded, settings)
+    jobs = judge.read_jobs(write(tmp_path / "a.jsonl", rows(2)), loaded, settings)
     changed = [{**row, "response": row["response"] + "!"} for row in rows(2)]
     other = judge.read_jobs(write(tmp_path / "b.jsonl", changed), loaded, settings)
-    assert not {job.custom_id for job in work} & {job.custom_id for job in other}
+    assert not {job.custom_id for job in jobs} & {job.custom_id for job in other}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from care_jax.evaluation import rubrics
 
 
 @pytest.mark.parametrize("name", ["entities_opinion", "norms_commonsense", "literacy"])
-def test_fields_are_put_in_once_whatever_they_hold(name):
+def test_fields_may_hold_braces(name):
     text = rubrics.BUILT_IN[name].prompt("what is {answer}?", "{response} {x}", "a {question} \\1 {")
     assert "## Question:\nwhat is {answer}?\n" in text
     assert "## Reference answer:\n{response} {x}\n" in text
@@ -21,20 +21,20 @@ def published(folder):
 
 
 def test_criteria_both_ways_and_from_the_published_files(tmp_path):
-    """By their content two of the published names are swapped."""
+    """The content of two of the published files is swapped."""
     folder = published(tmp_path)
     names = ("entities", "opinion", "norms", "commonsense", "literacy")
-    found = {
+    names_by_use = {
         (source, criteria): [rubrics.load_rubrics(source, criteria).of(name).name for name in names]
         for source in (None, folder)
         for criteria in ("by_content", "as_published")
     }
-    own = ["entities_opinion", "entities_opinion", "norms_commonsense", "norms_commonsense", "literacy"]
+    straight = ["entities_opinion", "entities_opinion", "norms_commonsense", "norms_commonsense", "literacy"]
     swapped = ["entities_opinion", "entities_opinion", "literacy", "literacy", "norms_commonsense"]
-    assert found[None, "by_content"] == own
-    assert found[None, "as_published"] == swapped
-    assert found[folder, "as_published"] == [f"{name}.txt" for name in own]
-    assert found[folder, "by_content"] == [f"{name}.txt" for name in swapped]
+    assert names_by_use[None, "by_content"] == straight
+    assert names_by_use[None, "as_published"] == swapped
+    assert names_by_use[folder, "as_published"] == [f"{name}.txt" for name in straight]
+    assert names_by_use[folder, "by_content"] == [f"{name}.txt" for name in swapped]
     assert (
         rubrics.load_rubrics(folder, "by_content").of("Social norms").prompt("q", "a", "r").startswith("literacy q a r")
     )

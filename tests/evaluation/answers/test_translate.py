@@ -1,4 +1,4 @@
-"""Questions into English by `generate --task translate`, and back as the `translations:` of a source."""
+"""Translation of questions by `generate --task translate`, and its use as the `translations:` of a source."""
 
 import json
 
@@ -11,7 +11,7 @@ from tests.data.rows import care_row, write
 from tests.evaluation.servers import Server, completion
 
 
-def test_what_an_endpoint_translates_is_what_a_source_takes(tmp_path, capsys):
+def test_a_source_uses_the_translations_of_an_endpoint(tmp_path, capsys):
     translated = "translated_question (optional)"
     rows = [
         care_row(question="一", response="a"),
@@ -32,11 +32,11 @@ def test_what_an_endpoint_translates_is_what_a_source_takes(tmp_path, capsys):
     with Server(answer) as server:
         words = ["generate", "--task", "translate", "--base-url", server.url, "--data", path, "--out", str(out)]
         assert cli.main(words) == 0
-        assert len(server.bodies) == 3  # each question once, none that has an English wording
+        assert len(server.bodies) == 3  # each question once, none that has a translation
         assert {body["temperature"] for body in server.bodies} == {0.0}
     assert "2 translations; 1 left out" in capsys.readouterr().err
-    made = [json.loads(line) for line in out.read_bytes().splitlines()]
-    assert made[0] == {
+    translations = [json.loads(line) for line in out.read_bytes().splitlines()]
+    assert translations[0] == {
         "question": "一", "culture": "Native (Chinese)", "translated_question": "what is\u2028一?", "system": "only-one"
     }  # fmt: skip
     with pytest.raises(UserError, match="1 of 4 questions"):

@@ -5,7 +5,7 @@ import json
 from care_jax.evaluation.endpoint.cache import ReplyCache
 
 
-def test_a_torn_cache_is_gone_on_with(tmp_path):
+def test_an_incomplete_last_line_is_cut_off(tmp_path):
     path = tmp_path / "cache.jsonl"
     cache = ReplyCache(path)
     cache.put("a", {"text": "1"})

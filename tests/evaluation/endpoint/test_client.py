@@ -34,8 +34,8 @@ print("ended")
 """
 
 
-def test_an_interrupt_at_any_moment_ends_it():
-    """A hundred and fifty interrupts: none leaves a worker waiting for a lock that the interrupted thread holds."""
+def test_the_client_ends_after_an_interrupt_at_any_moment():
+    """150 interrupts: none leaves a worker waiting for a lock that the interrupted thread holds."""
     done = subprocess.run([sys.executable, "-c", INTERRUPTED_AT_RANDOM], capture_output=True, text=True, timeout=120)
     assert done.stdout == "ended\n", done.stderr
 

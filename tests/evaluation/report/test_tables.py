@@ -1,4 +1,4 @@
-"""Reports: tables by hand, files that are there, and a page that shows text as text."""
+"""Reports: cells computed by hand, the files, and a page that shows texts as text."""
 
 import csv
 import json
@@ -49,27 +49,27 @@ def folders(tmp_path):
     return [rated(tmp_path / name, name, shift, (5,) if shift else ()) for name, shift in SYSTEMS.items()]
 
 
-def test_cells_averages_and_differences_by_hand(folders):
-    found = tables.make_report(records.load_records(folders), "base")
+def test_cells_averages_and_differences_computed_by_hand(folders):
+    report = tables.make_report(records.load_records(folders), "base")
     base = {place: [] for place in CELLS}
     for record in records.load_records(folders[:1]):
         base[record.culture, record.category].append(record.value)
     for place, values in base.items():
-        cell = found.cell("care_eval", "cell", "base", *place)
+        cell = report.cell("care_eval", "cell", "base", *place)
         assert (cell.value, cell.n, cell.failed) == (pytest.approx(np.mean(values)), 6, 0)
         assert cell.low < cell.value < cell.high
     means = [np.mean(values) for values in base.values()]
-    assert found.cell("care_eval", "macro", "base", "all", "all").value == pytest.approx(np.mean(means))
+    assert report.cell("care_eval", "macro", "base", "all", "all").value == pytest.approx(np.mean(means))
     arab = [np.mean(base["arab", name]) for name in ("norms", "literacy")]
-    assert found.cell("care_eval", "macro", "base", "arab", "all").value == pytest.approx(np.mean(arab))
-    tuned = found.cell("care_eval", "macro", "tuned", "all", "all")
+    assert report.cell("care_eval", "macro", "base", "arab", "all").value == pytest.approx(np.mean(arab))
+    tuned = report.cell("care_eval", "macro", "tuned", "all", "all")
     assert (tuned.n, tuned.failed) == (15, 3)
-    difference = found.cell("care_eval", "difference", "tuned", "all", "all")
+    difference = report.cell("care_eval", "difference", "tuned", "all", "all")
     assert (difference.value, difference.low, difference.high) == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
     assert (difference.wins, difference.ties, difference.losses, difference.n) == (15, 0, 0, 15)
 
 
-def test_the_command_writes_all_of_it(folders, tmp_path, capsys):
+def test_the_command_writes_all_files(folders, tmp_path, capsys):
     out = tmp_path / "report"
     assert cli.main(["report", *folders, "--base", "base", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -91,12 +91,12 @@ def test_three_categories_make_a_radar(tmp_path):
         for n in range(3)
     ]
     (tmp_path / "rated.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = records.load_records([str(tmp_path / "rated.jsonl")])
-    names = [path.name for path in files.write_report(tables.make_report(found), found, tmp_path / "out")]
+    loaded = records.load_records([str(tmp_path / "rated.jsonl")])
+    names = [path.name for path in files.write_report(tables.make_report(loaded), loaded, tmp_path / "out")]
     assert "radar_care_eval.png" in names
 
 
-def test_two_folders_of_one_system_go_by_their_folders(tmp_path):
+def test_two_folders_of_one_system_are_named_by_the_folders(tmp_path):
     folders = [rated(tmp_path / name, "same", 0.0) for name in ("first", "second")]
     assert {record.system for record in records.load_records(folders)} == {"first", "second"}
 
@@ -109,7 +109,7 @@ def test_mistakes(folders, tmp_path, capsys):
     assert "holds no judged or scored answers" in capsys.readouterr().err
 
 
-def test_the_page_holds_texts_as_data_alone(folders):
+def test_the_page_holds_texts_only_as_data(folders):
     html = page.page(records.load_records(folders), list(SYSTEMS))
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1]
     assert "</script><b>" not in html
@@ -136,13 +136,13 @@ const look = () => page.evaluate(() => ({
   count: document.getElementById("count").textContent,
   cards: document.querySelectorAll("article").length,
   bold: document.querySelectorAll("article b, article i").length,
-  questions: [...document.querySelectorAll(".question")].map((one) => ({
-    text: one.textContent, direction: getComputedStyle(one).direction, align: getComputedStyle(one).textAlign,
-    right: (() => { const r = document.createRange(); r.selectNodeContents(one);
-      const t = r.getBoundingClientRect(), b = one.getBoundingClientRect();
+  questions: [...document.querySelectorAll(".question")].map((box) => ({
+    text: box.textContent, direction: getComputedStyle(box).direction, align: getComputedStyle(box).textAlign,
+    right: (() => { const r = document.createRange(); r.selectNodeContents(box);
+      const t = r.getBoundingClientRect(), b = box.getBoundingClientRect();
       return Math.abs(b.right - t.right) < 3 && t.left - b.left > 50; })() })),
   answers: document.querySelectorAll(".answer").length,
-  ratings: [...document.querySelectorAll(".rating")].map((one) => one.textContent),
+  ratings: [...document.querySelectorAll(".rating")].map((box) => box.textContent),
 }));
 const first = await look();
 if (picture) await page.screenshot({path: picture});
@@ -159,7 +159,7 @@ await browser.close();
 
 @pytest.mark.slow
 def test_the_page_in_a_headless_browser(folders, tmp_path):
-    """Needs node, and a folder with puppeteer-core and @sparticuz/chromium named by CARE_JAX_BROWSER."""
+    """Needs node; CARE_JAX_BROWSER names a folder with puppeteer-core and @sparticuz/chromium."""
     home = os.environ.get("CARE_JAX_BROWSER")
     if home is None or shutil.which("node") is None:
         pytest.skip("CARE_JAX_BROWSER names no folder with puppeteer-core and @sparticuz/chromium")
@@ -170,15 +170,15 @@ def test_the_page_in_a_headless_browser(folders, tmp_path):
     words = ["node", str(script), str(tmp_path / "index.html")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["errors"] == []
-    first = found["first"]
+    states = json.loads(done.stdout)
+    assert states["errors"] == []
+    first = states["first"]
     assert (first["cards"], first["answers"], first["bold"]) == (18, 36, 0)
     assert first["count"] == "18 of 18 questions"
-    for one in first["questions"]:
-        arabic = "الضيافة" in one["text"]
-        assert one["direction"] == ("rtl" if arabic else "ltr")
-        assert one["right"] is arabic
+    for question in first["questions"]:
+        arabic = "الضيافة" in question["text"]
+        assert question["direction"] == ("rtl" if arabic else "ltr")
+        assert question["right"] is arabic
     assert first["ratings"].count("no rating") == 3
-    assert found["searched"]["cards"] == 6
-    assert (found["chosen"]["cards"], found["chosen"]["answers"]) == (12, 12)
+    assert states["searched"]["cards"] == 6
+    assert (states["chosen"]["cards"], states["chosen"]["answers"]) == (12, 12)
