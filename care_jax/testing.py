@@ -1,30 +1,26 @@
-"""`check_loss` tests a loss of your own: one call, which reports all failures at once."""
+"""What a researcher's own loss should pass: `check_loss`, one call, all failures at once."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike, DTypeLike
 
 from care_jax.losses.signature import Loss, Spec, spec
 
-# Logps of a long response that a model finds impossible, an ordinary one, one of probability nearly 1, and of 1.
+# A long response that a model finds impossible, an ordinary one, one of probability nearly 1, and 1.
 ENDS = (-1e5, -1.0, -1e-6, 0.0)
-# One unit for every combination of four such logps. All checks share this shape, so jax compiles each operation once.
+# Every combination of four such logps: all checks share this shape, so that jax compiles its operations once.
 UNITS, RESPONSES = len(ENDS) ** 4, 4
 POLICY = ("chosen_logps", "rejected_logps", "logps", "group_logps")
-
-Quantities: TypeAlias = Mapping[str, ArrayLike]  # inputs of a loss by name
-Arrays: TypeAlias = dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
 class LossReport:
-    """A sound loss: its name, the checks that it passed, and the checks that were switched off."""
+    """A loss that passed: its name, the checks that it passed, and those that were switched off."""
 
     name: str
     passed: tuple[str, ...]
@@ -32,12 +28,12 @@ class LossReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Always empty: if a check fails, UnsoundLoss is raised, whose `failures` lists them."""
+        """Empty: a loss that fails a check is raised as an UnsoundLoss, whose `failures` lists all."""
         return ()
 
 
 class UnsoundLoss(AssertionError):
-    """A loss fails checks. failures: one line each, with the numbers; the message contains them all."""
+    """A loss that fails checks; `failures` has one line for each, with the numbers, and the message has them all."""
 
     def __init__(self, name: str, failures: tuple[str, ...]) -> None:
         self.failures = failures
@@ -45,24 +41,17 @@ class UnsoundLoss(AssertionError):
 
 
 def check_loss(loss: Loss, *, monotone: bool = True) -> LossReport:
-    """Returns a LossReport if the loss is sound; raises UnsoundLoss (an AssertionError) with all failures otherwise.
+    """Check that a loss is sound: a LossReport, or one UnsoundLoss raised (an AssertionError) with all that fails.
 
         care_jax.testing.check_loss(my_loss)
 
-    The checks:
-
-    - value and gradient are finite for every combination of logps from -1e5 to 0;
-    - the losses are float32 of shape [P] (or [N], [G]), logged values have the same shape, and `weights` do not depend
-      on the logps;
-    - jit, vmap (over steps) and grad agree with the plain call;
-    - permuted units give permuted losses, and a subset gives the same losses as among all (not for a loss that is
-      marked `losses.whole_step`);
-    - the gradient agrees with finite differences in float64;
-    - with `monotone`, raising a chosen logp (pairs), a desirable one (unpaired) or the best rated one (lists) raises no
-      loss. Pass False for a loss that is meant otherwise, as the square of ipo is.
-
-    Hyperparameters have their defaults; set others with functools.partial. Raises UserError if the signature is not
-    that of a loss.
+    Checked: value and gradient finite for logps of -1e5 and 0 in every combination; shape [P] (or [N], [G]) and float32
+    of the losses, and the shape of what is logged; `weights` independent of the logps; jit, vmap (over steps) and grad
+    agree with the plain call; permuting the units permutes the losses and a subset alone gives the same losses (unless
+    the loss is marked `losses.whole_step`); the gradient agrees with finite differences in float64; with `monotone`,
+    raising a chosen logp (of pairs; a desirable one of unpaired; one rated best of lists) raises no loss: False for a
+    loss that is meant otherwise, as ipo's square is. Hyperparameters are at their defaults: set others with
+    functools.partial. UserError where the signature is no loss's.
     """
     known = spec(loss)
     checks: list[Callable[[Loss, Spec], list[str]]] = [_outputs, _finite, _transformed, _finite_differences]
@@ -73,21 +62,21 @@ def check_loss(loss: Loss, *, monotone: bool = True) -> LossReport:
     failures: list[str] = []
     passed: list[str] = []
     for check in checks:
-        name = (check.__doc__ or "").split("\n")[0].rstrip(".")
+        what = (check.__doc__ or "").split("\n")[0].rstrip(".")
         try:
-            its_failures = check(loss, known)
-        except Exception as error:  # an exception in the loss is a failure of the check
-            its_failures = [f"{name}: raised {type(error).__name__}: {str(error).partition(chr(10))[0]}"]
-        failures += its_failures
-        if not its_failures:
-            passed.append(name)
+            found = check(loss, known)
+        except Exception as error:  # whatever a loss raises is one of its failures
+            found = [f"{what}: raised {type(error).__name__}: {str(error).partition(chr(10))[0]}"]
+        failures += found
+        if not found:
+            passed.append(what)
     if failures:
         raise UnsoundLoss(known.name, tuple(failures))
     return LossReport(known.name, tuple(passed), () if monotone else ((_monotone.__doc__ or "").rstrip("."),))
 
 
-def example(known: Spec, seed: int = 0, dtype: DTypeLike = np.float32) -> dict[str, np.ndarray]:
-    """Random inputs of a loss by name, UNITS of each: logps from -35 to -5, lengths 1 to 30, ratings 1 to 10."""
+def example(known: Spec, seed: int = 0, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    """Moderate random quantities of a loss, by name: UNITS logps from -35 to -5, lengths 1 to 30, ratings 1 to 10."""
     rng = np.random.default_rng(seed)
     shape = (UNITS, RESPONSES) if known.view == "lists" else (UNITS,)
     quantities: dict[str, np.ndarray] = {}
@@ -111,130 +100,143 @@ def example(known: Spec, seed: int = 0, dtype: DTypeLike = np.float32) -> dict[s
 
 
 def extremes(known: Spec) -> dict[str, np.ndarray]:
-    """One unit per combination of logps ENDS (in lists, of two responses); the rest as in `example`."""
+    """Every combination of logps at ENDS, a unit each (of lists: of two of their responses); the rest as `example`."""
     quantities = example(known)
     names = [name for name in known.needs if name.endswith("logps")]
     slots = len(names) * (2 if known.view == "lists" else 1)
     grid = np.stack(np.meshgrid(*[np.asarray(ENDS, np.float32)] * slots, indexing="ij"), -1).reshape(-1, slots)
     grid = np.resize(grid, (UNITS, slots))
-    for column, name in enumerate(names):
+    for place, name in enumerate(names):
         if known.view == "lists":
-            quantities[name][:, :2] = grid[:, 2 * column : 2 * column + 2]
+            quantities[name][:, :2] = grid[:, 2 * place : 2 * place + 2]
         else:
-            quantities[name] = grid[:, column]
+            quantities[name] = grid[:, place]
     return quantities
 
 
-def _call(loss: Loss, quantities: Quantities) -> tuple[jax.Array, Arrays]:
+def _call(loss: Loss, quantities: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
     losses, logged = loss(**quantities)
     return losses, logged
 
 
-def _split(quantities: Quantities) -> tuple[Arrays, Arrays]:
-    """Returns (the policy's logps, all other quantities)."""
+def _split(known: Spec, quantities: dict[str, Any]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """(the policy's logps, all others), as arrays of jax."""
     arrays = {name: jnp.asarray(value) for name, value in quantities.items()}
     return {k: v for k, v in arrays.items() if k in POLICY}, {k: v for k, v in arrays.items() if k not in POLICY}
 
 
-def _losses_and_gradients(loss: Loss, logps: Arrays, others: Arrays) -> tuple[jax.Array, Arrays]:
-    """Returns (losses, gradient of their sum with respect to each of the policy's logps); traceable."""
+def _values_and_gradients(
+    loss: Loss, known: Spec, quantities: dict[str, Any]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(losses, gradient of their sum with respect to each of the policy's logps)."""
+    leaves, rest = _split(known, quantities)
 
-    def total(logps: Arrays) -> tuple[jax.Array, jax.Array]:
-        losses, _ = _call(loss, logps | others)
+    def total(leaves: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        losses, _ = _call(loss, leaves | rest)
         return jnp.sum(losses), losses
 
-    gradients, losses = jax.grad(total, has_aux=True)(logps)
-    return losses, gradients
+    gradients, losses = jax.grad(total, has_aux=True)(leaves)
+    return np.asarray(losses), {name: np.asarray(value) for name, value in gradients.items()}
 
 
 def _outputs(loss: Loss, known: Spec) -> list[str]:
-    """Shape and dtype of what the loss returns; `weights` do not depend on the logps."""
-    quantities = _arrays(example(known))
+    """Shape and dtype of what the loss returns, and `weights` that hang on no logp."""
+    quantities = {name: jnp.asarray(value) for name, value in example(known).items()}
     result = loss(**quantities)
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
         return [f"output: expected (losses, dict of arrays), found {type(result).__name__}"]
     losses, logged = result
-    failures = []
+    found = []
     if np.shape(losses) != (UNITS,):
-        failures.append(f"shape: losses are {np.shape(losses)}, expected ({UNITS},), one per unit")
+        found.append(f"shape: losses are {np.shape(losses)}, expected ({UNITS},), one a unit")
     if jnp.result_type(losses) != jnp.float32:
-        failures.append(f"dtype: losses are {jnp.result_type(losses)}, expected float32")
+        found.append(f"dtype: losses are {jnp.result_type(losses)}, expected float32")
     for name, value in logged.items():
         if np.shape(value) != (UNITS,):
-            failures.append(f"shape: {name!r} of the dict is {np.shape(value)}, expected ({UNITS},)")
+            found.append(f"shape: {name!r} of the dict is {np.shape(value)}, expected ({UNITS},)")
     if "weights" in logged:
         moved = {k: v - 1.0 if k in POLICY else v for k, v in quantities.items()}
         if not np.array_equal(logged["weights"], _call(loss, moved)[1]["weights"]):
-            failures.append("weights: they change with the policy's logps, but the denominator of the mean must not")
-    return failures
+            found.append("weights: they change with the policy's logps; the mean's denominator must not")
+    return found
 
 
 def _finite(loss: Loss, known: Spec) -> list[str]:
     """Value and gradient are finite at the ends of the logps."""
     quantities = extremes(known)
-    losses, gradients = _losses_and_gradients(loss, *_split(quantities))
-    failures = []
-    results = {"value": losses, **{f"gradient by {name}": gradient for name, gradient in gradients.items()}}
-    for what, values in ((what, np.asarray(result)) for what, result in results.items()):
+    losses, gradients = _values_and_gradients(loss, known, quantities)
+    found = []
+    for what, values in [("value", losses), *((f"gradient by {name}", g) for name, g in gradients.items())]:
         bad = ~np.isfinite(values)
         if bad.any():
             unit = int(np.argwhere(bad)[0][0])
             at = ", ".join(f"{k} = {quantities[k][unit].tolist()}" for k in known.needs if k.endswith("logps"))
-            failures.append(f"finite {what}: {values[unit].tolist()} at {at} ({bad.sum()} of {bad.size} units)")
-    return failures
+            found.append(f"finite {what}: {values[unit].tolist()} at {at} ({bad.sum()} of {bad.size} units)")
+    return found
 
 
-def _compare(what: str, actual: ArrayLike, expected: ArrayLike, tolerance: float, slack: ArrayLike = 0.0) -> list[str]:
+def _compare(what: str, found: Any, expected: Any, tolerance: float, slack: Any = 0.0) -> list[str]:
     """One failure with the largest difference, if it is above tolerance x (1 + |expected|) + slack."""
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    if actual.shape != expected.shape:
-        return [f"{what}: shape {actual.shape}, expected {expected.shape}"]
-    excess = np.abs(actual - expected) - tolerance * (1.0 + np.abs(expected)) - np.asarray(slack)
+    found, expected = np.asarray(found), np.asarray(expected)
+    if found.shape != expected.shape:
+        return [f"{what}: shape {found.shape}, expected {expected.shape}"]
+    excess = np.abs(found - expected) - tolerance * (1.0 + np.abs(expected)) - slack
     if np.all(excess <= 0):
         return []
-    index = np.unravel_index(int(np.nanargmax(np.where(np.isnan(excess), np.inf, excess))), excess.shape)
-    at = f" at {[int(i) for i in index]}" if index else ""
-    return [f"{what}: {float(actual[index]):.9g}, expected {float(expected[index]):.9g}{at}"]
+    place = np.unravel_index(int(np.nanargmax(np.where(np.isnan(excess), np.inf, excess))), excess.shape)
+    at = f" at {[int(i) for i in place]}" if place else ""
+    return [f"{what}: {float(found[place]):.9g}, expected {float(expected[place]):.9g}{at}"]
 
 
 def _transformed(loss: Loss, known: Spec) -> list[str]:
     """jit, vmap over steps, and grad agree with the plain call."""
     steps = example(known, seed=1), example(known, seed=2)
-    run = functools.partial(_losses_and_gradients, loss)
-    plain = [run(*_split(quantities)) for quantities in steps]
-    stacked = _split({name: np.stack([step[name] for step in steps]) for name in steps[0]})
-    failures = []
+    run = functools.partial(_jittable, loss, known)
+    plain = [run(*_split(known, quantities)) for quantities in steps]
+    stacked = _split(known, {name: np.stack([step[name] for step in steps]) for name in steps[0]})
+    found = []
     mapped = jax.jit(jax.vmap(run))(*stacked)
     for step in range(2):
         losses, gradients = jax.tree.map(lambda x, step=step: x[step], mapped)
         expected_losses, expected_gradients = plain[step]
-        failures += _compare(f"jit and vmap, step {step}: losses", losses, expected_losses, 1e-5)
+        found += _compare(f"jit and vmap, step {step}: losses", losses, expected_losses, 1e-5)
         for name, expected in expected_gradients.items():
-            failures += _compare(f"jit and vmap, step {step}: gradient by {name}", gradients[name], expected, 1e-5)
-    return failures
+            found += _compare(f"jit and vmap, step {step}: gradient by {name}", gradients[name], expected, 1e-5)
+    return found
+
+
+def _jittable(loss: Loss, known: Spec, leaves: dict[str, Any], rest: dict[str, Any]) -> Any:
+    """(losses, gradients of their sum), traceable."""
+
+    def total(leaves: dict[str, Any]) -> Any:
+        losses, _ = _call(loss, leaves | rest)
+        return jnp.sum(losses), losses
+
+    gradients, losses = jax.grad(total, has_aux=True)(leaves)
+    return losses, gradients
 
 
 def _separate(loss: Loss, known: Spec) -> list[str]:
-    """Permuted units give permuted losses, and a subset of the units gives the same losses as among all."""
+    """Permuted units give permuted losses, and some units alone the losses that they have among all."""
     quantities = example(known, seed=3)
     losses = np.asarray(_call(loss, _arrays(quantities))[0])
     hint = "; mark it @losses.whole_step if it is meant to couple them"
     order = np.random.default_rng(0).permutation(UNITS)
-    subset = np.arange(0, UNITS, 3)
-    failures = []
-    for what, pick in (("permuted units", order), ("a subset of the units", subset)):
+    some = np.arange(0, UNITS, 3)
+    found = []
+    for what, pick in (("permuted units", order), ("a subset of the units", some)):
         picked = {name: value if name == "kl" else value[pick] for name, value in quantities.items()}
-        failures += [line + hint for line in _compare(what, _call(loss, _arrays(picked))[0], losses[pick], 1e-5)]
-    return failures
+        found += [line + hint for line in _compare(what, _call(loss, _arrays(picked))[0], losses[pick], 1e-5)]
+    return found
 
 
-def _arrays(quantities: Quantities) -> Arrays:
+def _arrays(quantities: dict[str, Any]) -> dict[str, jax.Array]:
     return {name: jnp.asarray(value) for name, value in quantities.items()}
 
 
 def _monotone(loss: Loss, known: Spec) -> list[str]:
-    """Raising the logp of a chosen response raises no loss (for a whole-step loss: not the sum)."""
-    failures = []
+    """Raising what is chosen raises no loss (of a whole-step loss: not their sum)."""
+    found = []
     for seed, step in ((4, 0.5), (5, 5.0), (6, 60.0)):
         low = example(known, seed=seed)
         if "chosen_logps" in low:
@@ -245,12 +247,12 @@ def _monotone(loss: Loss, known: Spec) -> list[str]:
         elif "group_logps" in low:
             ratings = np.where(low.get("group_mask", True), low.get("group_ratings", np.zeros((UNITS, RESPONSES))), -1)
             best = ratings == ratings.max(-1, keepdims=True)
-            # Only one of those rated best, since several of them may compete with each other.
+            # One of those rated best: where several are, they may compete with each other.
             first = np.arange(RESPONSES)[None, :] == best.argmax(-1)[:, None]
             raised = {"group_logps": low["group_logps"] + step * first}
         else:
             return []
-        # Logps are at most 0, so lower all of them before raising some.
+        # Logps end at 0: what is raised starts that much lower.
         name = next(iter(raised))
         low, high = low | {name: low[name] - 60.0}, low | {name: (raised[name] - 60.0).astype(np.float32)}
         before, after = (np.asarray(_call(loss, _arrays(q))[0]) for q in (low, high))
@@ -259,27 +261,29 @@ def _monotone(loss: Loss, known: Spec) -> list[str]:
         worse = after > before + 1e-5 * (1.0 + np.abs(before))
         if worse.any():
             unit = int(worse.argmax())
-            failures.append(
+            found.append(
                 f"monotone: raising {name} by {step:g} raises the loss from {before[unit]:.6g} to {after[unit]:.6g} "
                 "(monotone=False if that is meant)"
             )
-    return failures
+    return found
 
 
 def _finite_differences(loss: Loss, known: Spec) -> list[str]:
     """The gradient agrees with central differences in float64."""
-    # Narrow for a whole step: if a loss sorts its units, a wide step changes their order.
+    # Narrow for a whole step: where a loss sorts, a wide step makes units change places.
     width = 1e-7 if known.whole_step else 1e-5
-    failures = []
+    found = []
     with jax.enable_x64(True):
         quantities = example(known, seed=7, dtype=np.float64)
-        losses, gradients = _losses_and_gradients(loss, *_split(quantities))
+        losses, gradients = _values_and_gradients(loss, known, quantities)
         if losses.dtype != np.float64:
-            return [f"finite differences: losses of float64 logps are {losses.dtype}; a cast inside prevents the check"]
-        # Rounding errors of the losses in float64, divided by the step.
-        noise = 1e-15 * np.abs(np.asarray(losses)) / width
-        for name, gradient in ((name, np.asarray(value)) for name, value in gradients.items()):
-            for move in _directions(known, quantities[name]):
+            return [
+                f"finite differences: losses of float64 logps are {losses.dtype}; a cast inside keeps this unchecked"
+            ]
+        # What float64 rounds off the losses comes back divided by the step.
+        noise = 1e-15 * np.abs(losses) / width
+        for name, gradient in gradients.items():
+            for move in _moves(known, quantities[name]):
                 up, down = (
                     np.asarray(_call(loss, _arrays(quantities | {name: quantities[name] + sign * width * move}))[0])
                     for sign in (1.0, -1.0)
@@ -289,12 +293,12 @@ def _finite_differences(loss: Loss, known: Spec) -> list[str]:
                     slope, expected, error = slope.sum(), expected.sum(), noise.sum()
                 else:
                     expected, error = expected.reshape(UNITS, -1).sum(-1), noise
-                failures += _compare(f"gradient by {name}, against finite differences", expected, slope, 1e-6, error)
-    return failures
+                found += _compare(f"gradient by {name}, against finite differences", expected, slope, 1e-6, error)
+    return found
 
 
-def _directions(known: Spec, logps: np.ndarray) -> list[np.ndarray]:
-    """Directions of the shape of `logps`: random ones for a whole step, else all units at once, one list slot each."""
+def _moves(known: Spec, logps: np.ndarray) -> list[np.ndarray]:
+    """Directions like `logps`: all units at once where none hangs on another, one slot of all lists, or at random."""
     if known.whole_step:
         return [np.random.default_rng(seed).normal(size=logps.shape) for seed in range(4)]
     if logps.ndim == 1:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from care_jax.data import preferences
-from care_jax.data.preferences import make_units, pair_indices
+from care_jax.data.preferences import Limit, PairPolicy, make_units, pair_indices
 from care_jax.data.questions import Question, Response, question_key
 from care_jax.errors import UserError
 
@@ -36,7 +36,7 @@ def words(question, pairs):
 @settings(max_examples=50, deadline=None)
 @given(RATINGS, st.sampled_from(preferences.POLICIES), st.integers(1, 4), st.sampled_from([None, 1, 3]))
 def test_ties_never_pair_and_limits_hold(ratings, policy, min_gap, most):
-    pairs = pair_indices(ratings, policy, min_gap, most, seed=3, key="k")
+    pairs = pair_indices(ratings, PairPolicy(policy, min_gap, most, seed=3), key="k")
     valid = {(i, j) for i, j in itertools.permutations(range(len(ratings)), 2) if ratings[i] - ratings[j] >= min_gap}
     assert len(set(pairs)) == len(pairs)
     assert set(pairs) <= valid
@@ -59,22 +59,22 @@ def test_policies_do_not_see_the_order_of_the_file(ratings, policy, most, rng):
     shuffled = list(one.responses)
     rng.shuffle(shuffled)
     other = dataclasses.replace(one, responses=tuple(shuffled))
-    found = [words(q, preferences.question_pairs(q, policy, 1, most, 7)) for q in (one, other)]
+    found = [words(q, preferences.question_pairs(q, PairPolicy(policy, 1, most, 7))) for q in (one, other)]
     assert found[0] == found[1]
 
 
 def test_seven_seven_three():
-    assert [len(pair_indices([7, 7, 3], policy)) for policy in preferences.POLICIES] == [2, 1, 1, 1]
+    assert [len(pair_indices([7, 7, 3], PairPolicy(policy))) for policy in preferences.POLICIES] == [2, 1, 1, 1]
     # A mean of conflicting ratings lies between two: no tie, so a pair at the least gap.
-    assert pair_indices([6.5, 7.0], "all", 1) == [(1, 0)]
-    assert pair_indices([6.5, 7.0], "all", 2) == []
+    assert pair_indices([6.5, 7.0], PairPolicy("all", 1)) == [(1, 0)]
+    assert pair_indices([6.5, 7.0], PairPolicy("all", 2)) == []
     with pytest.raises(UserError, match="best_worst"):
-        pair_indices([1, 2], "best_wurst")
+        pair_indices([1, 2], PairPolicy("best_wurst"))
 
 
 def test_data_that_name_the_pair_are_taken_at_their_word():
     one = question([0.0, 1.0], fields={0: "rejected", 1: "chosen"})
-    assert preferences.question_pairs(one, "all", 3, None, 0) == [(1, 0)]
+    assert preferences.question_pairs(one, PairPolicy("all", 3)) == [(1, 0)]
     assert [u.desirable for u in make_units([one], "unpaired", desirable_min=7, undesirable_max=4)] == [False, True]
 
 
@@ -106,11 +106,11 @@ def test_weights_by_gap():
     assert dict(zip(group.pairs, group.weights)) == {(0, 1): 4, (0, 2): 5, (1, 2): 1}
     (group,) = make_units([one], policy="all", unit="group", weights="gap", reduction="group")
     assert group.weights == pytest.approx((0.4, 0.5, 0.1))
-    cut = preferences.limit_units([one], [group], pairs=2, reduction="group")[0]
+    cut = preferences.limit_units([one], [group], Limit(pairs=2), reduction="group")[0]
     assert cut.weights == pytest.approx((4 / 9, 5 / 9))
     named = question([0.0, 1.0], fields={0: "rejected", 1: "chosen"})
     assert make_units([named], weights="gap")[0].weight == 1
-    with pytest.raises(UserError, match=r"data\.pairs\.weights: gap needs .*row 1 has 0.0 and 1.0"):
+    with pytest.raises(UserError, match=r"row 1: .* rated 0.0, .* 1.0; data\.pairs\.weights gap needs"):
         make_units([question([1.0, 0.0], fields={0: "rejected", 1: "chosen"})], weights="gap")
     with pytest.raises(UserError, match="did you mean 'gap'"):
         make_units([one], weights="gaps")
@@ -167,7 +167,7 @@ def test_split_by_number_and_its_mistakes():
     train, held = preferences.split(many(30), 0, count=6)
     assert (len(train), len(held)) == (24, 6)
     assert len({(q.culture, q.category) for q in held}) == 6
-    with pytest.raises(UserError, match="leave none"):
+    with pytest.raises(UserError, match="none would be left"):
         preferences.split(many(6), 0, count=6)
     with pytest.raises(UserError, match=r"data\.fraction"):
         preferences.take_fraction(many(6), 1.5)
@@ -183,17 +183,17 @@ def test_limits(unit):
 
     before: set = set()
     for limit in (1, 4, 11, 30, 99):
-        found = preferences.limit_units(questions, units, pairs=limit, reduction="group")
+        found = preferences.limit_units(questions, units, Limit(pairs=limit), reduction="group")
         assert len(pairs_of(found)) == min(limit, 30)
         assert before <= pairs_of(found)
         before = pairs_of(found)
         for number in {u.question for u in found}:
             own = [u for u in found if u.question == number]
             assert sum(u.weight * len(u.pairs) for u in own) == pytest.approx(1)
-    found = preferences.limit_units(questions, units, questions_limit=4)
+    found = preferences.limit_units(questions, units, Limit(questions=4))
     assert len({u.question for u in found}) == 4
     with pytest.raises(UserError, match=r"limit\.pairs"):
-        preferences.limit_units(questions, make_units(questions, "lists"), pairs=3)
+        preferences.limit_units(questions, make_units(questions, "lists"), Limit(pairs=3))
 
 
 def test_limits_do_not_see_the_order_of_the_file():
@@ -203,7 +203,7 @@ def test_limits_do_not_see_the_order_of_the_file():
     ]
 
     def kept(questions):
-        found = preferences.limit_units(questions, make_units(questions), pairs=7)
+        found = preferences.limit_units(questions, make_units(questions), Limit(pairs=7))
         return {questions[unit.question].responses[0].content for unit in found}
 
     assert len(kept(rows)) == 7

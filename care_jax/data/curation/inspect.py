@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from care_jax.data.preferences import question_pairs
+from care_jax.data.preferences import PairPolicy, question_pairs
 from care_jax.data.questions import Content, Question, Stored, is_ids, plain_text
 from care_jax.data.rows.report import Report, merge
 from care_jax.data.rows.row import shorten
@@ -80,7 +80,7 @@ def statistics_of(questions: Sequence[Question]) -> dict[str, Any]:
         known = Counter(r.rating for r in question.responses if r.rating is not None)
         ties += sum(n * (n - 1) // 2 for n in known.values())
         pairs += known.total() * (known.total() - 1) // 2
-        for i, j in question_pairs(question, "all", 1.0, None, 0):
+        for i, j in question_pairs(question, PairPolicy("all")):
             chosen.append(sizes[i])
             rejected.append(sizes[j])
     varied = len(set(ratings)) > 1 and len(set(lengths)) > 1

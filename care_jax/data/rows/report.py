@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from care_jax.data.preferences import POLICIES, question_pairs
+from care_jax.data.preferences import POLICIES, PairPolicy, question_pairs
 from care_jax.data.questions import Question, Response
 from care_jax.data.rows.row import Row
 from care_jax.errors import UserError
@@ -105,7 +105,7 @@ def merge(reports: Sequence[Report]) -> JsonObject:
             if len(kept) < len(question.responses):
                 question = dataclasses.replace(question, responses=tuple(kept))
             for policy in POLICIES:
-                pairs[policy] += len(question_pairs(question, policy, 1.0, None, 0))
+                pairs[policy] += len(question_pairs(question, PairPolicy(policy)))
     return {
         "rows": sum(report.rows for report in reports),
         "questions": questions,
