@@ -1,4 +1,4 @@
-"""care_jax: preference learning about culture, in pure JAX. Attributes are lazy: the import itself loads no jax."""
+"""care_jax: preference learning about culture, in pure JAX. Attributes are lazy, so importing it does not load jax."""
 
 import importlib
 from typing import Any

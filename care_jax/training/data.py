@@ -3,14 +3,14 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import grain
 
 from care_jax.config import Config
 from care_jax.config.blocks import DataConfig, SourceConfig, Split
 from care_jax.data import pipeline, preferences
-from care_jax.data.corpus import Corpus
+from care_jax.data.chat import Tokenizer
+from care_jax.data.corpus import Corpus, SequenceId
 from care_jax.data.curation import leakage
 from care_jax.data.packing.batch import BatchShape
 from care_jax.data.preferences import Unit
@@ -19,7 +19,7 @@ from care_jax.data.readers.registry import Reading, read
 from care_jax.errors import Leakage, UserError
 from care_jax.textfiles import JsonObject
 from care_jax.training.data_report import add_labels, count_labels, explain_no_units, labels_text, write_data_report
-from care_jax.training.evaluation.held_out import HeldOut, SequenceId, hold_out
+from care_jax.training.evaluation.held_out import HeldOut, hold_out
 from care_jax.training.objective import Objective
 
 _STORED_CHECKED = 64  # prompts of a token cache
@@ -64,7 +64,7 @@ class RunData:
         return sorted({*rendered} - {*stored[_STORED_CHECKED:]})
 
 
-def prepare(config: Config, tokenizer: Any, objective: Objective, folder: pathlib.Path) -> RunData:
+def prepare(config: Config, tokenizer: Tokenizer, objective: Objective, folder: pathlib.Path) -> RunData:
     """Reads, selects, splits, tokenizes and plans; writes data_report.json and rejected_rows.jsonl into `folder`.
 
     Raises UserError if nothing is left to train on, or if something fits no row; Leakage if a configured evaluation
@@ -197,7 +197,7 @@ class TokenizedQuestions:
         return [dataclasses.replace(unit, question=unit.question + offset) for unit in units]
 
 
-def tokenize_questions(data: DataConfig, tokenizer: Any, questions: SplitQuestions) -> TokenizedQuestions:
+def tokenize_questions(data: DataConfig, tokenizer: Tokenizer, questions: SplitQuestions) -> TokenizedQuestions:
     """Renders and tokenizes all questions."""
     corpora = [
         pipeline.tokenize(part, tokenizer, data.chat_template, data.max_length, date=data.template_date)

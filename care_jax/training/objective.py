@@ -1,34 +1,42 @@
 """What a run minimises: losses of one view with their weights, applied to the logps of a microbatch or of a whole step.
 
-This is the only place that knows how a view's quantities are gathered from a batch; the step above it knows no view.
+This is the only place that knows how the quantities of a view are gathered from a batch; the step knows no view. In
+shapes, A is microbatches, S responses, P pairs, G lists of K responses, and N the units of the view.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from care_jax import losses
 from care_jax.config import Config
 from care_jax.data.packing.batch import Batch
 from care_jax.errors import UserError
+from care_jax.losses.signature import Loss
 
+Quantities = dict[str, Array]  # by the names that a loss's signature may have
 # A weighted sum and the sum of its weights: means over any number of microbatches are exact.
-Sums = dict[str, tuple[jax.Array, jax.Array]]
+Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
+
+# Metric: mean |logps - ref_logps| over what a step sees; 0 up to rounding while the policy is its own reference.
+LOG_RATIO = "log_ratio"
 
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    function: Callable[..., Any]
+    """One loss of an objective. needs: its quantities, by name."""
+
+    function: Loss
     weight: float
     needs: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Weighted losses over one view; hashable, so that it may be closed over by a jitted function."""
+    """Weighted losses of one view; hashable, so that a jitted function may close over it."""
 
     terms: tuple[Term, ...]
     view: str
@@ -37,10 +45,10 @@ class Objective:
     whole_step: bool
 
 
-def make_objective(loss: Callable[..., Any] | Sequence[Any] | Objective) -> Objective:
-    """An objective from a loss function, or from a list of functions or (function, weight) pairs.
+def make_objective(loss: Loss | Sequence[Loss | tuple[Loss, float]] | Objective) -> Objective:
+    """Makes an objective of a loss function, or of a list of functions or (function, weight) pairs.
 
-    Raises UserError where the losses see preferences by different views: they share one forward pass.
+    Raises UserError if the losses have different views: they share one forward pass.
     """
     if isinstance(loss, Objective):
         return loss
@@ -62,174 +70,212 @@ def make_objective(loss: Callable[..., Any] | Sequence[Any] | Objective) -> Obje
 
 
 def objective_of(config: Config) -> Objective:
-    """The losses of a run's configuration."""
-    return make_objective([(losses.bind(one.name, **one.hyperparameters), one.weight) for one in config.losses])
+    """Returns the losses of a run's configuration."""
+    return make_objective([(losses.bind(loss.name, **loss.hyperparameters), loss.weight) for loss in config.losses])
 
 
-def flatten(batch: Batch) -> Batch:
-    """All microbatches of a step as one: the numbers [A, ...] become [A * ...], slots shifted accordingly."""
+# ---- The batch as a view sees it
+
+_PER_RESPONSE = ("lengths", "ratings", "ref_logps", "desirable", "segment_weights")
+_UNIT_ARRAYS = {
+    "pairs": ("pairs", "pair_weights"),
+    "unpaired": _PER_RESPONSE,
+    "lists": ("groups", "group_mask", "group_weights"),
+}
+
+
+def merge_microbatches(batch: Batch) -> Batch:
+    """Merges all microbatches of a step into one: arrays [A, ...] become [A * ...], and slots are shifted."""
     slots = batch.lengths.shape[1]
     shift = jnp.arange(batch.lengths.shape[0], dtype=jnp.int32)[:, None, None] * slots
 
-    def merge(x):
+    def merge(x: Array) -> Array:
         return x.reshape((-1, *x.shape[2:]))
 
-    merged = {
-        name: merge(getattr(batch, name))
-        for name in (
-            *("lengths", "ratings", "ref_logps", "desirable", "segment_weights"),
-            *("pair_weights", "group_mask", "group_weights"),
-        )
-    }
+    names = (*_PER_RESPONSE, "pair_weights", "group_mask", "group_weights")
+    merged: dict[str, Any] = {name: merge(getattr(batch, name)) for name in names}
     return dataclasses.replace(batch, pairs=merge(batch.pairs + shift), groups=merge(batch.groups + shift), **merged)
 
 
-def unit_weights(view: str, batch: Batch) -> jax.Array:
+def select_units(view: str, batch: Batch, examples: int) -> tuple[Batch, Int[Array, " examples"]]:
+    """Returns a merged batch without its padding, and the places of its units. examples: units of the step."""
+    filled = jnp.nonzero(unit_weights(view, batch) > 0, size=examples, fill_value=0)[0]
+    return dataclasses.replace(batch, **{name: getattr(batch, name)[filled] for name in _UNIT_ARRAYS[view]}), filled
+
+
+def unit_weights(view: str, batch: Batch) -> Float[Array, " N"]:
+    """Returns the weight of each unit in the step's mean; 0 for padding."""
     return {"pairs": batch.pair_weights, "unpaired": batch.segment_weights, "lists": batch.group_weights}[view]
 
 
-def quantities(view: str, logps: jax.Array, batch: Batch, kl: jax.Array | None) -> dict[str, Any]:
-    """Every quantity that a loss of this view may name. logps [S]; batch: one microbatch, without its leading axis."""
+def gather_quantities(view: str, logps: Float[Array, " S"], batch: Batch, kl: Float[Array, ""] | None) -> Quantities:
+    """Gathers every quantity that a loss of this view may name. batch: one microbatch, without its leading axis."""
+    per_response = {"logps": logps, "ref_logps": batch.ref_logps, "lengths": batch.lengths, "ratings": batch.ratings}
     if view == "pairs":
-        per_response = {
-            "logps": logps,
-            "ref_logps": batch.ref_logps,
-            "lengths": batch.lengths,
-            "ratings": batch.ratings,
-        }
-        found = {}
-        for side, column in (("chosen", 0), ("rejected", 1)):
+        quantities: Quantities = {}
+        for column, side in enumerate(("chosen", "rejected")):
             slots = batch.pairs[:, column]
             for name, values in per_response.items():
                 label = f"ref_{side}_logps" if name == "ref_logps" else f"{side}_{name}"
-                found[label] = values[slots]
-        return found
+                quantities[label] = values[slots]
+        return quantities
     if view == "unpaired":
-        return {
-            "logps": logps,
-            "ref_logps": batch.ref_logps,
-            "lengths": batch.lengths,
-            "ratings": batch.ratings,
-            "desirable": batch.desirable,
-            "kl": kl,
-        }
-    return {
-        "group_logps": logps[batch.groups],
-        "group_ref_logps": batch.ref_logps[batch.groups],
-        "group_lengths": batch.lengths[batch.groups],
-        "group_ratings": batch.ratings[batch.groups],
-        "group_mask": batch.group_mask,
-    }
+        return {**per_response, "desirable": batch.desirable, **({} if kl is None else {"kl": kl})}
+    grouped = {f"group_{name}": values[batch.groups] for name, values in per_response.items()}
+    return {**grouped, "group_mask": batch.group_mask}
 
 
-def call(objective: Objective, found: dict[str, Any]) -> tuple[list[jax.Array], list[Any], dict[str, jax.Array]]:
-    """Each term's losses [N], its own weights [N] (or 1.0), and what else they return (the first loss's name wins)."""
+# ---- Losses
+
+
+def apply_losses(
+    objective: Objective, quantities: Quantities
+) -> tuple[list[Float[Array, " N"]], list[Array | float], dict[str, Array]]:
+    """Calls each loss; returns the losses' values, their own weights (1.0 without), and what else they return (if two
+    losses return the same name, the first one's is kept).
+    """
     values, weights = [], []
-    extras: dict[str, jax.Array] = {}
+    extras: dict[str, Array] = {}
     for term in objective.terms:
-        value, aux = term.function(**{name: found[name] for name in term.needs})
-        aux = dict(aux)
+        value, named = term.function(**{name: quantities[name] for name in term.needs})
+        named = dict(named)
         values.append(value)
-        weights.append(aux.pop("weights", 1.0))
-        extras = {**aux, **extras}
+        weights.append(named.pop("weights", 1.0))
+        extras = {**named, **extras}
     return values, weights, extras
 
 
-def denominators(objective: Objective, batch: Batch) -> list[jax.Array]:
-    """sum(w) of each term over everything in `batch`; a loss's own weights depend on no logp, so zeros will do."""
+def sum_weights(objective: Objective, batch: Batch) -> list[Float[Array, ""]]:
+    """Returns the sum of weights of each loss over a batch: the denominators of a step's means.
+
+    A loss's own weights depend on no logp, so zeros stand for them.
+    """
     units = unit_weights(objective.view, batch)
-    found = quantities(objective.view, jnp.zeros(batch.lengths.shape, jnp.float32), batch, jnp.zeros(()))
-    _, weights, _ = call(objective, found)
+    zeros = jnp.zeros(batch.lengths.shape, jnp.float32)
+    _, weights, _ = apply_losses(objective, gather_quantities(objective.view, zeros, batch, jnp.zeros(())))
     return [jnp.sum(units * weight) for weight in weights]
 
 
-def evaluate(
-    objective: Objective, logps: jax.Array, batch: Batch, kl: jax.Array | None, totals: Sequence[jax.Array]
-) -> tuple[jax.Array, Sums]:
-    """This microbatch's share of the step's loss, and the sums from which its metrics are means.
+def compute_loss(
+    objective: Objective,
+    logps: Float[Array, " S"],
+    batch: Batch,
+    kl: Float[Array, ""] | None,
+    totals: Sequence[Float[Array, ""]],
+) -> tuple[Float[Array, ""], Sums]:
+    """Returns a microbatch's share of the step's loss, and the sums from which its metrics are means.
 
-    logps: [S] float32. totals: `denominators` of the whole step. Padding carries weight 0 and finite values.
+    totals: `sum_weights` of the whole step. Padding has weight 0 and finite values.
     """
     units = unit_weights(objective.view, batch)
-    found = quantities(objective.view, logps, batch, kl)
-    values, weights, extras = call(objective, found)
+    quantities = gather_quantities(objective.view, logps, batch, kl)
+    values, weights, extras = apply_losses(objective, quantities)
     share = jnp.zeros((), jnp.float32)
     for term, value, weight, total in zip(objective.terms, values, weights, totals):
         share = share + term.weight * jnp.sum(units * weight * value) / total
-    return share, _sums(objective, found, extras, units)
+    return share, _sum_metrics(objective, quantities, extras, units)
 
 
-# Mean |logps - ref_logps| over what a step sees: 0 but for rounding while the policy is its own reference.
-LOG_RATIO = "log_ratio"
+def default_rewards(objective: Objective, logps: Array, ref_logps: Array, lengths: Array) -> Array:
+    """Returns the rewards of responses if the loss returns none: against the reference, or per token without one."""
+    return logps - ref_logps if objective.needs_ref else logps / lengths
 
 
-def _sums(objective: Objective, found: dict[str, Any], extras: dict[str, jax.Array], units: jax.Array) -> Sums:
-    def mean_of(values, weights):
-        return jnp.sum(weights * values), jnp.sum(weights)
+def pair_rewards(
+    objective: Objective, logps: Float[Array, " S"], batch: Batch, kl: Float[Array, ""] | None
+) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
+    """Returns the rewards of both sides of every pair of a batch, whatever the view of the losses: what they return
+    for each response, or the default.
+    """
+    chosen, rejected = batch.pairs[:, 0], batch.pairs[:, 1]
+    _, _, extras = apply_losses(objective, gather_quantities(objective.view, logps, batch, kl))
+    if objective.view == "pairs" and "chosen_rewards" in extras:
+        return extras["chosen_rewards"], extras["rejected_rewards"]
+    rewards = default_rewards(objective, logps, batch.ref_logps, batch.lengths)
+    if objective.view == "unpaired" and "rewards" in extras:
+        rewards = extras["rewards"]
+    elif objective.view == "lists" and "rewards" in extras:
+        members = batch.group_mask
+        rewards = jnp.zeros_like(logps).at[batch.groups[members]].set(extras["rewards"][members])
+    return rewards[chosen], rewards[rejected]
 
+
+# ---- Metrics
+
+
+def _sum_metrics(objective: Objective, quantities: Quantities, extras: dict[str, Array], units: Array) -> Sums:
+    """Sums the metrics that every view has, and everything else that the losses return."""
+    by_view = {"pairs": _sum_pairs, "unpaired": _sum_responses, "lists": _sum_lists}
     extras = dict(extras)
-    sums: Sums = {}
-    if objective.view == "pairs":
-        for side in ("chosen", "rejected"):
-            if f"{side}_rewards" not in extras:
-                extras[f"{side}_rewards"] = default_rewards(
-                    objective, found[f"{side}_logps"], found[f"ref_{side}_logps"], found[f"{side}_lengths"]
-                )
-        chosen, rejected = extras.pop("chosen_rewards"), extras.pop("rejected_rewards")
-        sums["rewards/chosen"], sums["rewards/rejected"] = mean_of(chosen, units), mean_of(rejected, units)
-        sums["rewards/accuracies"] = mean_of((chosen > rejected).astype(jnp.float32), units)
-        sums["logps/chosen"] = mean_of(found["chosen_logps"], units)
-        sums["logps/rejected"] = mean_of(found["rejected_logps"], units)
-        if objective.needs_ref:
-            ratios = [jnp.abs(found[f"{side}_logps"] - found[f"ref_{side}_logps"]) for side in ("chosen", "rejected")]
-            sums[LOG_RATIO] = mean_of(jnp.maximum(*ratios), units)
-    elif objective.view == "unpaired":
-        rewards = extras.pop("rewards", None)
-        if rewards is None:
-            rewards = default_rewards(objective, found["logps"], found["ref_logps"], found["lengths"])
-        if objective.needs_ref:
-            sums[LOG_RATIO] = mean_of(jnp.abs(found["logps"] - found["ref_logps"]), units)
-        for side, members in (("chosen", found["desirable"]), ("rejected", ~found["desirable"])):
-            weights = units * members
-            sums[f"rewards/{side}"], sums[f"logps/{side}"] = mean_of(rewards, weights), mean_of(found["logps"], weights)
-    else:
-        _list_sums(objective, found, extras, units, sums)
+    sums = by_view[objective.view](objective, quantities, extras, units)
     for name, values in extras.items():
-        sums[name] = mean_of(values, units if values.shape == units.shape else jnp.ones_like(values))
+        sums[name] = _weighted(values, units if values.shape == units.shape else jnp.ones_like(values))
     return sums
 
 
-def _list_sums(objective: Objective, found: dict[str, Any], extras: dict[str, jax.Array], units: jax.Array, sums: Sums):
-    """Means over the rating-ordered pairs of the lists; rewards as the loss names them, or the default."""
+def _weighted(values: Array, weights: Array) -> tuple[Array, Array]:
+    return jnp.sum(weights * values), jnp.sum(weights)
+
+
+def _sum_pairs(objective: Objective, quantities: Quantities, extras: dict[str, Array], units: Array) -> Sums:
+    """Takes the rewards out of `extras`."""
+    sums: Sums = {}
+    rewards, ratios = [], []
+    for side in ("chosen", "rejected"):
+        logps, ref_logps = quantities[f"{side}_logps"], quantities[f"ref_{side}_logps"]
+        if f"{side}_rewards" not in extras:
+            extras[f"{side}_rewards"] = default_rewards(objective, logps, ref_logps, quantities[f"{side}_lengths"])
+        rewards.append(extras.pop(f"{side}_rewards"))
+        ratios.append(jnp.abs(logps - ref_logps))
+        sums[f"rewards/{side}"], sums[f"logps/{side}"] = _weighted(rewards[-1], units), _weighted(logps, units)
+    sums["rewards/accuracies"] = _weighted((rewards[0] > rewards[1]).astype(jnp.float32), units)
+    if objective.needs_ref:
+        sums[LOG_RATIO] = _weighted(jnp.maximum(*ratios), units)
+    return sums
+
+
+def _sum_responses(objective: Objective, quantities: Quantities, extras: dict[str, Array], units: Array) -> Sums:
+    """Takes the rewards out of `extras`."""
+    sums: Sums = {}
+    logps, ref_logps, desirable = quantities["logps"], quantities["ref_logps"], quantities["desirable"]
     rewards = extras.pop("rewards", None)
     if rewards is None:
-        rewards = default_rewards(objective, found["group_logps"], found["group_ref_logps"], found["group_lengths"])
-    mask, ratings = found["group_mask"], found["group_ratings"]
+        rewards = default_rewards(objective, logps, ref_logps, quantities["lengths"])
     if objective.needs_ref:
-        members = mask * units[:, None]
-        sums[LOG_RATIO] = jnp.sum(members * jnp.abs(found["group_logps"] - found["group_ref_logps"])), jnp.sum(members)
+        sums[LOG_RATIO] = _weighted(jnp.abs(logps - ref_logps), units)
+    for side, members in (("chosen", desirable), ("rejected", ~desirable)):
+        weights = units * members
+        sums[f"rewards/{side}"], sums[f"logps/{side}"] = _weighted(rewards, weights), _weighted(logps, weights)
+    return sums
+
+
+def _sum_lists(objective: Objective, quantities: Quantities, extras: dict[str, Array], units: Array) -> Sums:
+    """Means over the rating-ordered pairs of the lists. Takes the rewards out of `extras`."""
+    sums: Sums = {}
+    logps, ref_logps = quantities["group_logps"], quantities["group_ref_logps"]
+    mask, ratings = quantities["group_mask"], quantities["group_ratings"]
+    rewards = extras.pop("rewards", None)
+    if rewards is None:
+        rewards = default_rewards(objective, logps, ref_logps, quantities["group_lengths"])
+    if objective.needs_ref:
+        sums[LOG_RATIO] = _weighted(jnp.abs(logps - ref_logps), mask * units[:, None])
     ordered = (ratings[:, :, None] > ratings[:, None, :]) & mask[:, :, None] & mask[:, None, :]
     weights = ordered * units[:, None, None]
     count = jnp.sum(weights)
-    for name, values in (("rewards", rewards), ("logps", found["group_logps"])):
+    for name, values in (("rewards", rewards), ("logps", logps)):
         sums[f"{name}/chosen"] = jnp.sum(weights * values[:, :, None]), count
         sums[f"{name}/rejected"] = jnp.sum(weights * values[:, None, :]), count
     right = rewards[:, :, None] > rewards[:, None, :]
     sums["rewards/accuracies"] = jnp.sum(weights * right), count
     for side in ("chosen", "rejected"):
         if f"{side}_rewards" in extras:
-            named = extras.pop(f"{side}_rewards")
-            sums[f"rewards/{side}"] = jnp.sum(units * named), jnp.sum(units)
+            sums[f"rewards/{side}"] = _weighted(extras.pop(f"{side}_rewards"), units)
+    return sums
 
 
-def default_rewards(objective: Objective, logps: jax.Array, ref_logps: jax.Array, lengths: jax.Array) -> jax.Array:
-    """The reward of a response where the loss names none: against the reference, or a token without one."""
-    return logps - ref_logps if objective.needs_ref else logps / lengths
-
-
-def means(sums: Sums) -> dict[str, jax.Array]:
-    """Means of `evaluate`'s sums; NaN where a step holds none of a kind (logged as null)."""
-    found = {name: total / count for name, (total, count) in sums.items()}
-    if "rewards/chosen" in found:
-        found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
-    return found
+def take_means(sums: Sums) -> dict[str, Float[Array, ""]]:
+    """Returns the means of `compute_loss`'s sums; NaN if a step holds none of a kind (logged as null)."""
+    means = {name: total / count for name, (total, count) in sums.items()}
+    if "rewards/chosen" in means:
+        means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
+    return means

@@ -1,30 +1,45 @@
-"""One optimizer step as one pure function: (state, batch) -> (state, metrics), ready for `jax.jit`."""
+"""One optimizer step as one pure function: (state, batch) -> (state, metrics), ready for `jax.jit`.
+
+In shapes, A is microbatches and S responses, as in `Batch`.
+"""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from care_jax.data.packing.batch import Batch
 from care_jax.logps import completion_logps, hidden_at, sequence_logps
+from care_jax.losses.signature import Loss
 from care_jax.models import head_weight
+from care_jax.models.arch import Params
+from care_jax.models.decoder import Decoder
 from care_jax.training import objective as objectives
+from care_jax.training.objective import Objective, Sums
 
-Variables = dict[str, Any]
+Variables = dict[str, Params]  # by collection: params, and lora if adapters are trained
+Scalar = Float[Array, ""]
+# (loss, metric sums, gradient), of one microbatch or of the whole step
+Evaluated = tuple[Scalar, Sums, Params]
 
 
 @flax.struct.dataclass
 class State:
-    """Everything that a checkpoint must hold. `lora` is None in full training; else it alone is trained."""
+    """Everything that a checkpoint must hold.
 
-    step: Any  # int32 [], updates taken
-    skipped: Any  # int32 [], non-finite updates skipped in a row
+    step: int32 [], steps taken; skipped: int32 [], non-finite updates skipped in a row; lora: None in full training,
+    else the adapters, which alone are trained. Fields are Any because jax also fills them with shapes and shardings.
+    """
+
+    step: Any
+    skipped: Any
     params: Any
     lora: Any
     opt_state: Any
@@ -32,24 +47,25 @@ class State:
     def variables(self) -> Variables:
         return {"params": self.params} if self.lora is None else {"params": self.params, "lora": self.lora}
 
-    def trainable(self) -> Any:
+    def trainable(self) -> Params:
         return self.params if self.lora is None else self.lora
 
-    def with_trainable(self, trained: Any, **changes: Any) -> "State":
+    def with_trainable(self, trained: Params, **changes: Any) -> "State":
         return dataclasses.replace(self, **{"params" if self.lora is None else "lora": trained}, **changes)
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, lora: Any = None) -> State:
+def init_state(params: Params, optimizer: optax.GradientTransformation, lora: Params | None = None) -> State:
+    """Makes the state before the first step."""
     zero = jnp.zeros((), jnp.int32)
     return State(zero, zero, params, lora, optimizer.init(params if lora is None else lora))
 
 
-def response_logps(model: nn.Module, variables: Variables, microbatch: Batch) -> jax.Array:
-    """[S] float32: the log-probability of each response of one microbatch, given its prompt.
+def response_logps(model: Decoder, variables: Variables, microbatch: Batch) -> Float[Array, " S"]:
+    """Returns the log-probability of each response of one microbatch, given its prompt, in float32.
 
-    The rows run once; only the places that predict a completion token reach the head.
+    The rows run once; the head is applied only at the positions that predict a completion token.
     """
-    hidden: Any = model.apply(
+    hidden = model.apply(
         variables,
         microbatch.tokens,
         microbatch.positions,
@@ -57,6 +73,7 @@ def response_logps(model: nn.Module, variables: Variables, microbatch: Batch) ->
         microbatch.prompt_segment_ids,
         method="hidden",
     )
+    assert isinstance(hidden, jax.Array)
     predicting = hidden_at(hidden, microbatch.predictor_positions)
     targets = microbatch.tokens.reshape(-1)[microbatch.completion_positions]
     count = targets.shape[0]
@@ -70,41 +87,40 @@ def response_logps(model: nn.Module, variables: Variables, microbatch: Batch) ->
     return sequence_logps(token_logps[:count], microbatch.completion_segments, microbatch.lengths.shape[0])
 
 
-def make_logps(model: nn.Module) -> Callable[[Variables, Batch], jax.Array]:
-    """The forward program of the reference, of evaluation and of `score`: (variables, batch) -> logps [A, S]."""
+def make_logps(model: Decoder) -> Callable[[Variables, Batch], Float[Array, "A S"]]:
+    """Returns the forward program of the reference, the evaluation and `score`: (variables, batch) -> logps [A, S]."""
 
-    def logps(variables: Variables, batch: Batch) -> jax.Array:
+    def logps(variables: Variables, batch: Batch) -> Float[Array, "A S"]:
         return _forward(model, variables, batch)
 
     return logps
 
 
 def make_step(
-    model: nn.Module,
-    loss: Any,
+    model: Decoder,
+    loss: Loss | Sequence[Loss | tuple[Loss, float]] | Objective,
     optimizer: optax.GradientTransformation,
     *,
-    accumulate_dtype: Any = jnp.float32,
+    accumulate_dtype: DTypeLike = jnp.float32,
     examples: int | None = None,
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
-    """A pure training step.
+    """Makes a pure training step.
 
     loss: a loss function (`losses.get`), or a list of them or of (function, weight) pairs.
     accumulate_dtype: of the gradient summed over microbatches.
-    examples: units of a step; only a loss marked `whole_step` needs it, to see its units without padding.
-    The loss is sum(w l) / sum(w) over the whole step, whatever the microbatches. Metrics are float32 scalars, NaN where
-    a step holds none of a kind. An update with a non-finite loss or gradient is skipped and counted in `state.skipped`.
+    examples: units per step; only a loss marked `whole_step` needs it, to see its units without padding.
+    The loss is sum(w l) / sum(w) over the whole step, whatever the microbatches. Metrics are float32 scalars, NaN if a
+    step holds none of a kind. An update with a non-finite loss or gradient is skipped and counted in `state.skipped`.
     """
     objective = objectives.make_objective(loss)
     if objective.whole_step and examples is None:
-        raise ValueError("a whole_step loss needs the number of units a step: make_step(..., examples=N)")
+        raise ValueError("a whole_step loss needs the number of units per step: make_step(..., examples=N)")
+    differentiate = _differentiate_at_once if objective.whole_step else _differentiate_by_microbatch
+    static = _Static(model, objective, accumulate_dtype, examples or 0)
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         kl, kl_metrics = _kl(model, state.variables(), batch) if objective.needs_kl else (None, {})
-        if objective.whole_step and examples is not None:
-            value, sums, gradient = _whole_step(model, objective, state, batch, kl, accumulate_dtype, examples)
-        else:
-            value, sums, gradient = _by_microbatch(model, objective, state, batch, kl, accumulate_dtype)
+        value, sums, gradient = differentiate(static, state, batch, kl)
         norm = optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), gradient))
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
@@ -122,32 +138,34 @@ def make_step(
             step=state.step + 1,
             skipped=jnp.where(finite, 0, state.skipped + 1),
         )
-        metrics = {"loss": value, **objectives.means(sums), **kl_metrics, "grad_norm": norm, "skipped": state.skipped}
-        return state, metrics
+        means = objectives.take_means(sums)
+        return state, {"loss": value, **means, **kl_metrics, "grad_norm": norm, "skipped": state.skipped}
 
     return step
 
 
-def _microbatch(batch: Batch, index: jax.Array | int) -> Batch:
-    """Microbatch `index`, without the leading axis."""
+def microbatch_of(batch: Batch, index: jax.Array | int) -> Batch:
+    """Returns one microbatch, without the leading axis."""
     arrays = dataclasses.replace(batch, n_microbatches=None, mismatched=None)
     return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, 0, keepdims=False), arrays)
 
 
-def _forward(model: nn.Module, variables: Variables, batch: Batch) -> jax.Array:
-    """logps [A, S] without a gradient; 0 in microbatches that were not filled."""
+def _forward(model: Decoder, variables: Variables, batch: Batch) -> Float[Array, "A S"]:
+    """Returns logps without a gradient; 0 in microbatches that are not filled."""
     count, slots = batch.lengths.shape
     if count == 1:
-        return response_logps(model, variables, _microbatch(batch, 0))[None]
+        return response_logps(model, variables, microbatch_of(batch, 0))[None]
 
-    def body(index, found):
-        return found.at[index].set(response_logps(model, variables, _microbatch(batch, index)))
+    def body(index, logps):
+        return logps.at[index].set(response_logps(model, variables, microbatch_of(batch, index)))
 
     return lax.fori_loop(0, batch.n_microbatches, body, jnp.zeros((count, slots), jnp.float32))
 
 
-def _kl(model: nn.Module, variables: Variables, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """KTO's z0: mean log-ratio of the whole step's mismatched completions, clamped at 0 after the mean, no gradient."""
+def _kl(model: Decoder, variables: Variables, batch: Batch) -> tuple[Scalar, dict[str, Scalar]]:
+    """Returns KTO's z0 and its metrics: the mean log-ratio of the whole step's mismatched completions, clamped at 0
+    after the mean, without a gradient.
+    """
     other = batch.mismatched
     if other is None:
         raise ValueError("this loss names `kl`, but the batch holds no mismatched completions")
@@ -160,66 +178,69 @@ def _kl(model: nn.Module, variables: Variables, batch: Batch) -> tuple[jax.Array
     return kl, {"kl": kl, "kl/unclamped": mean, "kl/stderr": jnp.sqrt(variance / count)}
 
 
-def _with_trainable(state: State, trained: Any) -> Variables:
-    return state.with_trainable(trained).variables()
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """What a step is made for. examples: units per step, for a loss that sees the whole step."""
+
+    model: Decoder
+    objective: Objective
+    accumulate_dtype: DTypeLike
+    examples: int
 
 
-def _by_microbatch(model, objective, state: State, batch: Batch, kl, accumulate_dtype):
-    """Loss, metric sums and gradient, one value-and-gradient a filled microbatch inside one loop."""
-    totals = objectives.denominators(objective, objectives.flatten(batch))
+def _differentiate_by_microbatch(static: _Static, state: State, batch: Batch, kl: Scalar | None) -> Evaluated:
+    """Takes value and gradient of every filled microbatch inside one loop."""
+    model, objective = static.model, static.objective
+    totals = objectives.sum_weights(objective, objectives.merge_microbatches(batch))
 
     def share(trained, microbatch):
-        logps = response_logps(model, _with_trainable(state, trained), microbatch)
-        return objectives.evaluate(objective, logps, microbatch, kl, totals)
+        logps = response_logps(model, state.with_trainable(trained).variables(), microbatch)
+        return objectives.compute_loss(objective, logps, microbatch, kl, totals)
 
     differentiate = jax.value_and_grad(share, has_aux=True)
 
     def run(index):
-        (value, sums), gradient = differentiate(state.trainable(), _microbatch(batch, index))
+        (value, sums), gradient = differentiate(state.trainable(), microbatch_of(batch, index))
         return value, sums, gradient
 
-    return _accumulate(run, batch, state.trainable(), accumulate_dtype)
+    return _accumulate(run, batch, state.trainable(), static.accumulate_dtype)
 
 
-def _whole_step(model, objective, state: State, batch: Batch, kl, accumulate_dtype, examples: int):
-    """A loss that couples its inputs: all logps first, the gradient with respect to them once, then their backward."""
-    flat = objectives.flatten(batch)
-    # The loss must see the step's units alone: the filled ones, in order, are exactly `examples`.
-    filled = jnp.nonzero(objectives.unit_weights(objective.view, flat) > 0, size=examples, fill_value=0)[0]
-    taken = {
-        "pairs": ("pairs", "pair_weights"),
-        "unpaired": ("lengths", "ratings", "ref_logps", "desirable", "segment_weights"),
-        "lists": ("groups", "group_mask", "group_weights"),
-    }[objective.view]
-    units = dataclasses.replace(flat, **{name: getattr(flat, name)[filled] for name in taken})
-    totals = objectives.denominators(objective, units)
+def _differentiate_at_once(static: _Static, state: State, batch: Batch, kl: Scalar | None) -> Evaluated:
+    """For a loss that couples its inputs: all logps first, its gradient with respect to them, then their backward."""
+    model, objective = static.model, static.objective
+    merged = objectives.merge_microbatches(batch)
+    units, places = objectives.select_units(objective.view, merged, static.examples)
+    totals = objectives.sum_weights(objective, units)
 
-    def whole(logps):
-        seen = logps[filled] if objective.view == "unpaired" else logps
-        return objectives.evaluate(objective, seen, units, kl, totals)
+    def loss_of(logps):
+        seen = logps[places] if objective.view == "unpaired" else logps
+        return objectives.compute_loss(objective, seen, units, kl, totals)
 
     logps = _forward(model, state.variables(), batch)
-    (value, sums), flat_coefficients = jax.value_and_grad(whole, has_aux=True)(logps.reshape(-1))
+    (value, sums), flat_coefficients = jax.value_and_grad(loss_of, has_aux=True)(logps.reshape(-1))
     coefficients = flat_coefficients.reshape(logps.shape)
 
     def weighted(trained, microbatch, weights):
-        return jnp.sum(weights * response_logps(model, _with_trainable(state, trained), microbatch))
+        return jnp.sum(weights * response_logps(model, state.with_trainable(trained).variables(), microbatch))
 
     def run(index):
         weights = lax.dynamic_index_in_dim(coefficients, index, 0, keepdims=False)
-        return jnp.zeros(()), {}, jax.grad(weighted)(state.trainable(), _microbatch(batch, index), weights)
+        return jnp.zeros(()), {}, jax.grad(weighted)(state.trainable(), microbatch_of(batch, index), weights)
 
-    _, _, gradient = _accumulate(run, batch, state.trainable(), accumulate_dtype)
+    _, _, gradient = _accumulate(run, batch, state.trainable(), static.accumulate_dtype)
     return value, sums, gradient
 
 
-def _accumulate(run, batch: Batch, trained: Any, dtype: Any):
-    """Sums `run(index) -> (value, sums, gradient)` over the filled microbatches; no loop where there is only one."""
+def _accumulate(
+    run: Callable[[jax.Array | int], Evaluated], batch: Batch, trained: Params, dtype: DTypeLike
+) -> Evaluated:
+    """Sums what `run(index)` returns over the filled microbatches; there is no loop if the batch has only one."""
     if batch.lengths.shape[0] == 1:
         return run(0)
     value, sums, _ = jax.eval_shape(run, 0)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (value, sums))
-    # Zeros made from the parameters, so that the accumulator is sharded as they are.
+    # Zeros are made of the parameters, so that the accumulator is sharded as they are.
     gradient = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype), trained)
 
     def body(index, carry):

@@ -148,8 +148,8 @@ def test_bind_types_optional_values_and_lists():
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("simpo", {"gamma": 0.5}, r"loss\.gamma: .*gamma_beta_ratio is what you set: gamma / beta"),
-        ("cpo_simpo", {"simpo_gamma": 0.5}, "gamma_beta_ratio is what you set"),
+        ("simpo", {"gamma": 0.5}, r"loss\.gamma: .*set gamma_beta_ratio, which is gamma / beta"),
+        ("cpo_simpo", {"simpo_gamma": 0.5}, "set gamma_beta_ratio"),
         ("dpo", {"bta": 0.5}, r"loss\.bta: .*\(did you mean 'beta'\?\).*beta = 0\.1, label_smoothing = 0\.0"),
         ("dpo", {"beta": "much"}, r"loss\.beta: loss 'dpo' expects a finite number, found 'much'"),
         ("dpo", {"beta": True}, "expects a finite number, found True"),

@@ -48,7 +48,7 @@ def check_best_metric(config: Config, data: RunData) -> None:
         return
     if data.held_out is None:
         raise UserError(f"checkpoint.best: found {best!r}, but data.eval holds no question to evaluate on")
-    names = ("loss", *MEASURED, *(f"{group}/{name}" for group in data.held_out.labels for name in GROUPED))
+    names = ("loss", *MEASURED, *(f"{group}/{name}" for group in data.held_out.members for name in GROUPED))
     valid = [f"eval/{name}" for name in names]
     if best not in valid:
         raise UserError(f"checkpoint.best: found {best!r}{nearest(best, valid)}, expected one of {', '.join(valid)}")
@@ -117,11 +117,11 @@ def check_first_step(
 
 def _loss_at_reference(objective: Objective, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Returns a step's loss with the reference's logps as the policy's, and how far it moves if each moves by 1."""
-    flat = objectives.flatten(batch)
-    totals = objectives.denominators(objective, flat)
+    flat = objectives.merge_microbatches(batch)
+    totals = objectives.sum_weights(objective, flat)
 
     def loss(logps: jax.Array) -> jax.Array:
-        return objectives.evaluate(objective, logps, flat, jnp.zeros(()), totals)[0]
+        return objectives.compute_loss(objective, logps, flat, jnp.zeros(()), totals)[0]
 
     value, slope = jax.value_and_grad(loss)(flat.ref_logps)
     return value, jnp.sum(jnp.abs(slope))

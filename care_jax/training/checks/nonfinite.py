@@ -91,13 +91,13 @@ class Diagnosis:
         """Returns one microbatch's share of the loss, and the largest magnitude in each leaf of its gradient, per layer
         in stacked leaves.
         """
-        totals = objectives.denominators(self._objective, objectives.flatten(batch))
+        totals = objectives.sum_weights(self._objective, objectives.merge_microbatches(batch))
         arrays = dataclasses.replace(batch, n_microbatches=None, mismatched=None)
         microbatch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False), arrays)
 
         def share(trained: Params) -> jax.Array:
             logps = response_logps(self._model, state.with_trainable(trained).variables(), microbatch)
-            return objectives.evaluate(self._objective, logps, microbatch, kl, totals)[0]
+            return objectives.compute_loss(self._objective, logps, microbatch, kl, totals)[0]
 
         value, gradient = jax.value_and_grad(share)(state.trainable())
 

@@ -11,14 +11,13 @@ from tqdm import tqdm
 
 from care_jax import sharding
 from care_jax.data import pipeline
-from care_jax.data.corpus import Corpus
+from care_jax.data.corpus import Corpus, SequenceId
 from care_jax.data.packing.batch import Batch, BatchShape
 from care_jax.data.packing.plans import StepPlan
 from care_jax.distributed import is_writer
 from care_jax.models.decoder import Decoder
 from care_jax.stopping import StopSignal
 from care_jax.training import memory, placement
-from care_jax.training.data import SequenceId
 from care_jax.training.forward.cache import ReferenceCache, digest, fill_cache
 from care_jax.training.forward.sizing import largest_plan, program_fits
 from care_jax.training.forward.vocabulary import check_token_ids

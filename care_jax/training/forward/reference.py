@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from care_jax.data.corpus import SequenceId
 from care_jax.data.packing.batch import Batch
 from care_jax.distributed import say
 from care_jax.evaluation.model import local_folder
 from care_jax.models.arch import Params
 from care_jax.training.context import RunContext
-from care_jax.training.data import RunData, SequenceId
+from care_jax.training.data import RunData
 from care_jax.training.errors import RunFailed
 from care_jax.training.forward.cache import ReferenceCache, fingerprint
 from care_jax.training.forward.passes import ForwardPass

@@ -7,10 +7,9 @@ import jax
 
 from care_jax import distributed
 from care_jax.data import pipeline
-from care_jax.data.corpus import Corpus
+from care_jax.data.corpus import Corpus, SequenceId
 from care_jax.data.packing.batch import BatchShape
 from care_jax.data.packing.plans import StepPlan
-from care_jax.training.data import SequenceId
 from care_jax.training.errors import out_of_memory
 from care_jax.training.memory import program_bytes
 
