@@ -22,7 +22,7 @@ from types import FrameType
 
 from care_jax.errors import ENDED_BY_USER, INTERRUPTED
 
-_RESUME_HINT = "the same command goes on from what is saved"
+_RESUME_HINT = "the same command resumes from what is saved"
 _PRODUCT = pathlib.Path("/sys/class/dmi/id/product_name")  # the firmware's name of the machine
 _PREEMPTED = "computeMetadata/v1/instance/preempted"
 _FLAVOR = {"Metadata-Flavor": "Google"}  # a header of the request and of the response: no other server sends it
@@ -31,7 +31,7 @@ _MAX_FAILURES = 6  # in a row
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; the state is saved, and the same command goes on from there (exit status 75)."""
+    """A signal asked the run to stop; the state is saved, and the same command resumes from there (exit status 75)."""
 
 
 class StopSignal:
@@ -74,7 +74,7 @@ class StopSignal:
             raise Interrupted(f"stopped {where}: {_RESUME_HINT}")
 
     def estimate_stop(self, step_seconds: float, save_seconds: float) -> None:
-        """Sets the duration that the message announces: of the steps under way and of a save (0: none was made yet)."""
+        """Sets the duration that the message announces: of the steps under way and of a save (0 before the first)."""
         if save_seconds:
             parts = f"steps under way {step_seconds:.0f} s, a save {save_seconds:.0f} s"
             self._duration = f" in about {step_seconds + save_seconds:.0f} s ({parts})"
@@ -168,9 +168,9 @@ def interruptible() -> Iterator[ExitStatus]:
 
 
 def metadata_host() -> str | None:
-    """Returns the host of the metadata server on a machine of Google's, elsewhere None: then nothing is ever asked.
+    """Returns the host of the metadata server on a machine of Google's, elsewhere None: then no request is ever sent.
 
-    GCE_METADATA_HOST names another host, and NO_GCE_CHECK=true forbids to ask, as in Google's own libraries.
+    GCE_METADATA_HOST names another host, and NO_GCE_CHECK=true turns this off, as in Google's own libraries.
     """
     if os.environ.get("NO_GCE_CHECK", "").lower() == "true":
         return None

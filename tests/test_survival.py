@@ -247,7 +247,7 @@ def test_a_notice_of_the_cloud(whole, tmp_path):
     assert done.returncode == 75, done.stderr
     assert len(asked) > 1
     assert "this machine is to be taken away, stopping: this step is finished and saved" in done.stderr
-    assert "the same command goes on from there" in done.stderr
+    assert "the same command resumes from there" in done.stderr
     stopped = max(int(path.name) for path in (here / "checkpoints").iterdir())
     assert f"stopped at step {stopped} of " in done.stderr
     assert care_jax(*words, cwd=tmp_path).returncode == 2, "another length of the run is another run"

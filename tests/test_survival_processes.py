@@ -43,7 +43,7 @@ def test_a_lost_process_ends_the_other(tmp_path, victim):
     os.kill(process(started.pid, victim), signal.SIGKILL)
     said = started.communicate(timeout=60)[1]
     other = said if victim == 1 else (tmp_path / "logs" / "process-1.log").read_text()
-    assert re.search(r"care-jax: another process of this run is gone .*from which the same command goes on", other), (
+    assert re.search(r"care-jax: another process of this run is gone .*from which the same command resumes", other), (
         other
     )
     assert "Traceback" not in other

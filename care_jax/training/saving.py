@@ -48,4 +48,4 @@ class SaveSchedule:
         checkpoints.wait()
         self._recorder.close()
         took = "" if stop.received_at is None else f" {time.monotonic() - stop.received_at:.0f} s after the signal"
-        raise Interrupted(f"stopped at step {step} of {self._steps}{took}; saved: the same command goes on from there")
+        raise Interrupted(f"stopped at step {step} of {self._steps}{took}; saved: the same command resumes from there")

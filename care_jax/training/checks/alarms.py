@@ -66,7 +66,7 @@ class Alarms:
         return new
 
     def _means(self, name: str) -> tuple[float, float]:
-        """Returns the means of a metric over the last window but one, and over the last."""
+        """Returns the means of a metric over the window before the last one, and over the last one."""
         column = [values.get(name, math.nan) for values in self._recent]
         return float(np.mean(column[:WINDOW])), float(np.mean(column[WINDOW:]))
 

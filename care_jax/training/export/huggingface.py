@@ -12,7 +12,7 @@ import jax
 from care_jax import config as configs
 from care_jax import distributed, models, sharding
 from care_jax.config import Config
-from care_jax.data.chat import load_tokenizer
+from care_jax.data.chat import Tokenizer, load_tokenizer
 from care_jax.distributed import is_writer, say
 from care_jax.errors import UserError
 from care_jax.evaluation.model import local_folder
@@ -27,7 +27,7 @@ from care_jax.training.state import load_model, new_adapters
 
 
 def write_export(
-    directory: RunDirectory, model: Decoder, params: Params, tokenizer: object, source: pathlib.Path
+    directory: RunDirectory, model: Decoder, params: Params, tokenizer: Tokenizer, source: pathlib.Path
 ) -> None:
     """Writes `export/` in the run directory: the model and its card. All processes call it.
 

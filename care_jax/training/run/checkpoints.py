@@ -17,7 +17,7 @@ from care_jax.textfiles import JsonObject
 from care_jax.training.errors import RunFailed, machine_error, process_lost
 from care_jax.training.run import checksums
 from care_jax.training.run.bucket import StoragePath, is_remote, move, remove
-from care_jax.training.run.saver import Saver
+from care_jax.training.run.saver import make_saver, save_args
 from care_jax.training.step import State
 
 # What a disk, a file system or another process does to a save. The failure is reported and the save tried again at the
@@ -27,17 +27,11 @@ _DAMAGED, _REMOVED = ".damaged", ".removed"  # endings of the names of checkpoin
 _BUCKET_SECONDS = 5.0  # between two questions to a bucket whether a save has committed
 
 
-@dataclasses.dataclass(frozen=True)
-class _PendingSave:
-    step: int
-    began: float
-
-
 class Checkpoints:
-    """Saves asynchronously to `folder`; keeps the newest `keep` checkpoints and, with `best`, the one best by it.
+    """Saves asynchronously to `folder`; keeps the newest `keep` checkpoints and, with `best`, the best one.
 
     best: a metric of the evaluation; of a loss the lowest is best, of all else the highest. read_only: nothing in the
-    folder is changed, since the run may be going on elsewhere.
+    folder is changed, since the run may be under way elsewhere.
     """
 
     def __init__(self, folder: StoragePath, keep: int = 1, best: str | None = None, *, read_only: bool = False):
@@ -45,10 +39,9 @@ class Checkpoints:
         self._keep, self._best, self._read_only = keep, best, read_only
         self._newest_sound: int | None = None  # a step whose checkpoint was verified, or written by this process
         self._verified = False  # whether `_newest_sound` is known
-        self._pending: _PendingSave | None = None
-        self._save_seconds = 0.0
+        self._pending: tuple[int, float] | None = None  # the step of a save under way, and when it began
+        self.last_save_seconds = 0.0  # of this process; 0 before the first save
         self._last_failure: str | None = None
-        self._saver: Saver | None = None
         self._next_look = 0.0  # when a bucket may be asked again
         # gcsfs raises whatever HTTP and credentials raise.
         self._failures = (Exception,) if is_remote(folder) else _SAVE_FAILURES
@@ -56,7 +49,7 @@ class Checkpoints:
             if not is_remote(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
-            self._saver = Saver()
+            self._saver = make_saver()
 
     # ---- What the folder holds
 
@@ -120,11 +113,11 @@ class Checkpoints:
     def resume_hint(self) -> str:
         """Returns a sentence that says from which checkpoint a run that ends now will resume."""
         step = self._newest_sound
-        if self._pending is not None and _committed(self.folder / str(self._pending.step)):
-            step = self._pending.step
+        if self._pending is not None and _committed(self.folder / str(self._pending[0])):
+            step = self._pending[0]
         if step is None:
             return "no checkpoint was saved yet; the same command starts again"
-        return f"the last good checkpoint is that of step {step}, from which the same command goes on"
+        return f"the last good checkpoint is that of step {step}, from which the same command resumes"
 
     # ---- Saving
 
@@ -136,9 +129,9 @@ class Checkpoints:
         """
         self._finish_pending()
         value = (metrics or {}).get(self._best) if self._best else None
-        self._pending = _PendingSave(step, time.monotonic())
+        self._pending = step, time.monotonic()
         try:
-            self._open_saver().save(self.folder / str(step), _stored(state), {**meta, "metric": value})
+            self._saver.save(self.folder / str(step), args=save_args(_stored(state), {**meta, "metric": value}))
         except self._failures as error:
             self._report_failure(error)
 
@@ -147,11 +140,11 @@ class Checkpoints:
         if self._pending is None:
             return
         try:
-            self._open_saver().check_for_errors()
+            self._saver.check_for_errors()
         except self._failures as error:
             self._report_failure(error)
         else:
-            if self._may_look() and _committed(self.folder / str(self._pending.step)):
+            if self._may_look() and _committed(self.folder / str(self._pending[0])):
                 self._finish_pending()
 
     def _may_look(self) -> bool:
@@ -168,34 +161,24 @@ class Checkpoints:
         if self._last_failure is not None:
             raise RunFailed(f"{self._last_failure}; {self.resume_hint()}")
 
-    @property
-    def last_save_seconds(self) -> float:
-        """Duration of the last save of this process; 0 before the first."""
-        return self._save_seconds
-
-    def _open_saver(self) -> Saver:
-        assert self._saver is not None, "these checkpoints are read only"
-        return self._saver
-
     def _finish_pending(self) -> None:
         if self._pending is None:
             return
         try:
-            self._open_saver().wait()
+            self._saver.wait_until_finished()
         except self._failures as error:
             self._report_failure(error)
             return
-        self._newest_sound, self._verified = self._pending.step, True
-        self._save_seconds, self._last_failure = time.monotonic() - self._pending.began, None
-        self._pending = None
+        (self._newest_sound, began), self._pending = self._pending, None
+        self.last_save_seconds, self._last_failure, self._verified = time.monotonic() - began, None, True
         self._remove_old()
 
     def _report_failure(self, error: BaseException) -> None:
         assert self._pending is not None
-        step, self._pending = self._pending.step, None
+        (step, _), self._pending = self._pending, None
         for _ in range(9):  # Orbax raises the failures of one save one at a time: the others at the next calls
             try:
-                self._open_saver().wait()
+                self._saver.wait_until_finished()
                 break
             except self._failures:
                 continue
@@ -286,7 +269,7 @@ class Checkpoints:
             self.close()
 
     def close(self) -> None:
-        if self._saver is not None:
+        if not self._read_only:
             self._finish_pending()
             self._saver.close()
 

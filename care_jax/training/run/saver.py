@@ -10,38 +10,29 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.future import ChainedFuture, Future
 
+from care_jax.models.arch import Params
 from care_jax.textfiles import JsonObject
 from care_jax.training.run import checksums
-from care_jax.training.run.bucket import StoragePath, path_of
+from care_jax.training.run.bucket import path_of
 
 
-class Saver:
-    """Saves one checkpoint at a time beside the training. Every method may raise the failure of an earlier save."""
+def make_saver() -> ocp.AsyncCheckpointer:
+    """Returns a saver of what `save_args` holds. It saves one checkpoint at a time beside the training, and each of its
+    methods may raise the failure of an earlier save.
+    """
+    _silence_failed_saves()
+    # Orbax would make the directories in a thread; otherwise a failure is raised by `save` itself.
+    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    handler = _HandlerWithChecksums(
+        state=ocp.StandardCheckpointHandler(),
+        meta=ocp.JsonCheckpointHandler(),
+        composite_options=ocp.CompositeOptions(async_options=options),
+    )
+    return ocp.AsyncCheckpointer(handler, async_options=options)
 
-    def __init__(self) -> None:
-        _silence_failed_saves()
-        # Orbax would make the directories in a thread; made at once, a failure is raised by `save` itself.
-        options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-        handler = _HandlerWithChecksums(
-            state=ocp.StandardCheckpointHandler(),
-            meta=ocp.JsonCheckpointHandler(),
-            composite_options=ocp.CompositeOptions(async_options=options),
-        )
-        self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
 
-    def save(self, folder: StoragePath, state: JsonObject, meta: JsonObject) -> None:
-        """Starts a save. state: a dict of arrays or of trees of them."""
-        arguments = _ArgsWithChecksums(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        self._checkpointer.save(folder, args=arguments)
-
-    def check_for_errors(self) -> None:
-        self._checkpointer.check_for_errors()
-
-    def wait(self) -> None:
-        self._checkpointer.wait_until_finished()
-
-    def close(self) -> None:
-        self._checkpointer.close()
+def save_args(state: Params, meta: JsonObject) -> ocp.args.Composite:
+    return _ArgsWithChecksums(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
 
 
 class _HandlerWithChecksums(ocp.CompositeCheckpointHandler):
@@ -65,7 +56,7 @@ class _HandlerWithChecksums(ocp.CompositeCheckpointHandler):
 
 @ocp.args.register_with_handler(_HandlerWithChecksums, for_save=True, for_restore=True)
 class _ArgsWithChecksums(ocp.args.Composite):
-    """What `AsyncCheckpointer.save` must be called with, so that Orbax chooses our handler."""
+    """Orbax chooses the handler of a save by the class of its arguments."""
 
 
 def _silence_failed_saves() -> None:
