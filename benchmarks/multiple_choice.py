@@ -27,7 +27,7 @@ OURS = """
 import json, sys, time
 from care_jax import models
 from care_jax.data.chat import load_tokenizer
-from care_jax.evaluation import likelihood
+from care_jax.evaluation.answers import logprobs
 from care_jax.evaluation.items import Item
 folder, path = sys.argv[1:3]
 items = [Item(str(n), "q", one["prompt"], choices=tuple(one["choices"])) for n, one in enumerate(json.load(open(path)))]
@@ -35,8 +35,8 @@ model, params = models.from_pretrained(folder)
 tokenizer = load_tokenizer(folder)
 for _ in sys.stdin:
     began = time.perf_counter()
-    found = likelihood.score(model, params, [likelihood.encode(tokenizer, item) for item in items])
-    print("OUT" + json.dumps({"seconds": time.perf_counter() - began, "logps": found}), flush=True)
+    scores = logprobs.score_items(model, params, [logprobs.encode_item(tokenizer, item) for item in items])
+    print("OUT" + json.dumps({"seconds": time.perf_counter() - began, "logps": scores}), flush=True)
 """
 PEER = """
 import json, sys, time

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -73,12 +74,12 @@ class RowArrays(NamedTuple):
     prompts: the segment of the stem that each token sees. places: the positions in the row that predict the targets.
     """
 
-    tokens: Int[np.ndarray, "B T"]
-    positions: Int[np.ndarray, "B T"]
-    segments: Int[np.ndarray, "B T"]
-    prompts: Int[np.ndarray, "B T"]
-    places: Int[np.ndarray, "B C"]
-    targets: Int[np.ndarray, "B C"]
+    tokens: Int[np.ndarray | jax.Array, "B T"]
+    positions: Int[np.ndarray | jax.Array, "B T"]
+    segments: Int[np.ndarray | jax.Array, "B T"]
+    prompts: Int[np.ndarray | jax.Array, "B T"]
+    places: Int[np.ndarray | jax.Array, "B C"]
+    targets: Int[np.ndarray | jax.Array, "B C"]
 
 
 @dataclass(frozen=True)

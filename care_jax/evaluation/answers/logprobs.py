@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from care_jax import logps, sharding
 from care_jax.data import chat
@@ -16,7 +16,7 @@ from care_jax.data.chat import Tokenizer
 from care_jax.data.readers.rated import user_turn
 from care_jax.distributed import is_writer, to_host
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.choice_rows import EncodedItem, fill_rows, plan_rows
+from care_jax.evaluation.answers.choice_rows import EncodedItem, RowArrays, fill_rows, plan_rows
 from care_jax.evaluation.answers.prompts import item_fields
 from care_jax.evaluation.answers.responses import read_answers
 from care_jax.evaluation.items import Item
@@ -100,10 +100,10 @@ def score_items(
         rows = plan.rows[start : start + plan.batch_size]
         arrays = fill_rows(rows, plan.batch_size, plan.width, plan.capacity)
         if mesh is None:
-            values = _target_logps(model, params, *(jnp.asarray(array) for array in arrays))
+            values = _target_logps(model, params, jax.tree.map(jnp.asarray, arrays))
         else:
             with jax.set_mesh(mesh):
-                values = _target_logps(model, params, *(_shard_rows(array, mesh) for array in arrays))
+                values = _target_logps(model, params, RowArrays(*(_shard_rows(array, mesh) for array in arrays)))
         for row, row_values in zip(rows, np.asarray(to_host(values))):
             slot = 0
             for choice in (choice for block in row for choice in block.choices):
@@ -113,24 +113,16 @@ def score_items(
     return scores
 
 
-def _shard_rows(x: np.ndarray, mesh: Mesh) -> jax.Array:
+def _shard_rows(x: np.ndarray | jax.Array, mesh: Mesh) -> jax.Array:
     placed = sharding.sharding(mesh, ("rows", None), x.shape, "evaluate: rows")
     return jax.make_array_from_callback(x.shape, placed, lambda index: x[index])
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _target_logps(
-    model: Decoder,
-    params: Params,
-    tokens: Int[Array, "B T"],
-    positions: Int[Array, "B T"],
-    segments: Int[Array, "B T"],
-    prompts: Int[Array, "B T"],
-    places: Int[Array, "B C"],
-    targets: Int[Array, "B C"],
-) -> Float[Array, "B C"]:
-    """log p(target | what the token at `place` sees), for the C targets of each row."""
-    hidden = model.apply({"params": params}, tokens, positions, segments, prompts, method="hidden")
+def _target_logps(model: Decoder, params: Params, rows: RowArrays) -> Float[Array, "B C"]:
+    """log p(target | what the token at its place sees), for the C targets of each row."""
+    places, targets = jnp.asarray(rows.places), jnp.asarray(rows.targets)
+    hidden = model.apply({"params": params}, rows.tokens, rows.positions, rows.segments, rows.prompts, method="hidden")
     chosen = jnp.take_along_axis(jnp.asarray(hidden), places[:, :, None], axis=1)
     flat = logps.completion_logps(
         chosen.reshape(-1, chosen.shape[-1]),
