@@ -128,7 +128,7 @@ def scale(responses: int = 10_000_000, each: int = 8) -> None:
         plan = plan_step(pipeline.step_units(stream, step, EXAMPLES), corpus, layout)
         print(f"{told(f'plan of step {step:,} over {responses:,} responses')}, efficiency {plan.efficiency:.4f}")
     total = pipeline.number_of_steps(stream, EXAMPLES, 1, None)
-    sized, _ = pipeline.plan_run(stream, corpus, layout, EXAMPLES, total)
+    sized = pipeline.plan_run(pipeline.StepSource(stream, corpus, EXAMPLES, layout), total).shape
     print(f"{told(f'a run of {total:,} steps is sized')}, {sized.microbatches} microbatches at most")
 
 

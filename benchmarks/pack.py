@@ -33,7 +33,7 @@ def main() -> None:
             layout = pipeline.batch_shape(units, corpus, rows=SLOTS // row_length, row_length=row_length)
             steps = -(-len(units) // EXAMPLES)
             began = time.process_time()
-            layout, _ = pipeline.plan_run(stream, corpus, layout, EXAMPLES, steps)
+            layout = pipeline.plan_run(pipeline.StepSource(stream, corpus, EXAMPLES, layout), steps).shape
             sizing = time.process_time() - began
             began, plans, shapes = time.process_time(), [], set()
             for step in range(steps):

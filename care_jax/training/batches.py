@@ -80,13 +80,9 @@ class BatchSupply:
 def _host_batches(run: RunContext, data: RunData, reference: Reference, first: int) -> Iterator[tuple[Batch, StepPlan]]:
     """Yields each step's batch as numpy arrays, with the rows of this process, and its plan."""
     steps = pipeline.steps(
-        data.stream,
-        data.corpus,
-        data.layout,
-        data.examples,
+        data.source,
         first - 1,
         data.steps,
-        mismatched=data.mismatched,
         rows=placement.rows_of_this_process(run.mesh, run.config.batch.microbatch_rows),
         ref_logps=reference.lookup if reference.precomputed else None,
     )

@@ -12,7 +12,7 @@ from care_jax.data import pipeline, preferences
 from care_jax.data.chat import Tokenizer
 from care_jax.data.corpus import Corpus, SequenceId
 from care_jax.data.curation import leakage
-from care_jax.data.packing.batch import BatchShape
+from care_jax.data.pipeline import StepSource
 from care_jax.data.preferences import Unit
 from care_jax.data.questions import Question, Stored, is_ids
 from care_jax.data.readers.registry import Reading, read
@@ -29,17 +29,14 @@ _STORED_CHECKED = 64  # prompts of a token cache
 class RunData:
     """Everything of a run's data that the loop needs.
 
-    examples: units per step. mismatched: the layout of KTO's mismatched completions. sequences: what the steps and the
-    evaluation need, each once. files: the SHA-256 of each file that was read. labels: of the unpaired view, how many
-    of each, and what that means for the loss.
+    source: what the steps are made from. sequences: what the steps and the evaluation need, each once. files: the
+    SHA-256 of each file that was read. labels: of the unpaired view, how many of each, and what that means for the
+    loss.
     """
 
     corpus: Corpus
-    stream: "grain.MapDataset[Unit]"
-    examples: int
+    source: StepSource
     steps: int
-    layout: BatchShape
-    mismatched: BatchShape | None
     held_out: HeldOut | None
     held_out_questions: int
     sequences: list[SequenceId]
@@ -47,11 +44,11 @@ class RunData:
     labels: JsonObject | None = None
 
     def summary(self) -> str:
-        layout = self.layout
+        shape = self.source.shape
         return (
-            f"data: {len(self.stream)} units per epoch, {self.held_out_questions} questions held out; "
-            f"{self.steps} steps of {self.examples} units in at most {layout.microbatches} microbatches of "
-            f"{layout.rows} x {layout.row_length} tokens; {self.corpus.truncated} completions cut, "
+            f"data: {len(self.source.stream)} units per epoch, {self.held_out_questions} questions held out; "
+            f"{self.steps} steps of {self.source.examples} units in at most {shape.microbatches} microbatches of "
+            f"{shape.rows} x {shape.row_length} tokens; {self.corpus.truncated} completions cut, "
             f"{self.corpus.boundary_merges} boundaries merged{labels_text(self.labels)}"
         )
 
@@ -81,15 +78,14 @@ def prepare(config: Config, tokenizer: Tokenizer, objective: Objective, folder: 
         add_labels(folder, labels)
     stream = pipeline.mixture(sources, seed=config.seed, shuffle=config.data.shuffle)
     steps = pipeline.number_of_steps(stream, config.batch.examples, config.data.epochs, config.data.max_steps)
-    layout, mismatched = plan_steps(config, objective, sources, stream, steps, tokens.corpus)
+    source = plan_steps(config, objective, sources, stream, steps, tokens.corpus)
     held_out = make_held_out(config, objective, tokens)
-    examples = config.batch.examples
-    needed = pipeline.needed_sequences(stream, tokens.corpus, examples, steps, mismatched is not None)
+    needed = pipeline.needed_sequences(source, steps)
     if held_out is not None:
         needed = sorted({*needed, *held_out.sequences})
     files = {file: digest for reading in readings.all for file, digest in reading.files}
     return RunData(
-        tokens.corpus, stream, examples, steps, layout, mismatched, held_out, len(tokens.corpora[-1]), needed, files,
+        tokens.corpus, source, steps, held_out, len(tokens.corpora[-1]), needed, files,
         labels,
     )  # fmt: skip
 
@@ -261,13 +257,13 @@ def plan_steps(
     stream: "grain.MapDataset[Unit]",
     steps: int,
     corpus: Corpus,
-) -> tuple[BatchShape, BatchShape | None]:
+) -> StepSource:
     """Chooses the static sizes of the run's batches, and of KTO's mismatched completions if the loss names `kl`.
 
     Raises UserError if a question fits no row or no microbatch.
     """
     batch = config.batch
-    layout = pipeline.batch_shape(
+    shape = pipeline.batch_shape(
         [unit for units, _ in sources for unit in units],
         corpus,
         rows=batch.microbatch_rows,
@@ -277,8 +273,8 @@ def plan_steps(
         share_prompts=batch.share_prompts,
         longest_completion=int(corpus.completion_lengths.max()),
     )
-    mismatched = pipeline.mismatched_shape(layout, corpus) if objective.needs_kl else None
-    return pipeline.plan_run(stream, corpus, layout, batch.examples, steps, mismatched)
+    mismatched = pipeline.mismatched_shape(shape, corpus) if objective.needs_kl else None
+    return pipeline.plan_run(StepSource(stream, corpus, batch.examples, shape, mismatched), steps)
 
 
 def make_held_out(config: Config, objective: Objective, tokens: TokenizedQuestions) -> HeldOut | None:

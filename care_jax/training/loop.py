@@ -120,7 +120,7 @@ def _run(run: RunContext, start: Start) -> Run:
 
     # ---- The reference: its logps of every response that is needed, before the first step.
     abstract, shardings = abstract_state(trained, weights, mesh)
-    layout = pipeline.mismatched_shape(data.layout, data.corpus)
+    layout = pipeline.mismatched_shape(data.source.shape, data.corpus)
     reserved = bytes_per_device(with_shardings(abstract, shardings))
     forward = ForwardPass(trained.model, data.corpus, layout, mesh, run.stop, reserved)
     reference = compute_reference(run, weights, data, forward)

@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 
-from care_jax.data import pipeline
 from care_jax.distributed import is_writer, say
 from care_jax.models.decoder import Decoder
 from care_jax.training.batches import StepBatch
@@ -56,14 +55,13 @@ class SkippedUpdates:
 
     def _questions(self, step: int) -> list[str]:
         """Returns the keys of a step's questions."""
-        units = pipeline.step_units(self._data.stream, step - 1, self._data.examples)
+        units = self._data.source.units(step - 1)
         return list(dict.fromkeys(self._data.corpus.key(unit.question) for unit in units))
 
     def _question_at(self, step: int, microbatch: int, slot: int) -> str:
         """Returns the key of the question whose response has this slot of a microbatch."""
         data = self._data
-        units = pipeline.step_units(data.stream, step - 1, data.examples)
-        plan = pipeline.plan_step(units, data.corpus, data.layout, data.mismatched)
+        plan = data.source.plan(step - 1)
         placed = plan.responses
         responses = np.flatnonzero((placed.microbatch == microbatch) & (placed.slot == slot))
         return data.corpus.key(int(placed.question[responses[0]]))

@@ -25,14 +25,12 @@ def test_abstract_batches_are_those_of_a_real_layout(quickstart, tmp_path, loss)
 
     changed = Config.from_any(quickstart, **{"loss": {"name": loss}, "data.eval": [], "data.max_steps": 2})
     data = prepare(changed, load_tokenizer(str(local_folder("sample"))), objective_of(changed), tmp_path)
-    plan_ = pipeline.plan_step(
-        pipeline.step_units(data.stream, 0, data.examples), data.corpus, data.layout, data.mismatched
-    )
+    plan_ = data.source.plan(0)
     filled = pipeline.fill(plan_, data.corpus)
-    expected = abstract_batch(data.layout, data.mismatched)
+    expected = abstract_batch(data.source.shape, data.source.mismatched)
     assert jax.tree.structure(filled) == jax.tree.structure(expected)
     for found, shape in zip(jax.tree.leaves(filled), jax.tree.leaves(expected)):
         assert (np.shape(found), np.asarray(found).dtype) == (shape.shape, shape.dtype)
     bound = layout_of(changed, objective_of(changed))
     for name in ("rows", "row_length", "responses", "completions", "pairs", "groups", "width"):
-        assert getattr(bound, name) >= getattr(data.layout, name), f"{name}: the bound is none"
+        assert getattr(bound, name) >= getattr(data.source.shape, name), f"{name}: the bound is none"

@@ -97,7 +97,7 @@ def test_labels_by_ratings(tmp_path, labels, desirable, undesirable):
     config = config_of(tmp_path, *sources, **small, **({} if labels is None else {"data.labels": labels}))
     made = prepare(config, load_tokenizer("sample"), make_objective(losses.nll), tmp_path)
     found = {True: set(), False: set()}
-    for unit in made.stream:
+    for unit in made.source.stream:
         response = made.corpus.questions[unit.question].responses[unit.responses[0]]
         found[unit.desirable].add(response.rating)
     assert found == {True: desirable, False: undesirable}

@@ -1,5 +1,6 @@
 """The stream: step n is a function of (seed, n), an epoch holds every unit as often as its source's weight says."""
 
+import dataclasses
 from collections import Counter
 
 import grain
@@ -73,51 +74,50 @@ def small_run(view="pair", examples=3):
     corpus = corpora.corpus_of([(3, [4, 9, 2]), (5, [7, 7]), (2, [1, 6, 3, 8]), (4, [5, 5])])
     stream = pipeline.units(corpus, seed=1, **corpora.VIEWS[view])
     own = [stream[i] for i in range(len(stream))]
-    layout = pipeline.batch_shape(own, corpus, rows=2, row_length=24)
+    shape = pipeline.batch_shape(own, corpus, rows=2, row_length=24)
     total = pipeline.number_of_steps(stream, examples, 2, None)
-    return stream, corpus, layout, examples, total
+    return pipeline.StepSource(stream, corpus, examples, shape), total
 
 
 def test_steps_by_random_access_and_in_turn_are_the_same(monkeypatch):
-    stream, corpus, layout, examples, total = small_run()
-    layout, _ = pipeline.plan_run(stream, corpus, layout, examples, total)
-    whole = list(pipeline.steps(stream, corpus, layout, examples, 0, total))
+    source, total = small_run()
+    source = pipeline.plan_run(source, total)
+    whole = list(pipeline.steps(source, 0, total))
     assert [n for n, _, _ in whole] == list(range(total))
     monkeypatch.setattr(pipeline, "_THREADS", 1)
-    resumed = list(pipeline.steps(stream, corpus, layout, examples, 2, total))
+    resumed = list(pipeline.steps(source, 2, total))
     for (n, batch, _), (m, other, _) in zip(whole[2:], resumed, strict=True):
         assert n == m
         assert all(map(np.array_equal, jax.tree.leaves(batch), jax.tree.leaves(other)))
     shapes = {tuple(x.shape for x in jax.tree.leaves(batch)) for _, batch, _ in whole}
     assert len(shapes) == 1  # so the step is compiled once
-    assert max(int(batch.n_microbatches) for _, batch, _ in whole) == layout.microbatches
+    assert max(int(batch.n_microbatches) for _, batch, _ in whole) == source.shape.microbatches
     for n, batch, _ in whole:
-        units = pipeline.step_units(stream, n, examples)
-        assert corpora.read_back(batch) == corpora.spelled(corpus, units)
+        assert corpora.read_back(batch) == corpora.spelled(source.corpus, source.units(n))
 
 
 def test_what_a_run_needs_of_the_reference():
-    stream, corpus, layout, examples, total = small_run("unpaired", examples=6)
-    other = pipeline.mismatched_shape(layout, corpus)
-    layout, other = pipeline.plan_run(stream, corpus, layout, examples, total, other)
-    needed = pipeline.needed_sequences(stream, corpus, examples, total, mismatched=True)
+    source, total = small_run("unpaired", examples=6)
+    mismatched = pipeline.mismatched_shape(source.shape, source.corpus)
+    source = pipeline.plan_run(dataclasses.replace(source, mismatched=mismatched), total)
+    needed = pipeline.needed_sequences(source, total)
     table = {sequence: float(n + 1) for n, sequence in enumerate(needed)}
 
     def ref_logps(questions, responses):
         return np.asarray([table[int(q), int(r)] for q, r in zip(questions, responses)], np.float32)
 
     used = set()
-    made = pipeline.steps(stream, corpus, layout, examples, 0, total, mismatched=other, ref_logps=ref_logps)
-    for _, batch, _ in made:
+    for _, batch, _ in pipeline.steps(source, 0, total, ref_logps=ref_logps):
         for part in (batch, batch.mismatched):
             used.update(part.ref_logps[part.segment_weights > 0].tolist())
-            assert part.segment_weights.sum() == examples
+            assert part.segment_weights.sum() == source.examples
     assert used == set(table.values())
 
 
 def test_a_dataset_of_ones_own_stands_in():
-    stream, corpus, layout, examples, _ = small_run()
-    own = grain.MapDataset.source([stream[0], stream[1]]).repeat()
-    layout, _ = pipeline.plan_run(own, corpus, layout, examples, 2)
-    batches = {n: batch for n, batch, _ in pipeline.steps(own, corpus, layout, examples, 0, 2)}
-    assert corpora.read_back(batches[0]) == corpora.spelled(corpus, [stream[0], stream[1], stream[0]])
+    source, _ = small_run()
+    first, second = source.stream[0], source.stream[1]
+    own = grain.MapDataset.source([first, second]).repeat()
+    source = pipeline.plan_run(dataclasses.replace(source, stream=own), 2)
+    batches = {n: batch for n, batch, _ in pipeline.steps(source, 0, 2)}
+    assert corpora.read_back(batches[0]) == corpora.spelled(source.corpus, [first, second, first])
