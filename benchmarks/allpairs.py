@@ -1,9 +1,9 @@
-"""All rating-ordered pairs of two questions with nine responses each in one step: what each switch brings.
+"""All rating-ordered pairs of two questions with nine responses each in one step: the effect of each switch.
 
     python benchmarks/allpairs.py [--rounds 5] [--seed 0] [--quick]
 
-The same pairs, weights and loss in every mode: `expanded` runs both sequences of every pair in a padded row of its own,
-the others pack, share prompts, share responses, and all of it.
+Pairs, weights and loss are the same in every mode. `expanded` runs both sequences of every pair in padded rows of their
+own; the other modes pack rows, share prompts, share responses, or do all of these.
 """
 
 import harness

@@ -1,12 +1,12 @@
-"""How well rows are packed, how fast they are read, and what planning costs: one figure a line.
+"""How well rows are packed, how fast they are read, and what planning costs: one figure per line.
 
-    python benchmarks/data.py packing care_rated.jsonl TOKENIZER_FOLDER    # part of the token slots run that is filled
+    python benchmarks/data.py packing care_rated.jsonl TOKENIZER_FOLDER    # filled share of the token slots
     python benchmarks/data.py reading care_rated.jsonl TOKENIZER_FOLDER    # 28,000 rows to ready examples, seconds
-    python benchmarks/data.py prepared care_rated.jsonl TOKENIZER_FOLDER   # tokens a second of one core, from a cache
+    python benchmarks/data.py prepared care_rated.jsonl TOKENIZER_FOLDER   # tokens per second of one core, from a cache
     python benchmarks/data.py scale                                        # the plan of a step over 10 million lengths
 
-`prepared` counts CPU seconds of planning and filling whole steps (128 groups of all pairs, 2 rows a microbatch).
-`scale` makes its lengths up: questions of 8 responses, all pairs, in group units.
+`prepared` counts CPU seconds of planning and filling whole steps (128 groups of all pairs, 2 rows per microbatch).
+`scale` uses random lengths: questions of 8 responses, all pairs, in group units.
 """
 
 import argparse
@@ -36,8 +36,9 @@ def layout_of(units: list[Unit], corpus: Corpus) -> BatchShape:
 
 
 def packing(data: str, tokenizer: str, epochs: int = 16) -> None:
-    """Filled part of all token slots run, over an epoch and over several (each is another permutation), and how many
-    steps took more microbatches than all their tokens would fill.
+    """Filled share of all token slots, over one epoch and over several, each another permutation.
+
+    Also how many steps take more microbatches than their tokens need.
     """
     corpus = pipeline.tokenize(read("care", data).questions, chat.load_tokenizer(tokenizer), max_length=MAX_LENGTH)
     for policy in ("all", "best_worst"):
@@ -57,12 +58,12 @@ def packing(data: str, tokenizer: str, epochs: int = 16) -> None:
 
 
 def repeated(data: str, count: int, path: pathlib.Path) -> None:
-    """At least `count` rows: the data's, under other questions each time they come round."""
+    """Writes `count` rows: those of the data, repeated with other questions."""
     rows = [json.loads(line) for line in pathlib.Path(data).read_text(encoding="utf-8").splitlines()]
     with open(path, "w", encoding="utf-8") as file:
         for number in range(count):
-            copy, place = divmod(number, len(rows))
-            row = rows[place] | {"question": f"{rows[place]['question']} {copy}"}
+            copy, index = divmod(number, len(rows))
+            row = rows[index] | {"question": f"{rows[index]['question']} {copy}"}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -87,8 +88,8 @@ def from_cache(data: str, tokenizer: str, copies: int = 4) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         repeated(data, copies * 2700, folder / "rows.jsonl")
-        own = read("care", str(folder / "rows.jsonl"))
-        token_cache.write(folder / "cache", own.questions, own.report, loaded, model=tokenizer, source={})
+        data_read = read("care", str(folder / "rows.jsonl"))
+        token_cache.write(folder / "cache", data_read.questions, data_read.report, loaded, model=tokenizer, source={})
         start = time.process_time()
         corpus = pipeline.tokenize(read("prepared", str(folder / "cache")).questions, loaded, max_length=MAX_LENGTH)
         units = make_units(corpus.questions, policy="all", unit="group")
@@ -103,8 +104,8 @@ def from_cache(data: str, tokenizer: str, copies: int = 4) -> None:
             pipeline.fill(plan, corpus)
         seconds = time.process_time() - started
     print(f"start-up of {len(corpus):,} questions: {started - start:.2f} s CPU")
-    print(f"reading and filling: {tokens / (seconds - planning):,.0f} tokens a second a core")
-    print(f"planning, reading and filling: {tokens / seconds:,.0f} tokens a second a core")
+    print(f"reading and filling: {tokens / (seconds - planning):,.0f} tokens per second per core")
+    print(f"planning, reading and filling: {tokens / seconds:,.0f} tokens per second per core")
 
 
 def scale(responses: int = 10_000_000, each: int = 8) -> None:
@@ -120,16 +121,16 @@ def scale(responses: int = 10_000_000, each: int = 8) -> None:
     units = [Unit(question, names, pairs) for question in range(questions)]
     stream, layout = pipeline.mixture([(units, 1.0)]), layout_of(units, corpus)
 
-    def told(what: str) -> str:
+    def with_cost(what: str) -> str:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         return f"{what}: {time.perf_counter() - start:.1f} s after the start, {memory:.2f} GiB"
 
     for step in (0, 5_000):
         plan = plan_step(pipeline.step_units(stream, step, EXAMPLES), corpus, layout)
-        print(f"{told(f'plan of step {step:,} over {responses:,} responses')}, efficiency {plan.efficiency:.4f}")
+        print(f"{with_cost(f'plan of step {step:,} over {responses:,} responses')}, efficiency {plan.efficiency:.4f}")
     total = pipeline.number_of_steps(stream, EXAMPLES, 1, None)
     sized = pipeline.plan_run(pipeline.StepSource(stream, corpus, EXAMPLES, layout), total).shape
-    print(f"{told(f'a run of {total:,} steps is sized')}, {sized.microbatches} microbatches at most")
+    print(f"{with_cost(f'a run of {total:,} steps is sized')}, {sized.microbatches} microbatches at most")
 
 
 def main() -> None:

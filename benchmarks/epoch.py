@@ -1,4 +1,4 @@
-"""An epoch of the library's own loop: tokens a second, model FLOPs utilisation, input wait, start-up.
+"""An epoch of the library's own loop: tokens per second, model FLOPs utilisation, input wait, start-up.
 
     python benchmarks/epoch.py --data care_rated.jsonl --model SMOLLM2_FOLDER --steps 8 row_length=1024
     python benchmarks/epoch.py --data care_rated.jsonl --model LLAMA_TOKENIZER_FOLDER --shape llama3-8b \\
@@ -6,9 +6,9 @@
     ... --shape llama3-8b 'model.lora={r: 16}'                             # adapters
     ... --trl 64                                                           # TRL on 64 of the same pairs, in proportion
 
-Further words are keys of the configuration. All rating-ordered pairs of a question are one unit. Utilisation counts 6 N
-operations for each token that is filled (4 N with adapters), nothing for padding or recomputation, against the vendor's
-figure for the device. --trl needs the `parity` extra; use the CPU, or a GPU that holds it after our run has ended.
+Further arguments are keys of the configuration. All rating-ordered pairs of a question are one unit. Utilisation counts
+6 N operations per token (4 N with adapters), none for padding or recomputation, relative to the vendor's figure for the
+device. --trl needs the `parity` extra and a CPU, or a GPU with enough memory for it after our run has ended.
 """
 
 import argparse
@@ -69,16 +69,16 @@ def configuration(arguments: argparse.Namespace, model: pathlib.Path, folder: pa
 
 
 def ours(config: Config, folder: pathlib.Path) -> tuple[dict[str, Any], int]:
-    """Figures of a run, and the pairs of its steps."""
+    """The figures of a run, and the number of pairs in its steps."""
     began = time.perf_counter()
     with harness.Peak() as peak:
         run = care_jax.train(config)
-    whole = time.perf_counter() - began
+    run_seconds = time.perf_counter() - began
     steps = [line for line in run.metrics if "step_seconds" in line]
     timed = steps[1:] or steps  # the first one waits for the pipeline to fill
     seconds = sum(line["step_seconds"] for line in timed)
     tokens, waited = (sum(line[key] for line in timed) for key in ("tokens", "input_wait_seconds"))
-    found = {
+    figures = {
         "parameters": models.num_params(run.model.arch),
         "steps": len(steps),
         "step_seconds": [line["step_seconds"] for line in steps],
@@ -87,15 +87,15 @@ def ours(config: Config, folder: pathlib.Path) -> tuple[dict[str, Any], int]:
         "tokens_per_second": tokens / seconds,
         "input_wait_share": waited / seconds,
         "fill": statistics.mean(line["packing_efficiency"] for line in timed),
-        "whole_run_seconds": whole,
+        "whole_run_seconds": run_seconds,
         "peak": peak.most,
-        "mfu": None if timed[0]["mfu"] is None else sum(one["mfu"] * one["step_seconds"] for one in timed) / seconds,
+        "mfu": None if timed[0]["mfu"] is None else sum(line["mfu"] * line["step_seconds"] for line in timed) / seconds,
     }
-    return found, sum(line["pairs"] for line in steps)
+    return figures, sum(line["pairs"] for line in steps)
 
 
 def trl(arguments: argparse.Namespace, config: Config, model: pathlib.Path, pairs: int) -> dict[str, Any]:
-    """TRL's step on a sample of the pairs, its time in proportion to all of them."""
+    """TRL's step on a sample of the pairs, and its time scaled to all of them."""
     import peer_trl
 
     from care_jax.data import chat, pipeline
@@ -115,8 +115,8 @@ def main() -> None:
     parser.add_argument("--data", default="sample")
     parser.add_argument("--model", default="sample", help="a folder; with --shape only its tokenizer is used")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this size")
-    parser.add_argument("--steps", type=int, help="instead of a whole epoch")
-    parser.add_argument("--trl", type=int, metavar="PAIRS", help="time TRL on so many pairs too")
+    parser.add_argument("--steps", type=int, help="number of steps, in place of a whole epoch")
+    parser.add_argument("--trl", type=int, metavar="PAIRS", help="time TRL on this number of pairs too")
     parser.add_argument("keys", nargs="*", help="key=value of the configuration")
     arguments = parser.parse_args()
     if arguments.quick:

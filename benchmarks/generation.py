@@ -1,10 +1,9 @@
-"""Generation: tokens a second of a batch against one prompt at a time, and whether the texts are the same.
+"""Generation: tokens per second of a batch against one prompt at a time, and whether the texts are the same.
 
     python benchmarks/generation.py --model MODEL [--batch 16] [--tokens 32] [--rounds 2]
 
-The same prompts (questions of the packaged sample, in the model's chat template) are answered greedily, `tokens` tokens
-each whatever they are; the time of a round holds the prompts' own pass too. Both ways are compiled before, and take
-turns.
+The same prompts (questions of the packaged sample, in the model's chat template) are answered greedily with `tokens`
+tokens each. The time of a round includes the pass over the prompts. Both ways are compiled first, and take turns.
 """
 
 import argparse
@@ -33,13 +32,13 @@ def main() -> None:
     tokenizer = chat.load_tokenizer(str(folder))
     questions = read("care", "sample").questions[: arguments.batch]
     template = "model" if tokenizer.chat_template else "none"
-    encoded = chat.encode_many(tokenizer, [(one.prompt, ()) for one in questions], template)
-    prompts = [one.prompt_ids for one in encoded]
+    encoded = chat.encode_many(tokenizer, [(question.prompt, ()) for question in questions], template)
+    prompts = [each.prompt_ids for each in encoded]
     model, params = models.from_pretrained(folder, arguments.dtype)
 
     def answers(batch: int, tokens: int) -> list[tuple[int, ...]]:
-        made = sampling.generate(model, params, prompts, max_tokens=tokens, batch_size=batch)
-        return [answer.tokens for answer in made]
+        generated = sampling.generate(model, params, prompts, max_tokens=tokens, batch_size=batch)
+        return [answer.tokens for answer in generated]
 
     sizes = (1, arguments.batch)
     texts = {size: answers(size, arguments.tokens) for size in sizes}
@@ -51,10 +50,10 @@ def main() -> None:
             seconds[size].append(time.perf_counter() - start)
     count = len(prompts) * arguments.tokens
     rates = {size: count / statistics.median(seconds[size]) for size in sizes}
-    same = sum(one == other for one, other in zip(texts[1], texts[arguments.batch]))
+    same = sum(single == batched for single, batched in zip(texts[1], texts[arguments.batch]))
     for size in sizes:
         shown = ", ".join(f"{value:.2f}" for value in seconds[size])
-        print(f"batch {size}: {rates[size]:.1f} tokens a second (rounds of {shown} s)")
+        print(f"batch {size}: {rates[size]:.1f} tokens per second (rounds of {shown} s)")
     ratio = rates[arguments.batch] / rates[1]
     shortest, longest = min(map(len, prompts)), max(map(len, prompts))
     print(f"{len(prompts)} prompts of {shortest} to {longest} tokens, {arguments.dtype}, {jax.default_backend()}")

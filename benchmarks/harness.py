@@ -1,7 +1,7 @@
-"""What the benchmarks share: made-up questions, the modes of a step, interleaved timing, the printed and stored record.
+"""Shared by the benchmarks: random questions, the modes of a step, interleaved timing, the printed and stored record.
 
-A benchmark builds `Case`s, each one optimizer step in some mode, and hands them to `measure`: rounds in which every
-case runs once, so that whatever else the machine does meets all of them. Ratios are of medians within one run.
+A benchmark builds `Case`s, each one optimizer step in some mode, and passes them to `measure`. In every round each case
+runs once, so that other load on the machine affects all of them. Ratios are of medians within one run.
 """
 
 import argparse
@@ -37,7 +37,11 @@ from care_jax.errors import UserError
 from care_jax.training.step import init_state, make_logps, make_step
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-B1, B2, RATE = 0.9, 0.999, 1e-6  # AdamW on every side; the rate is small: every round sees nearly the same weights
+B1, B2, RATE = (
+    0.9,
+    0.999,
+    1e-6,
+)  # AdamW on every side; with a small rate, so that the weights hardly change between rounds
 BETA = 0.1
 
 
@@ -45,18 +49,18 @@ BETA = 0.1
 
 
 def parser(description: str | None, rounds: int = 5) -> argparse.ArgumentParser:
-    """Flags that every benchmark has."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--quick", action="store_true", help="tiny shapes and few rounds: only shows that it runs")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--rounds", type=int, default=rounds)
-    made.add_argument("--json", type=pathlib.Path, help="where the record goes (default: benchmarks/results/NAME.json)")
-    return made
+    """A parser with the options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="tiny shapes and few rounds, only to show that it runs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--json", type=pathlib.Path, help="file of the record (default: benchmarks/results/NAME.json)")
+    return parser
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """A Qwen 2 of made-up size; the head is tied, as in the family's small models."""
+    """The sizes of a Qwen 2 model; its head is tied, as in the small models of the family."""
 
     vocabulary: int = 32768
     layers: int = 6
@@ -92,11 +96,11 @@ def make_model(folder: pathlib.Path, sizes: Sizes, remat: str = "none", **change
     return models.from_config(folder, dtype="float32", remat=remat)
 
 
-# --- made-up questions ----------------------------------------------------------------------------------------------
+# --- random questions ----------------------------------------------------------------------------------------------
 
 
 def corpus_of(parts: Sequence[tuple[list[int], list[list[int]], list[float]]], max_length: int) -> Corpus:
-    """A corpus from (prompt ids, completions' ids, ratings) of each question."""
+    """A corpus from (prompt ids, ids of the completions, ratings) of each question."""
     questions, encodings = [], []
     for number, (prompt, completions, ratings) in enumerate(parts):
         responses = tuple(Response(tuple(ids), rating, "", number) for ids, rating in zip(completions, ratings))
@@ -108,8 +112,8 @@ def corpus_of(parts: Sequence[tuple[list[int], list[list[int]], list[float]]], m
 def care_like(seed: int, questions: int, responses: int, vocabulary: int, scale: float = 1.0) -> Corpus:
     """Questions of CARE's lengths: prompts of 20 to 60 tokens, responses lognormal around 110, clipped to 20..256.
 
-    Ratings are 1 to 10, normal around 6, so that a seventh of the pairs is tied; two responses never are. scale: of the
-    lengths.
+    Ratings are 1 to 10, normal around 6, so that a seventh of the pairs is tied; two responses of a question are never
+    tied. scale: factor of the lengths.
     """
     rng = np.random.default_rng(seed)
 
@@ -136,54 +140,53 @@ def count_pairs(units: Sequence[Unit]) -> int:
 
 
 def longest(corpus: Corpus, multiple: int = 8) -> int:
-    """Tokens of the longest prompt with a response of its own, rounded up."""
-    most = max(
+    """Tokens of the longest prompt with one of its responses, rounded up."""
+    tokens = max(
         int(corpus.prompt_lengths[q]) + corpus.length(q, corpus.response_id(q, r))
         for q in range(len(corpus))
         for r in range(len(corpus.questions[q].responses))
     )
-    return -(-most // multiple) * multiple
+    return -(-tokens // multiple) * multiple
 
 
 def planned(units: Sequence[Unit], corpus: Corpus, rows: int, row_length: int, **switches: bool) -> StepPlan:
-    """The plan of one step in a mode of `batch.*`, its layout as a run would size it."""
+    """The plan of one step in a mode of `batch.*`, with the layout that a run would choose."""
     layout = pipeline.batch_shape(units, corpus, rows=rows, row_length=row_length, **switches)
     plan = plan_step(units, corpus, layout)
     return dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, microbatches=plan.count))
 
 
 def exact(plan: StepPlan) -> StepPlan:
-    """The same with room for just this step's completion tokens, as a run of steps all alike would have."""
+    """The same plan with capacity for exactly the completion tokens of this step, as in a run of equal steps."""
     most = int(np.bincount(plan.responses.microbatch, weights=plan.responses.length).max())
     return dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, completions=-(-most // 64) * 64))
 
 
 def grouped(units: Sequence[Unit], corpus: Corpus, sizes: Any, slots: int = 4096) -> StepPlan:
-    """Everything shared and packed, in the rows and row length that take the least work by count of operations,
-    of few microbatches.
+    """The plan with everything shared and packed, in the rows and row length that need the fewest operations.
 
-    sizes: an `Arch` or `Sizes`, for that count. slots: token slots of a microbatch at most, which memory allows.
+    sizes: an `Arch` or `Sizes`, to count operations. slots: most token slots of a microbatch that memory allows.
     """
-    least = longest(corpus)
+    shortest = longest(corpus)  # of the row lengths that are tried
     best, cost = None, float("inf")
     for rows in range(1, 17):
-        for length in range(-(-least // 32) * 32, max(2 * least, 544), 32):
+        for length in range(-(-shortest // 32) * 32, max(2 * shortest, 544), 32):
             if rows * length > slots:
                 break
             try:
                 plan = exact(planned(units, corpus, rows, length))
-            except UserError:  # this question needs more rows
+            except UserError:  # a question needs more rows
                 continue
-            own = operations(plan, sizes) + 1e9 * plan.count  # a microbatch's gradient goes through memory
-            if own < cost:
-                best, cost = plan, own
+            its_cost = operations(plan, sizes) + 1e9 * plan.count  # each microbatch reads and writes the gradient
+            if its_cost < cost:
+                best, cost = plan, its_cost
     if best is None:
         raise SystemExit(f"a question needs more than {slots} token slots")
     return best
 
 
 def operations(plan: StepPlan, sizes: Any) -> float:
-    """Floating point operations of a step: three passes through the layers, four through the head (one again)."""
+    """Floating point operations of a step: three passes through the layers, four through the head (one recomputed)."""
     if isinstance(sizes, Sizes):
         hidden, head_dim, vocabulary = sizes.width, sizes.width // sizes.heads, sizes.vocabulary
     else:
@@ -204,20 +207,17 @@ def optimizer() -> optax.GradientTransformation:
 
 @dataclasses.dataclass
 class Case:
-    """One way to take a step. run() takes it and returns (loss, gradient as a tree, or None).
-
-    facts: what is printed beside the times. free: called when all is measured.
-    """
+    """One way to run a step. run: runs it and returns the loss. facts: printed beside the times."""
 
     name: str
     run: Callable[[], float]
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
-    gradient: Any = None  # of the first step, from the initial weights
+    gradient: Any = None  # of the first step, with the initial weights
     loss: float = float("nan")
 
 
 def first_moment(opt_state: Any) -> Any:
-    """AdamW's first moment after one step is (1 - b1) times the gradient: a gradient without another program."""
+    """The gradient of the first step, without another program: AdamW's first moment is (1 - b1) times the gradient."""
     moment = next(
         part.mu for part in jax.tree.leaves(opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu")
     )
@@ -225,20 +225,20 @@ def first_moment(opt_state: Any) -> Any:
 
 
 def step_case(name: str, program: Any, state: Any, inputs: Sequence[Any], facts: dict[str, Any]) -> Case:
-    """A case from a jitted (state, *inputs) -> (state, metrics) that donates its state; compiled and run once here."""
+    """A case of a jitted (state, *inputs) -> (state, metrics) that donates its state; compiles it and runs it once."""
     began = time.perf_counter()
     compiled = program.lower(state, *inputs).compile()
     compiling = time.perf_counter() - began
     plan = compiled.memory_analysis()
-    held = [jax.tree.map(jnp.copy, state)]
+    current = [jax.tree.map(jnp.copy, state)]
     facts = facts | {"compile_seconds": compiling, "temp_bytes": plan.temp_size_in_bytes}
 
     def run() -> float:
-        held[0], metrics = compiled(held[0], *inputs)
+        current[0], metrics = compiled(current[0], *inputs)
         return float(jax.block_until_ready(metrics)["loss"])
 
     loss = run()
-    return Case(name, run, facts, first_moment(held[0].opt_state), loss)
+    return Case(name, run, facts, first_moment(current[0].opt_state), loss)
 
 
 def facts_of(plan: StepPlan) -> dict[str, Any]:
@@ -255,8 +255,9 @@ def facts_of(plan: StepPlan) -> dict[str, Any]:
 def library_cases(
     name: str, model: Any, params: Any, reference: Any, plan: StepPlan, corpus: Corpus, loss: Any = None
 ) -> tuple[Case, Case]:
-    """The library's own step on a plan with the reference precomputed, and the reference pass over that batch, which a
-    reference on the fly adds to every step.
+    """The library's own step on a plan with the reference precomputed, and the reference pass over the same batch.
+
+    An online reference adds that pass to every step.
     """
     batch = jax.tree.map(jnp.asarray, pipeline.fill(plan, corpus))
     logps = jax.jit(make_logps(model))
@@ -274,35 +275,38 @@ def library_cases(
 def naive_cases(
     name: str, model: Any, params: Any, reference: Any, plan: StepPlan, corpus: Corpus
 ) -> tuple[Case, Case]:
-    """What is usually written: every pair's two sequences in padded rows of their own, log-softmax over all logits.
+    """The usual step: both sequences of every pair in padded rows of their own, log-softmax over all logits.
 
-    plan: an expanded one, rows of the longest sequence. The step with the reference precomputed, and its pass alone.
+    plan: an expanded one, with rows of the longest sequence. Returns the step with the reference precomputed, and the
+    reference pass alone.
     """
     batch = jax.tree.map(jnp.asarray, pipeline.fill(plan, corpus))
     count, total, slots = plan.count, jnp.sum(batch.pair_weights), plan.shape.responses
 
-    def logps(weights: Any, one: Batch) -> jax.Array:
-        logits = model.apply({"params": weights}, one.tokens, one.positions, one.segment_ids)[:, :-1]
+    def logps(weights: Any, microbatch: Batch) -> jax.Array:
+        tokens = microbatch.tokens
+        logits = model.apply({"params": weights}, tokens, microbatch.positions, microbatch.segment_ids)[:, :-1]
         scores = jax.nn.log_softmax(logits, axis=-1)
-        found = jnp.take_along_axis(scores, one.tokens[:, 1:, None], axis=-1)[..., 0]
-        scored = jnp.zeros(one.tokens.size, bool).at[one.completion_positions].max(one.completion_segments < slots)
-        return jnp.sum(found * scored.reshape(one.tokens.shape)[:, 1:], axis=-1)
+        token_logps = jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1)[..., 0]
+        completed = microbatch.completion_segments < slots
+        mask = jnp.zeros(tokens.size, bool).at[microbatch.completion_positions].max(completed)
+        return jnp.sum(token_logps * mask.reshape(tokens.shape)[:, 1:], axis=-1)
 
-    def part(index: jax.Array) -> Batch:
-        whole = dataclasses.replace(batch, n_microbatches=None)
-        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False), whole)
+    def microbatch_at(index: jax.Array) -> Batch:
+        arrays = dataclasses.replace(batch, n_microbatches=None)
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False), arrays)
 
-    def share(weights: Any, one: Batch, ref: jax.Array) -> jax.Array:
-        ratios = logps(weights, one) - ref
-        margins = ratios[one.pairs[:, 0]] - ratios[one.pairs[:, 1]]
-        return jnp.sum(one.pair_weights * -jax.nn.log_sigmoid(BETA * margins)) / total
+    def loss_share(weights: Any, microbatch: Batch, ref: jax.Array) -> jax.Array:
+        ratios = logps(weights, microbatch) - ref
+        margins = ratios[microbatch.pairs[:, 0]] - ratios[microbatch.pairs[:, 1]]
+        return jnp.sum(microbatch.pair_weights * -jax.nn.log_sigmoid(BETA * margins)) / total
 
     rule = optimizer()
-    whole_pass = jax.jit(lambda weights: jax.lax.map(lambda index: logps(weights, part(index)), jnp.arange(count)))
+    all_logps = jax.jit(lambda weights: jax.lax.map(lambda i: logps(weights, microbatch_at(i)), jnp.arange(count)))
 
-    def step(state: Any, known: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+    def step(state: Any, ref_logps: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         def body(index: jax.Array, carry: Any) -> Any:
-            value, gradient = jax.value_and_grad(share)(state.params, part(index), known[index])
+            value, gradient = jax.value_and_grad(loss_share)(state.params, microbatch_at(index), ref_logps[index])
             return carry[0] + value, jax.tree.map(jnp.add, carry[1], gradient)
 
         start = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params)
@@ -312,10 +316,10 @@ def naive_cases(
         return after, {"loss": loss}
 
     def reference_pass() -> float:
-        return float(jax.block_until_ready(whole_pass(reference))[0, 0])
+        return float(jax.block_until_ready(all_logps(reference))[0, 0])
 
     program = jax.jit(step, donate_argnums=0)
-    case = step_case(name, program, init_state(params, rule), (whole_pass(reference),), facts_of(plan))
+    case = step_case(name, program, init_state(params, rule), (all_logps(reference),), facts_of(plan))
     return case, Case(f"{name}: reference pass", reference_pass)
 
 
@@ -329,12 +333,12 @@ def resident() -> int:
 
 
 class Peak:
-    """The largest resident memory inside the block above what there was at its start, bytes."""
+    """Bytes by which resident memory grows at most inside the block."""
 
     def __enter__(self) -> "Peak":
         gc.collect()
         if platform.libc_ver()[0] == "glibc":
-            ctypes.CDLL(None).malloc_trim(0)  # what earlier cases have freed counts for none
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier cases have freed does not count
         self.start, self.most, self._done = resident(), 0, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -351,34 +355,34 @@ class Peak:
 
 
 def measure(cases: Sequence[Case], rounds: int) -> dict[str, dict[str, Any]]:
-    """Every case once a round, in turn: wall and process seconds, and the peak of resident memory."""
-    found: dict[str, dict[str, Any]] = {case.name: {"wall": [], "process": [], "peak": 0} for case in cases}
+    """Runs every case once per round, in turn; returns wall and process seconds, and the peak of resident memory."""
+    results: dict[str, dict[str, Any]] = {case.name: {"wall": [], "process": [], "peak": 0} for case in cases}
     for number in range(rounds):
         for case in cases:
             with Peak() as peak:
                 wall, process = time.perf_counter(), time.process_time()
                 case.run()
                 wall, process = time.perf_counter() - wall, time.process_time() - process
-            one = found[case.name]
-            one["wall"].append(wall)
-            one["process"].append(process)
-            one["peak"] = max(one["peak"], peak.most)
+            result = results[case.name]
+            result["wall"].append(wall)
+            result["process"].append(process)
+            result["peak"] = max(result["peak"], peak.most)
             print(f"  round {number + 1}: {case.name} {wall:.2f} s", file=sys.stderr, flush=True)
     for case in cases:
-        one = found[case.name]
-        one |= {"median": statistics.median(one["wall"]), "minimum": min(one["wall"])}
-        one |= {"process_median": statistics.median(one["process"]), **case.facts, "loss": case.loss}
-    return found
+        result = results[case.name]
+        result |= {"median": statistics.median(result["wall"]), "minimum": min(result["wall"])}
+        result |= {"process_median": statistics.median(result["process"]), **case.facts, "loss": case.loss}
+    return results
 
 
-def relative_error(found: Any, expected: Any) -> float:
-    """The largest over the leaves of max |a - b| / max |b|."""
-    errors = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b)) / np.max(np.abs(b))), found, expected)
+def relative_error(actual: Any, expected: Any) -> float:
+    """The largest value of max |a - b| / max |b| over the leaves."""
+    errors = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b)) / np.max(np.abs(b))), actual, expected)
     return max(jax.tree.leaves(errors))
 
 
 def errors(cases: Sequence[Case], oracle: Case) -> dict[str, dict[str, float]]:
-    """Loss and gradient of each case's first step against the oracle's: one row a sequence."""
+    """Errors of loss and gradient of each case's first step, relative to the oracle, which has one sequence per row."""
     return {
         case.name: {
             "loss_error": abs(case.loss - oracle.loss) / abs(oracle.loss),
@@ -412,8 +416,8 @@ def record(
     results: dict[str, Any],
     ratios: dict[str, float] | None = None,
 ) -> None:
-    """Prints everything and writes it as JSON."""
-    whole = {
+    """Prints the results and writes them as JSON."""
+    content = {
         "benchmark": name,
         "command": " ".join(["python", *(part for part in [os.path.relpath(sys.argv[0]), *sys.argv[1:]])]),
         "seed": arguments.seed,
@@ -424,50 +428,51 @@ def record(
         "results": results,
         "ratios": ratios or {},
     }
-    print(f"{name}: seed {arguments.seed}, {arguments.rounds} rounds, {whole['machine']}")
+    print(f"{name}: seed {arguments.seed}, {arguments.rounds} rounds, {content['machine']}")
     print("shapes: " + ", ".join(f"{key} {value}" for key, value in shapes.items()))
     for case, values in results.items():
-        print(f"{case}: " + ", ".join(f"{key} {shown(key, value)}" for key, value in values.items()))
+        print(f"{case}: " + ", ".join(f"{key} {format_value(key, value)}" for key, value in values.items()))
     for key, value in (ratios or {}).items():
         print(f"ratio {key}: {value:.2f}")
     path = arguments.json or RESULTS / f"{name}{'.quick' if arguments.quick else ''}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps(whole, indent=1) + "\n")
+    aside.write_text(json.dumps(content, indent=1) + "\n")
     aside.rename(path)
     print(f"written to {path}")
 
 
-def shown(key: str, value: Any) -> str:
+def format_value(key: str, value: Any) -> str:
+    """A value as the record and the page show it, with the unit that its key implies."""
     if key in ("peak", "temp_bytes") or key.endswith("_bytes"):
         return f"{value / 2**20:,.0f} MiB"
     if isinstance(value, list):
-        return "[" + " ".join(shown(key, one) for one in value) + "]"
+        return "[" + " ".join(format_value(key, each) for each in value) + "]"
     if isinstance(value, float):
         return f"{value:.2e}" if "error" in key else f"{value:.4g}"
     return str(value)
 
 
 def on_the_fly(results: dict[str, Any], name: str) -> str:
-    """Adds the step with the reference on the fly: in every round, the step and the reference pass."""
+    """Adds a result for the step with an online reference: the sum of step and reference pass in every round."""
     step, other = results[name], results[f"{name}: reference pass"]
-    made: dict[str, Any] = {key: [a + b for a, b in zip(step[key], other[key])] for key in ("wall", "process")}
-    made |= {"median": statistics.median(made["wall"]), "minimum": min(made["wall"])}
-    made |= {"process_median": statistics.median(made["process"]), "peak": max(step["peak"], other["peak"])}
-    results[f"{name}, reference on the fly"] = made
+    total: dict[str, Any] = {key: [a + b for a, b in zip(step[key], other[key])] for key in ("wall", "process")}
+    total |= {"median": statistics.median(total["wall"]), "minimum": min(total["wall"])}
+    total |= {"process_median": statistics.median(total["process"]), "peak": max(step["peak"], other["peak"])}
+    results[f"{name}, reference on the fly"] = total
     return f"{name}, reference on the fly"
 
 
 def ratios_of(results: dict[str, Any], ours: str, others: Sequence[str]) -> dict[str, float]:
-    """How many times longer each of the others takes: by median and minimum of wall time, by median of process time."""
-    found = {}
+    """How many times longer each of the others takes, by median and minimum of wall time and median of process time."""
+    ratios = {}
     for other in others:
         for which in ("median", "minimum", "process_median"):
-            found[f"{other} / {ours} ({which})"] = results[other][which] / results[ours][which]
-    return found
+            ratios[f"{other} / {ours} ({which})"] = results[other][which] / results[ours][which]
+    return ratios
 
 
-# --- the two made-up problems ----------------------------------------------------------------------------------------
+# --- the two random problems ----------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -483,7 +488,7 @@ class Problem:
     shapes: dict[str, Any]
 
     def expanded(self) -> StepPlan:
-        """Eight pairs a microbatch, every sequence in a row of the longest one."""
+        """Eight pairs per microbatch, every sequence in a row of the longest one's length."""
         return planned(self.units, self.corpus, 16, longest(self.corpus), **EXPANDED)
 
 

@@ -1,12 +1,13 @@
 """The head: memory and time of log-probabilities in chunks against a log-softmax over all logits.
 
-    python benchmarks/head.py                                   # here: seconds, peak, error
-    python benchmarks/head.py --aot v5p:2x2x1                   # compiled for TPU v5p, which need not be at hand
+    python benchmarks/head.py                                   # on this machine: seconds, peak, error
+    python benchmarks/head.py --aot v5p:2x2x1                   # compiled for TPU v5p, which need not be here
 
-Value and gradient with respect to hidden states and head. `--aot` needs the `tpu` extra (libtpu compiles without a TPU;
-one process at a time) and asks for 8,192 tokens a chip, width 4,096, bfloat16, vocabularies of 152k and 256k: `full` is
-the log-softmax on one chip, `chunked` ours on one chip, `fsdp 4` ours with the head sharded over four chips (8,192
-tokens on each), `tensor 4` with the vocabulary split and the same tokens on each, `frozen` without a head gradient.
+Measures the value and the gradient with respect to hidden states and head. `--aot` needs the `tpu` extra (libtpu
+compiles without a TPU; one process at a time). It compiles for 8,192 tokens per chip, width 4,096, bfloat16 and
+vocabularies of 152k and 256k: `full` is the log-softmax on one chip, `chunked` ours on one chip, `fsdp 4` ours with the
+head sharded over four chips (8,192 tokens on each), `tensor 4` ours with the vocabulary split over four chips (the same
+tokens on each), `frozen` ours without a gradient of the head.
 """
 
 import argparse
@@ -28,13 +29,13 @@ from care_jax.sharding import make_mesh
 
 
 def full(hidden: Any, head: Any, targets: Any) -> Any:
-    """The usual way: every logit in float32, and their log-softmax."""
+    """The usual way: all logits in float32, and their log-softmax."""
     logits = jnp.einsum("td,vd->tv", hidden, head, preferred_element_type=jnp.float32)
     return jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), targets[:, None], axis=-1)[:, 0]
 
 
 def gradient(logps: Callable[..., Any], frozen: bool = False) -> Callable[..., Any]:
-    """(hidden, head, targets, coefficients) -> (value, gradients), the coefficients as a preference loss gives them."""
+    """Returns (hidden, head, targets, coefficients) -> (value, gradients); the coefficients weigh each token's logp."""
 
     def loss(hidden: Any, head: Any, targets: Any, coefficients: Any) -> Any:
         return jnp.sum(logps(hidden, head, targets) * coefficients)
@@ -55,7 +56,7 @@ def here(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any],
     results: dict[str, Any] = {}
     ratios: dict[str, float] = {}
     for vocabulary in vocabularies:
-        given = inputs(count, width, vocabulary, jnp.float32, arguments.seed)
+        operands = inputs(count, width, vocabulary, jnp.float32, arguments.seed)
         programs = {
             f"full, V={vocabulary}": jax.jit(gradient(full)),
             f"chunked, V={vocabulary}": jax.jit(gradient(functools.partial(completion_logps, chunk=arguments.chunk))),
@@ -63,29 +64,29 @@ def here(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any],
         values, cases = {}, []
         for name, program in programs.items():
             began = time.perf_counter()
-            compiled = program.lower(*given).compile()
+            compiled = program.lower(*operands).compile()
             facts = {
                 "compile_seconds": time.perf_counter() - began,
                 "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
             }
-            value, grads = jax.tree.map(np.asarray, compiled(*given))
+            value, grads = jax.tree.map(np.asarray, compiled(*operands))
             values[name] = grads
 
-            def run(compiled: Any = compiled, given: Any = given) -> float:
-                return float(jax.block_until_ready(compiled(*given))[0])
+            def run(compiled: Any = compiled, operands: Any = operands) -> float:
+                return float(jax.block_until_ready(compiled(*operands))[0])
 
             cases.append(harness.Case(name, run, facts, None, float(value)))
         measured = harness.measure(cases, arguments.rounds)
-        whole, ours = programs
-        measured[ours]["gradient_error"] = harness.relative_error(values[ours], values[whole])
+        full_name, ours = programs
+        measured[ours]["gradient_error"] = harness.relative_error(values[ours], values[full_name])
         results |= measured
-        ratios |= harness.ratios_of(measured, ours, [whole])
-        ratios[f"temporaries {whole} / {ours}"] = measured[whole]["temp_bytes"] / measured[ours]["temp_bytes"]
+        ratios |= harness.ratios_of(measured, ours, [full_name])
+        ratios[f"temporaries {full_name} / {ours}"] = measured[full_name]["temp_bytes"] / measured[ours]["temp_bytes"]
     return {"tokens": count, "width": width, "dtype": "float32", "chunk": arguments.chunk}, results, ratios
 
 
 def aot(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would ask a cloud for minutes what machine this is
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu asks a cloud for minutes what machine this is
     devices = topology(arguments.aot).devices
     count, width = (512, 256) if arguments.quick else (8192, 4096)
     results: dict[str, Any] = {}
@@ -111,7 +112,7 @@ def aot(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], 
             tokens = count * fsdp
             rows, vocabulary_axis = ("fsdp",) if fsdp > 1 else (None,), "tensor" if tensor > 1 else None
             head = spec((vocabulary, width), jnp.bfloat16, vocabulary_axis, "fsdp" if fsdp > 1 else None)
-            given = (
+            operands = (
                 spec((tokens, width), jnp.bfloat16, *rows),
                 head,
                 spec((tokens,), jnp.int32, *rows),
@@ -119,9 +120,9 @@ def aot(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], 
             )
             began = time.perf_counter()
             with jax.set_mesh(mesh):
-                out = (None, given[0].sharding) if is_frozen else (None, (given[0].sharding, head.sharding))
+                out = (None, operands[0].sharding) if is_frozen else (None, (operands[0].sharding, head.sharding))
                 program = jax.jit(gradient(logps, is_frozen), out_shardings=out)
-                compiled = program.lower(*given).compile()
+                compiled = program.lower(*operands).compile()
             temp[name] = compiled.memory_analysis().temp_size_in_bytes
             results[f"{name}, V={vocabulary}"] = {
                 "temp_bytes": temp[name],
@@ -130,13 +131,13 @@ def aot(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], 
         for name in ("chunked", "frozen", "fsdp 4", "tensor 4"):
             ratios[f"temporaries full / {name}, V={vocabulary}"] = temp["full"] / temp[name]
         ratios[f"temporaries full, fsdp 4 / fsdp 4, V={vocabulary}"] = temp["full, fsdp 4"] / temp["fsdp 4"]
-    shapes = {"tokens a chip": count, "width": width, "dtype": "bfloat16", "target": arguments.aot}
+    shapes = {"tokens per chip": count, "width": width, "dtype": "bfloat16", "target": arguments.aot}
     return shapes | {"chunk": arguments.chunk}, results, ratios
 
 
 def main() -> None:
     parser = harness.parser(__doc__)
-    parser.add_argument("--aot", metavar="TOPOLOGY", help="such as v5p:2x2x1: compile for it instead of running here")
+    parser.add_argument("--aot", metavar="TOPOLOGY", help="such as v5p:2x2x1: compile for it, do not run")
     parser.add_argument("--chunk", type=int, default=1024)
     arguments = parser.parse_args()
     if arguments.quick:

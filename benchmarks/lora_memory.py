@@ -1,10 +1,10 @@
-"""Memory of a DPO step: adapters on a bfloat16 base against full training, each in a process of its own.
+"""Memory of a DPO step: adapters on a bfloat16 base against full training, each in its own process.
 
     python benchmarks/lora_memory.py --model SMOLLM2_FOLDER [--rows 2] [--row-length 256]
 
-The real step of the library on random tokens, two responses a question. `compiled` is what XLA plans to hold (arguments
-and temporaries, outputs that are no donated argument), `peak` the process's largest resident memory above what it held
-before the model was loaded. Both are bytes of one step that ran.
+The library's own step on random tokens, two responses per question. `compiled` is what XLA plans to hold (arguments,
+temporaries, and outputs that are not donated arguments). `peak` is the largest resident memory of the process, less
+that before the model was loaded. Both are in bytes, of one step that was run.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from care_jax.training.step import init_state, make_step
 
 
 def batch_of(rows: int, length: int, vocabulary: int) -> Any:
-    """Full rows: a question of half a row and two responses of a quarter in each."""
+    """Full rows: each has a question of half a row and two responses of a quarter row each."""
     rng = np.random.default_rng(0)
     questions, encodings = [], []
     for number in range(rows):
@@ -38,10 +38,10 @@ def batch_of(rows: int, length: int, vocabulary: int) -> Any:
         responses = tuple(Response(tuple(part), rating, "", number) for part, rating in zip(ids[1:], (1.0, 0.0)))
         questions.append(Question(tuple(ids[0]), responses, str(number)))
         encodings.append(corpus.Encodings(ids[0], ids[1:]))
-    held = corpus.build(questions, encodings, length)
+    built = corpus.build(questions, encodings, length)
     units = [Unit(number, (0, 1), ((0, 1),)) for number in range(rows)]
-    layout = pipeline.batch_shape(units, held, rows=rows, row_length=length)
-    return pipeline.fill(plans.plan_step(units, held, layout), held)
+    layout = pipeline.batch_shape(units, built, rows=rows, row_length=length)
+    return pipeline.fill(plans.plan_step(units, built, layout), built)
 
 
 def peak() -> int:
@@ -83,14 +83,14 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(arguments)))
         return
-    found: dict[str, dict[str, int]] = {}
+    measured: dict[str, dict[str, int]] = {}
     for which in ("full", "lora"):
         command = [sys.executable, __file__, *sys.argv[1:], "--measure", which]
-        found[which] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        shown = ", ".join(f"{name} {value / 1e6:,.0f} MB" for name, value in found[which].items())
+        measured[which] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        shown = ", ".join(f"{name} {value / 1e6:,.0f} MB" for name, value in measured[which].items())
         print(f"{which}: {shown}", flush=True)
     for name in ("compiled", "peak"):
-        ratio = found["lora"][name] / found["full"][name]
+        ratio = measured["lora"][name] / measured["full"][name]
         print(f"{name}: adapters hold {ratio:.3f} of full training ({'below' if ratio < 0.5 else 'NOT below'} half)")
 
 

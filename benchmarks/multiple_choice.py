@@ -1,14 +1,15 @@
-"""Options by log-probability beside lm-evaluation-harness's hf model: the same items, the same cores; prints the ratio.
+"""Options by log-probability against lm-evaluation-harness's hf model: the same items and cores; prints the ratio.
 
     python benchmarks/multiple_choice.py --model FOLDER --data CARE_EVAL_FOLDER --peer-python PYTHON_WITH_LM_EVAL
     ... --data BLEND_FOLDER --options blend
 
-Items: CARE's questions with reference answers as options, of which the letter is asked for (behind --shots examples) or
-the answer's own text; or BLEnD's questions in the form of its multiple-choice file, which asks each with several
-choices of options.
+Items: CARE's questions with reference answers as options, either by letter (after --shots examples) or by the text of
+the answer; or BLEnD's questions in the form of its multiple-choice file, which asks each question with several sets of
+options.
 
-Each side is a process that holds its model; rounds alternate between them, so that what else the machine does meets
-both. A time is from the raw items to the log-probabilities; the first round, which holds our compilation, stands alone.
+Each side is a process that keeps its model. Rounds alternate between them, so that other load on the machine affects
+both. A time is from the raw items to the log-probabilities; the first round, which includes our compilation, is listed
+separately.
 """
 
 import argparse
@@ -58,53 +59,53 @@ for _ in sys.stdin:
 
 
 def items(folder: str, count: int, options: str = "letters", shots: int = 0) -> list[dict]:
-    """CARE's questions, each with four reference answers of which to choose: by letter, or each answer's own text.
+    """CARE's questions, each with four reference answers as options: by letter, or by the text of the answer.
 
-    shots: as many of them with their letter stand before each, the same before all, as in a task's few-shot form.
+    shots: number of solved examples before each question, the same before all, as in the few-shot form of a task.
     """
     if shots:
-        made = items(folder, shots + count, options)
-        letters = [one["choices"][number % 4] for number, one in enumerate(made[:shots])]
-        examples = "".join(f"{one['prompt']}{letter}\n\n" for one, letter in zip(made, letters))
-        return [{**one, "prompt": examples + one["prompt"]} for one in made[shots:]]
+        all_items = items(folder, shots + count, options)
+        letters = [item["choices"][number % 4] for number, item in enumerate(all_items[:shots])]
+        examples = "".join(f"{item['prompt']}{letter}\n\n" for item, letter in zip(all_items, letters))
+        return [{**item, "prompt": examples + item["prompt"]} for item in all_items[shots:]]
     rows = [row for path in sorted(pathlib.Path(folder).glob("*.json")) for row in json.loads(path.read_text())]
-    made = []
+    result = []
     for number in range(count):
-        own = [rows[(number * 3 + step) % len(rows)] for step in range(4)]
-        question, answers = own[number % 4]["question"][:200], [one["answer"][:60] for one in own]
+        four = [rows[(number * 3 + step) % len(rows)] for step in range(4)]
+        question, answers = four[number % 4]["question"][:200], [row["answer"][:60] for row in four]
         if options == "letters":
             lines = [f"{letter}. {answer}" for letter, answer in zip("ABCD", answers)]
-            made.append({"prompt": "\n".join([question, *lines, "Answer:"]), "choices": list(LETTERS)})
+            result.append({"prompt": "\n".join([question, *lines, "Answer:"]), "choices": list(LETTERS)})
         else:
-            made.append({"prompt": f"{question}\nAnswer:", "choices": [f" {answer}" for answer in answers]})
-    return made
+            result.append({"prompt": f"{question}\nAnswer:", "choices": [f" {answer}" for answer in answers]})
+    return result
 
 
 def blend_items(folder: str, count: int) -> list[dict]:
-    """Each question of two countries with an answer of its own and three of the other's, six choices of them."""
+    """Each question of two countries with one of its answers and three of the other country's, in up to six sets."""
     countries = [json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).glob("*_data*.json"))][:2]
-    made = []
+    result = []
     for identity in countries[0]:
-        for own, other in (countries, countries[::-1]):
-            answers = [[one["en_answers"][0] for one in side[identity]["annotations"]] for side in (own, other)]
+        for country, other in (countries, countries[::-1]):
+            answers = [[each["en_answers"][0] for each in side[identity]["annotations"]] for side in (country, other)]
             wrong = [answer for answer in answers[1] if answer not in answers[0]]
             if not answers[0]:
                 continue
             for three in itertools.islice(itertools.combinations(wrong, 3), 6):
                 options = sorted([answers[0][0], *three])
                 lines = [f"{letter}. {option}" for letter, option in zip("ABCD", options)]
-                asked = (
-                    f"{own[identity]['en_question']} Without any explanation, choose only one from the given alphabet "
-                    'choices(e.g., A, B, C). Provide as JSON format: {"answer_choice":""}'
+                question = (
+                    f"{country[identity]['en_question']} Without any explanation, choose only one from the given "
+                    'alphabet choices(e.g., A, B, C). Provide as JSON format: {"answer_choice":""}'
                 )
-                made.append({"prompt": "\n".join([f"{asked}\n", *lines, "\nAnswer:"]), "choices": list(LETTERS)})
-    if len(made) < count:
-        raise SystemExit(f"{folder}: makes {len(made)} items, --items asks for {count}")
-    return made[:count]
+                result.append({"prompt": "\n".join([f"{question}\n", *lines, "\nAnswer:"]), "choices": list(LETTERS)})
+    if len(result) < count:
+        raise SystemExit(f"{folder}: gives {len(result)} items, --items asks for {count}")
+    return result[:count]
 
 
 class Side:
-    """A process that scores the items once a line."""
+    """A process that scores the items once for each line that it reads."""
 
     def __init__(self, python: str, code: str, *words: str):
         self.seconds: list[float] = []
@@ -117,18 +118,18 @@ class Side:
         self._process.stdin.flush()
         for line in self._process.stdout:
             if line.startswith("OUT"):
-                found = json.loads(line[3:])
-                self.seconds.append(found["seconds"])
-                self.logps = found["logps"]
+                output = json.loads(line[3:])
+                self.seconds.append(output["seconds"])
+                self.logps = output["logps"]
                 return
-        raise SystemExit(f"{self._process.args[0]}: ended before its answer")
+        raise SystemExit(f"{self._process.args[0]}: ended before it answered")
 
     def close(self) -> None:
         self._process.stdin.close()
         self._process.wait()
 
 
-def made_items(arguments: argparse.Namespace) -> list[dict]:
+def chosen_items(arguments: argparse.Namespace) -> list[dict]:
     if arguments.options == "blend":
         return blend_items(arguments.data, arguments.items)
     return items(arguments.data, arguments.items, arguments.options, arguments.shots)
@@ -142,27 +143,27 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=100)
     parser.add_argument("--options", choices=("letters", "answers", "blend"), default="letters")
     parser.add_argument("--shots", type=int, default=0)
-    parser.add_argument("--peer-batch", type=int, default=4, help="its best here of 1, 4, 16")
+    parser.add_argument("--peer-batch", type=int, default=4, help="the fastest of 1, 4 and 16 on our machine")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.items, arguments.rounds = 2, 1
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(made_items(arguments), file)
+        json.dump(chosen_items(arguments), file)
         file.flush()
         ours = Side(sys.executable, OURS, arguments.model, file.name)
         peer = Side(arguments.peer_python, PEER, arguments.model, file.name, str(arguments.peer_batch))
         for number in range(1 + arguments.rounds):
-            for one in (ours, peer):
-                one.round()
+            for side in (ours, peer):
+                side.round()
             print(f"round {number}: care_jax {ours.seconds[-1]:.1f} s, lm_eval hf {peer.seconds[-1]:.1f} s", flush=True)
-        for one in (ours, peer):
-            one.close()
+        for side in (ours, peer):
+            side.close()
     results = {}
-    for name, one in (("ours", ours), ("lm_eval hf", peer)):
-        first, *rest = one.seconds
+    for name, side in (("ours", ours), ("lm_eval hf", peer)):
+        first, *rest = side.seconds
         results[name] = {"first": first, "wall": rest, "median": statistics.median(rest), "minimum": min(rest)}
-    apart = max(abs(a - b) for one, two in zip(ours.logps, peer.logps) for a, b in zip(one, two))
-    results["lm_eval hf"]["logp_error"] = apart
+    pairs = ((a, b) for left, right in zip(ours.logps, peer.logps) for a, b in zip(left, right))
+    results["lm_eval hf"]["logp_error"] = max(abs(a - b) for a, b in pairs)
     ratios = {
         f"lm_eval hf / ours ({which})": results["lm_eval hf"][which] / results["ours"][which]
         for which in ("median", "minimum", "first")

@@ -1,9 +1,9 @@
-"""How full the rows are, what planning costs, and that a run has one shape: made-up questions of CARE's lengths.
+"""How full the rows are, what planning costs, and how many shapes a run has: random questions of CARE's lengths.
 
     python benchmarks/pack.py [--questions 512] [--quick]
 
-Steps of 64 units: all pairs of a question, or one pair each, in rows of 512, 1,024 and 2,048 tokens. benchmarks/data.py
-does the same for real text.
+Steps of 64 units, each with all pairs of a question or with one, in rows of 512, 1,024 and 2,048 tokens.
+benchmarks/data.py does the same for real text.
 """
 
 import time
@@ -47,11 +47,11 @@ def main() -> None:
                 "fill": tokens / sum(plan.count * SLOTS for plan in plans),
                 "completion_fill": completions / sum(plan.count * layout.completions for plan in plans),
                 "tokens": tokens,
-                "tokens_a_core_second": tokens / seconds,
+                "tokens_per_core_second": tokens / seconds,
                 "sizing_seconds": sizing,
                 "shapes": len(shapes),
             }
-    harness.record("pack", arguments, {"questions": arguments.questions, "examples a step": EXAMPLES}, results)
+    harness.record("pack", arguments, {"questions": arguments.questions, "examples per step": EXAMPLES}, results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One pair a question, 64 questions in one step: what packing and shared prompts bring where no response is shared.
+"""One pair per question, 64 questions in one step: the effect of packing and shared prompts if no response is shared.
 
 python benchmarks/pairs.py [--rounds 5] [--seed 0] [--quick]
 """

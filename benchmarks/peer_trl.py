@@ -1,8 +1,8 @@
-"""TRL's DPOTrainer as one `Case` of the harness: its own collator, loss and reference pass, torch's fused AdamW.
+"""TRL's DPOTrainer as a `Case` of the harness: its own collator, loss and reference pass, torch's fused AdamW.
 
-What it runs at its best: no checkpointing, float32 as ours, the number of pairs a microbatch that is fastest here, the
-optimizer fused. Its batches are built from our token ids, so that the token counts are equal by construction; a check
-counts them again in what its collator made.
+Its settings are the fastest: no checkpointing, float32 as ours, the number of pairs per microbatch that is fastest on
+this machine, a fused optimizer. Its batches are built from our token ids, so that the token counts are equal; a check
+counts them again in the output of its collator.
 """
 
 import dataclasses
@@ -31,20 +31,20 @@ transformers.utils.logging.set_verbosity_error()
 
 def examples(units: Sequence[Unit], corpus: Corpus) -> list[dict[str, Any]]:
     """The pairs in the order of the units, as ids."""
-    found = []
+    pairs = []
     for unit in units:
         prompt = corpus.prompt(unit.question).tolist()
         ids = [corpus.response_id(unit.question, response) for response in unit.responses]
-        whole = [corpus.sequence(unit.question, one)[1].tolist() for one in ids]
-        found += [
-            {"prompt_ids": prompt, "chosen_ids": whole[chosen], "rejected_ids": whole[rejected]}
+        completions = [corpus.sequence(unit.question, each)[1].tolist() for each in ids]
+        pairs += [
+            {"prompt_ids": prompt, "chosen_ids": completions[chosen], "rejected_ids": completions[rejected]}
             for chosen, rejected in unit.pairs
         ]
-    return found
+    return pairs
 
 
 def _tokenizer() -> Any:
-    """The trainer asks for one; nothing goes through it but a row of one word."""
+    """The trainer requires one; it is used only for one row with one word."""
     words = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
     rust = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
     rust.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -55,7 +55,7 @@ def _tokenizer() -> Any:
 
 @dataclasses.dataclass
 class Peer:
-    """A trainer over a model folder, and a reference from another."""
+    """A trainer of one model folder, with a reference from another."""
 
     trainer: Any
     reference: Any
@@ -90,32 +90,32 @@ class Peer:
                 train_dataset=Dataset.from_list([row]),
                 processing_class=_tokenizer(),
             )
-        # Made with the precomputed reference it would run it over its own data set of one row; ours are rows of ids,
-        # and its own function computes their reference (`reference_pass`). From here on the two are the same object.
+        # If it were built with this option, it would compute the reference of its own data set of one row. Our rows are
+        # ids, whose reference its own function computes in `reference_pass`. Otherwise the option changes nothing.
         trainer.precompute_ref_logps = True
         model = trainer.model.train()
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=harness.RATE, betas=(harness.B1, harness.B2), weight_decay=0.0, fused=True
         )
-        made = cls(trainer, trainer.ref_model, pairs, optimizer)
-        made.reference_pass(1)
-        return made
+        peer = cls(trainer, trainer.ref_model, pairs, optimizer)
+        peer.reference_pass(1)
+        return peer
 
     def _batch(self, part: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return self.trainer._prepare_inputs(self.trainer.data_collator(list(part)))
 
     def reference_pass(self, size: int) -> float:
-        """Computes and keeps the reference of every pair, microbatches as in the step: what on the fly adds to it."""
+        """Computes and stores the reference of every pair, in microbatches as in the step."""
         for at in range(0, len(self.pairs), size):
             part = self.pairs[at : at + size]
-            found = self.trainer.compute_ref_log_probs(self.reference, self._batch(part))
-            for side, values in zip(("chosen", "rejected"), found):
+            logps = self.trainer.compute_ref_log_probs(self.reference, self._batch(part))
+            for side, values in zip(("chosen", "rejected"), logps):
                 for pair, value in zip(part, values.tolist()):
                     pair[f"ref_{side}_logps"] = value
         return self.pairs[0]["ref_chosen_logps"]
 
     def backward(self, part: Sequence[dict[str, Any]]) -> float:
-        """One microbatch: its share of the step's loss, and the gradient added."""
+        """Adds the gradient of one microbatch; returns its share of the loss of the step."""
         loss = self.trainer.compute_loss(self.trainer.model, self._batch(part)) * (len(part) / len(self.pairs))
         loss.backward()
         return float(loss.detach())
@@ -129,8 +129,8 @@ class Peer:
         return total
 
     def fastest(self, sizes: Sequence[int], sample: int) -> tuple[int, dict[str, float]]:
-        """The microbatch size that takes the least time on a sample spread over the pairs, and each one's seconds."""
-        chosen = [self.pairs[place] for place in np.linspace(0, len(self.pairs) - 1, sample).astype(int)]
+        """The fastest microbatch size on a sample spread over the pairs, and the seconds of each size."""
+        chosen = [self.pairs[index] for index in np.linspace(0, len(self.pairs) - 1, sample).astype(int)]
         seconds = {}
         self.backward(chosen[:1])
         for size in sizes:
@@ -142,7 +142,7 @@ class Peer:
         return int(min(seconds, key=seconds.__getitem__)), seconds
 
     def counted(self, size: int) -> dict[str, int]:
-        """Tokens of the step as its collator laid them out: filled, completions', and all slots."""
+        """Tokens of the step as its collator lays them out: all, those of completions, and slots with padding."""
         batches = [self._batch(self.pairs[at : at + size]) for at in range(0, len(self.pairs), size)]
         return {
             "tokens": sum(int(batch["attention_mask"].sum()) for batch in batches),
@@ -151,8 +151,8 @@ class Peer:
         }
 
     def gradient_norm(self) -> float:
-        """Of the first step, from AdamW's first moment after it."""
-        squares = sum(float(one["exp_avg"].double().square().sum()) for one in self.optimizer.state.values())
+        """Norm of the gradient of the first step, from AdamW's first moment after it."""
+        squares = sum(float(state["exp_avg"].double().square().sum()) for state in self.optimizer.state.values())
         return squares**0.5 / (1 - harness.B1)
 
 
@@ -164,10 +164,10 @@ def cases(
     size: int | None = None,
     dtype: str = "float32",
 ) -> tuple[harness.Case, harness.Case]:
-    """A step of TRL over all pairs with the reference precomputed, and the reference pass that on the fly adds to it.
+    """A step of TRL over all pairs with the reference precomputed, and the pass that an online reference adds to it.
 
-    size: pairs a microbatch; None finds the fastest on a sample, which warms up too. The loss and the gradient norm of
-    the first step, which is the first round's, are kept.
+    size: pairs per microbatch; None finds the fastest on a sample, which is a warm-up too. The loss and the gradient
+    norm of the first step, that of the first round, are kept.
     """
     peer = Peer.make(policy, reference, [dict(pair) for pair in pairs], dtype)
     seconds: dict[str, float] = {}
@@ -175,19 +175,19 @@ def cases(
         size, seconds = peer.fastest([1, 2, 4, 8], min(8, len(pairs)))
     else:
         peer.fastest([size], min(size, len(pairs)))
-    facts: dict[str, Any] = {"pairs_a_microbatch": size, "calibration_seconds": list(seconds.values())}
+    facts: dict[str, Any] = {"pairs_per_microbatch": size, "calibration_seconds": list(seconds.values())}
     facts |= peer.counted(size)
     expected = sum(len(pair["chosen_ids"]) + len(pair["rejected_ids"]) for pair in pairs)
     if facts["completion_tokens"] != expected:
         raise AssertionError(f"TRL trains on {facts['completion_tokens']} completion tokens, ours are {expected}")
     facts["fill"] = facts["tokens"] / facts["token_slots"]
-    made = harness.Case(name, lambda: peer.step(size), facts)
+    case = harness.Case(name, lambda: peer.step(size), facts)
 
     def first() -> float:
-        made.loss = peer.step(size)
+        case.loss = peer.step(size)
         facts["gradient_norm"] = peer.gradient_norm()
-        made.run = lambda: peer.step(size)
-        return made.loss
+        case.run = lambda: peer.step(size)
+        return case.loss
 
-    made.run = first
-    return made, harness.Case(f"{name}: reference pass", lambda: peer.reference_pass(size))
+    case.run = first
+    return case, harness.Case(f"{name}: reference pass", lambda: peer.reference_pass(size))

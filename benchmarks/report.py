@@ -1,4 +1,4 @@
-"""docs/performance.md from the records in benchmarks/results.
+"""Writes docs/performance.md from the records in benchmarks/results.
 
 python benchmarks/report.py
 """
@@ -13,27 +13,27 @@ TARGET = pathlib.Path(__file__).parents[1] / "docs" / "performance.md"
 
 INTRO = """# Performance
 
-Made by `python benchmarks/report.py` from the records that the benchmarks write to `benchmarks/results/`; no number is
-typed. In every round each case runs once, in turn, in one process; a ratio is of medians (or minima) within one run.
-`temp` is what the compiler plans beside arguments and outputs, `peak` the resident memory of the process above what it
-was before the step, `error` the largest relative difference to one row a sequence: of the loss, and over the gradient's
-leaves of max |a - b| / max |b|.
+Written by `python benchmarks/report.py` from the records of the benchmarks in `benchmarks/results/`; no number is typed
+by hand. In every round each case runs once, in turn, in one process. A ratio is of medians (or minima) within one run.
+`temp` is the memory that the compiler plans besides arguments and outputs. `peak` is the resident memory of the process
+less what it was before the step. `error` is the largest relative difference from one sequence per row: of the loss, and
+over the leaves of the gradient of max |a - b| / max |b|.
 """
 
-# What each benchmark shows; those without a record are named at the end.
+# Heading of each benchmark's section; those without a record are listed at the end.
 TITLES = {
     "against_trl_allpairs": "All pairs of a question: against TRL's DPOTrainer",
-    "against_trl_pairs": "One pair a question: against TRL's DPOTrainer",
+    "against_trl_pairs": "One pair per question: against TRL's DPOTrainer",
     "against_trl_care": "SmolLM2 on CARE, all pairs: against TRL's DPOTrainer",
     "against_naive_allpairs": "All pairs: against padded rows and full logits",
-    "against_naive_pairs": "One pair a question: against padded rows and full logits",
-    "allpairs": "All pairs: what each switch brings",
-    "pairs": "One pair a question: what each switch brings",
-    "head": "The head: tiles against full logits",
+    "against_naive_pairs": "One pair per question: against padded rows and full logits",
+    "allpairs": "All pairs: the effect of each switch",
+    "pairs": "One pair per question: the effect of each switch",
+    "head": "The head: chunks against full logits",
     "head_aot": "The head compiled for a TPU that is not here",
     "pack": "Packing",
     "multiple_choice_blend": "Options by log-probability, BLEnD's multiple choice: against lm-evaluation-harness",
-    "multiple_choice_letters_3_shots": "The same, letters behind three examples",
+    "multiple_choice_letters_3_shots": "The same, letters after three examples",
     "multiple_choice_answers": "The same, options of several tokens",
     "multiple_choice_letters": "The same, letters without examples",
     "epoch": "The loop",
@@ -52,7 +52,7 @@ COLUMNS = {
     "gradient_error": "of the gradient",
     "gradient_norm_error": "of its norm",
     "tokens_per_second": "tokens/s",
-    "tokens_a_core_second": "tokens/s a core, planned and filled",
+    "tokens_per_core_second": "tokens/s per core, planned and filled",
     "input_wait_share": "input wait",
     "shapes": "shapes",
     "mfu": "MFU",
@@ -63,8 +63,8 @@ def table(results: dict[str, dict[str, Any]]) -> list[str]:
     keys = [key for key in COLUMNS if any(values.get(key) is not None for values in results.values())]
     lines = ["| | " + " | ".join(COLUMNS[key] for key in keys) + " |", "|---" * (len(keys) + 1) + "|"]
     for name, values in results.items():
-        shown = ["" if values.get(key) is None else harness.shown(key, values[key]) for key in keys]
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+        cells = ["" if values.get(key) is None else harness.format_value(key, values[key]) for key in keys]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
 

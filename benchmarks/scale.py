@@ -1,10 +1,10 @@
-"""Plans of the recipes on the machines, as the tables of docs/scale.md.
+"""Plans of the recipes on the machines, as in the tables of docs/scale.md.
 
-    python benchmarks/scale.py [WORD ...]     # all of them, or those whose line holds every WORD
-    python benchmarks/scale.py --write        # and puts what was planned so far into docs/scale.md
+    python benchmarks/scale.py [WORD ...]     # all of them, or those whose line contains every WORD
+    python benchmarks/scale.py --write        # also writes the plans made so far into docs/scale.md
 
 Needs the `plan` extra (libtpu). Each plan is kept in --kept (a folder, by default build/plans), so that the page can be
-made in several goes.
+made in several runs.
 """
 
 import argparse
@@ -53,7 +53,7 @@ TITLES = {
     "gpu-24gb": "One GPU of 24 GB: adapters (9B in rows of 1024), 0.5B in full",
     "cpu": "One CPU (of this host)",
     "not": "What does not fit",
-    "prototype": "8B in full with float32 AdamW, rows of 1024, one microbatch a step",
+    "prototype": "8B in full with float32 AdamW, rows of 1024, one microbatch per step",
     "grows": "72B in full as the mesh grows (v5p-256 is 128 chips)",
 }
 
@@ -67,9 +67,9 @@ def planned(line) -> dict:
     _, recipe, machine, topology, overrides = line
     loaded = config.load(recipe, machine, overrides=overrides)
     (target,) = targets.targets([machine], [] if topology is None else [topology], None)
-    made = plan.plan(loaded, target, say=lambda text: print(text, file=sys.stderr, flush=True))
-    print(text.as_text(made), flush=True)
-    return text.as_json(made)
+    result = plan.plan(loaded, target, say=lambda text: print(text, file=sys.stderr, flush=True))
+    print(text.as_text(result), flush=True)
+    return text.as_json(result)
 
 
 def row(line, found: dict) -> str:
@@ -80,7 +80,7 @@ def row(line, found: dict) -> str:
     verdict = "yes" if found["fits"] else "no"
     if found["advice"] is not None:
         changes = found["advice"]["changes"]
-        verdict += f"; with `{' '.join(changes)}`" if changes else "; nothing tried does"
+        verdict += f"; with `{' '.join(changes)}`" if changes else "; nothing that was tried does"
     share = f"{100 * found['share']:.0f} %{' (estimate)' if found['estimate'] else ''}"
     ideal = "" if found["ideal_seconds"] is None else f"{found['ideal_seconds']:.2g}"
     tokens = f"{found['microbatches']} x {found['tokens_per_microbatch'] // found['devices'] / 1024:g}k"
@@ -92,8 +92,8 @@ def row(line, found: dict) -> str:
 def page(kept: pathlib.Path) -> str:
     there = sum((kept / f"{slug(line)}.json").exists() for line in LINES)
     lines = [
-        f"jax {jax.__version__}; {there} of {len(LINES)} lines planned. State and temporaries are the train step's, "
-        "the share is that of the program that needs most; `PLAN` is `care-jax plan`."
+        f"jax {jax.__version__}; {there} of {len(LINES)} lines planned. State and temporaries are those of the train "
+        "step, the share is that of the program that needs most; `PLAN` is `care-jax plan`."
     ]
     for title, heading in TITLES.items():
         files = [(line, kept / f"{slug(line)}.json") for line in LINES if line[0] == title]
@@ -101,8 +101,8 @@ def page(kept: pathlib.Path) -> str:
             continue
         lines += ["", f"## {heading}", ""]
         lines.append(
-            "| `PLAN` ... | devices | microbatches x tokens a device | state and batch, GiB | temporaries, GiB"
-            " | share of memory | fits | collectives a microbatch, GiB | ideal s a step | compile s |"
+            "| `PLAN` ... | devices | microbatches x tokens per device | state and batch, GiB | temporaries, GiB"
+            " | share of memory | fits | collectives per microbatch, GiB | ideal s per step | compile s |"
         )
         lines.append("|---" * 10 + "|")
         lines += [row(line, json.loads(file.read_text())) for line, file in files if file.exists()]

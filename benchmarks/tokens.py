@@ -1,9 +1,9 @@
-"""Tokens a second of one core, from raw JSON lines to ids: reading, grouping, template and tokenizer together.
+"""Tokens per second of one core, from raw JSON lines to ids: reading, grouping, template and tokenizer together.
 
     python benchmarks/tokens.py care_rated.jsonl TOKENIZER_FOLDER [--copies 10]
 
-Counts what reaches a batch: each prompt once, each completion once. The rows are repeated under other questions, so
-that neither a cache of the tokenizer nor the start-up decides.
+Counts the tokens that reach a batch: each prompt and each completion once. The rows are repeated with other questions,
+so that the result does not depend on a cache of the tokenizer or on the start-up.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import pathlib
 import tempfile
 import time
 
-os.environ["RAYON_NUM_THREADS"] = "1"  # the tokenizer's own threads: one core is what is measured
+os.environ["RAYON_NUM_THREADS"] = "1"  # the tokenizer's threads: one core is measured
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from care_jax.data import chat
@@ -40,12 +40,12 @@ def main() -> None:
         read_seconds = time.process_time() - start
         encoded = chat.encode_many(tokenizer, [(q.prompt, [r.content for r in q.responses]) for q in questions])
         seconds = time.process_time() - start
-    tokens = sum(len(one.prompt_ids) + sum(map(len, one.completions)) for one in encoded)
-    responses = sum(len(one.completions) for one in encoded)
+    tokens = sum(len(each.prompt_ids) + sum(map(len, each.completions)) for each in encoded)
+    responses = sum(len(each.completions) for each in encoded)
     count = len(rows) * arguments.copies
     print(f"{count:,} rows, {len(questions):,} questions, {responses:,} responses, {tokens:,} tokens")
     print(f"read {read_seconds:.2f} s, template and tokenizer {seconds - read_seconds:.2f} s (CPU time)")
-    print(f"{tokens / seconds:,.0f} tokens a second a core")
+    print(f"{tokens / seconds:,.0f} tokens per second per core")
 
 
 if __name__ == "__main__":
