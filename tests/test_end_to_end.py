@@ -1,4 +1,4 @@
-"""The real command on the packaged sample: a run, its files, what a kill leaves, and what a user gets wrong."""
+"""The real command on the packaged sample: a run, its files, kills, and mistakes of a user."""
 
 import json
 import math
@@ -24,7 +24,7 @@ SECRETS = {name: f"secret-{name.lower()}-1f0e9d" for name in ("OPENAI_API_KEY", 
 
 
 def environment():
-    """One device, the compiled programs of this test session, and keys that no file of a run may hold."""
+    """One device, this test session's compilation cache, and keys that no file of a run may hold."""
     return os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"} | SECRETS
 
 
@@ -37,7 +37,7 @@ def care_jax(*arguments, cwd):
 
 
 def numbers(path):
-    """The lines of metrics.jsonl without what depends on the clock."""
+    """Returns the lines of metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     clock = ("_seconds", "_per_second", "_bytes")
     return [{k: v for k, v in line.items() if not k.endswith(clock) and k != "mfu"} for line in lines]
@@ -45,7 +45,7 @@ def numbers(path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder in which the short run went through, and what it said."""
+    """The folder of the finished short run, and the command's output."""
     folder = tmp_path_factory.mktemp("finished")
     done = care_jax("train", "quickstart", *SHORT, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -94,7 +94,7 @@ def test_no_key_of_the_environment_is_left_anywhere(finished):
 
 
 def test_a_manifest_is_enough_to_run_it_again(finished, tmp_path):
-    """Two runs of one configuration: the same bits. With anything that it read changed, it is refused."""
+    """The repeated run is equal bit for bit; if a file that was read has changed, it is refused."""
     run = finished[0] / "runs" / "quickstart"
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["data"][0]["licence"] == "MIT"
@@ -131,7 +131,7 @@ def test_running_again_says_finished_and_writes_a_missing_export(finished):
 
 
 def stop_when(folder, how, there):
-    """Starts the short run and sends it a signal once a file matching `there` exists; the status it ends with."""
+    """Starts the short run, sends it a signal once a file matching `there` exists, and returns its exit status."""
     run = folder / "runs" / "quickstart"
     started = subprocess.Popen(
         command("train", "quickstart", *SHORT), cwd=folder, env=environment(), stderr=subprocess.DEVNULL
@@ -206,7 +206,7 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def mistaken(tmp_path_factory):
-    """One folder for all mistakes: none of them may spoil it."""
+    """One folder for all mistakes: none of them may leave something that disturbs a later run."""
     folder = tmp_path_factory.mktemp("mistaken")
     (folder / "file").touch()
     sample = pathlib.Path(care_jax_package.__file__).parent / "data" / "sample" / "model"

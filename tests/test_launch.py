@@ -1,4 +1,4 @@
-"""What starts a job: manifests say what they must, scripts pass shellcheck, files stay short. The local one is run in
+"""The files in launch/: manifests are complete, scripts pass shellcheck, files stay short. local.sh is run in
 test_processes.py.
 """
 
@@ -83,7 +83,7 @@ def test_compiler_flags_are_the_same_everywhere_and_known_to_the_compiler():
     assert len(gpu) > 5
     assert len(tpu) > 3
     assert found["Dockerfile"] == gpu | tpu
-    # An unknown one ends the program before it begins.
+    # An unknown flag ends the program before it begins.
     script = "import jax; print(jax.jit(lambda x: x + 1)(1))"
     for flags, known in ((gpu, True), ({"--xla_gpu_no_such_flag=true"}, False)):
         done = subprocess.run(
@@ -94,7 +94,7 @@ def test_compiler_flags_are_the_same_everywhere_and_known_to_the_compiler():
 
 def test_slurm_lets_every_task_save():
     script = (LAUNCH / "slurm.sh").read_text()
-    assert "srun --kill-on-bad-exit=0 --wait=0 " in script, "the first that ends with 75 must not take the others along"
+    assert "srun --kill-on-bad-exit=0 --wait=0 " in script, "a task that ends with 75 must not end the others"
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ def test_compiler_flags_are_known_to_libtpu():
         assert (subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == 0) == known
 
 
-# A gcloud that tells the states of a file one after the other, the last for ever, and writes down what it is asked.
+# A gcloud that prints the states in a file one after the other, the last for ever, and records its commands.
 GCLOUD = """\
 #!/usr/bin/env bash
 words="$*"
@@ -132,16 +132,16 @@ esac
         (["FAILED", "none", "PROVISIONING", "ACTIVE"], ["delete", "create"], 0),
         (["none", "WAITING_FOR_RESOURCES", "trouble", "ACTIVE"], ["create"], 0),
         (["none", "FAILED"], ["create"], 1),
-        (["trouble"], [], 1),  # not logged in, say
+        (["trouble"], [], 1),  # for instance, not logged in
     ],
     ids=["new", "there", "preempted", "failed before", "trouble", "fails", "trouble at once"],
 )
 def test_a_tpu_is_asked_for_until_it_is_there(tmp_path, states, asked, status):
-    told, program = tmp_path / "states", tmp_path / "gcloud"
-    told.write_text("\n".join(states) + "\n")
+    state_file, program = tmp_path / "states", tmp_path / "gcloud"
+    state_file.write_text("\n".join(states) + "\n")
     program.write_text(GCLOUD)
     program.chmod(0o755)
-    environment = os.environ | {"STATES": str(told), "ASKED": str(tmp_path / "asked"), "WAIT": "0", "SPOT": "1"}
+    environment = os.environ | {"STATES": str(state_file), "ASKED": str(tmp_path / "asked"), "WAIT": "0", "SPOT": "1"}
     environment |= {"ZONE": "z", "TYPE": "v5p-16", "HF_TOKEN": "secret", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     script = [str(LAUNCH / "tpu-vm.sh"), "mine", "train", "quickstart"]
     done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False, timeout=60)

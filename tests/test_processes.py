@@ -1,4 +1,4 @@
-"""Several processes are one run: the same numbers, one writer, and none waits for a dead one."""
+"""Several processes are one run: the same numbers, one writer, and none waits for a dead process."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ from tests.training.run.fake_bucket import Bucket
 LOCAL = pathlib.Path(care_jax_package.__file__).parents[1] / "launch" / "local.sh"
 SHORT = ["data.max_steps=2", "checkpoint.every=null", "eval_every=null", "data.train.0.cultures=[chinese]"]
 SMALL = ["data.max_length=128", "batch={row_length: 128, examples: 4}", "trackers=[]"]
-# AdamW divides a gradient by its own size: without this a rounding of one near 0 is a step of the learning rate.
+# AdamW divides a gradient by its own size: without this, rounding near 0 becomes a step of the learning rate.
 SMOOTH = ["optimizer.eps=1e-4"]
 
 
@@ -60,7 +60,7 @@ def numbers(folder):
 
 
 def same_run(found, expected):
-    """To 1e-5; a margin of step 1 is a rounding, and its sign decides the accuracy."""
+    """Compares to 1e-5, but not the accuracy of step 1: it depends on the sign of a margin that is only rounding."""
     for one, other in zip(numbers(found), numbers(expected), strict=True):
         assert one.keys() == other.keys()
         for name, value in other.items():
@@ -89,7 +89,7 @@ def alone(tmp_path_factory):
 
 def test_two_processes_are_one_run(alone, tmp_path):
     said = finished(train(2, tmp_path))
-    assert said.count("train step compiled") == 1, "one process speaks"
+    assert said.count("train step compiled") == 1, "one process prints"
     run = tmp_path / "runs" / "quickstart"
     assert json.loads((run / "manifest.json").read_text())["processes"] == 2
     assert {path.name for path in run.iterdir()} == {path.name for path in (alone / "runs/quickstart").iterdir()}
@@ -158,7 +158,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
 
 
 def process(parent, number):
-    """The process id of process `number` of the script `parent`."""
+    """Returns the process id of process `number` of the script `parent`."""
     children = pathlib.Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     for child in children:
         if f"JAX_PROCESS_ID={number}".encode() in pathlib.Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
@@ -183,7 +183,7 @@ def process(parent, number):
     ],
 )
 def test_processes_join_where_there_are_several(monkeypatch, given, joined):
-    """By address, in a SLURM step, on GKE, on request; what jax finds out itself it is left to find."""
+    """By address, in a SLURM step, on GKE, on request; jax finds out the rest itself."""
     for name in ("SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES", "CARE_JAX_DISTRIBUTED", "JAX_COORDINATOR_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
@@ -207,7 +207,7 @@ for sizes in ((1, 2, 1), (2, 1, 1), (1, 1, 2)):
 
 
 def said_by_script(text, folder, count, *arguments):
-    """What `count` processes of a Python script say."""
+    """Returns what `count` processes of a Python script print on stderr."""
     script = folder / "script.py"
     script.write_text(f"#!{sys.executable}\n{text}")
     script.chmod(0o755)

@@ -1,4 +1,4 @@
-"""What is read cannot run code here: no pickles, no remote code, no unsafe YAML, no eval; archives are not unpacked.
+"""What care_jax reads cannot run code: no pickles, no remote code, no unsafe YAML, no eval; archives are not unpacked.
 Keys go to the endpoint that the user named, and nowhere else.
 """
 
@@ -30,7 +30,7 @@ SWITCHES = {"allow_pickle", "trust_remote_code"}
 
 
 def dangers(tree: ast.AST) -> list[str]:
-    """What in a module could run what it reads."""
+    """Returns what in a module could run what it reads."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -65,7 +65,7 @@ def test_yaml_makes_plain_values_only():
 
 @contextlib.contextmanager
 def server(answer):
-    """(its URL, the keys that it was sent): `answer` writes the reply."""
+    """Yields (URL, keys that were sent to it); `answer` writes the response."""
     keys = []
 
     def reply(request):
@@ -77,7 +77,7 @@ def server(answer):
 
 
 def test_a_key_is_not_sent_on(monkeypatch):
-    """Where an endpoint answers with another address, that one is not asked."""
+    """If an endpoint redirects to another address, no request goes there."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with server(lambda reply: reply.send_error(500)) as (other, sent_on):
 
@@ -115,7 +115,7 @@ def test_an_endpoint_is_http(url):
 
 
 def test_the_key_of_a_judge_is_in_no_file(tmp_path, monkeypatch, capsys):
-    """Also where the server refuses it and says it again."""
+    """Even if the server refuses the key and repeats it in its message."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     rows = [{"question": f"q{n}", "response": "r", "culture": "Chinese", "category": "norms"} for n in range(3)]
     source = tmp_path / "answers.jsonl"

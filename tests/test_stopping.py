@@ -1,4 +1,4 @@
-"""SIGTERM, the first Ctrl-C and a cloud's notice ask; a second Ctrl-C ends at once, whoever waits."""
+"""SIGTERM, the first Ctrl-C and a cloud's notice request a stop; a second Ctrl-C ends the process at once."""
 
 import contextlib
 import signal
@@ -22,7 +22,7 @@ try:
         stop.estimate_stop(3.0, 4.0)
         print("ready", flush=True)
         for _ in range(100):
-            time.sleep(0.1 if sys.argv[1] == "polite" else 30)  # a compiler, too, is waited for without a word
+            time.sleep(0.1 if sys.argv[1] == "responsive" else 30)  # like a compiler, which does not look at signals
             stop.check("here")
 except Interrupted as stopped:
     time.sleep(2 * (grace or 0))
@@ -37,9 +37,9 @@ def waiting(*how):
     return started
 
 
-@pytest.mark.parametrize(("number", "how"), [(signal.SIGTERM, ["polite", "1"]), (signal.SIGINT, ["polite"])])
+@pytest.mark.parametrize(("number", "how"), [(signal.SIGTERM, ["responsive", "1"]), (signal.SIGINT, ["responsive"])])
 def test_the_first_signal_asks(number, how):
-    """What ended in time is left in peace, however long the rest takes."""
+    """The grace period ends when the StopSignal is left; what follows may take longer."""
     started = waiting(*how)
     started.send_signal(number)
     out, err = started.communicate(timeout=30)
@@ -50,10 +50,10 @@ def test_the_first_signal_asks(number, how):
 
 
 def test_a_second_interrupt_ends_at_once():
-    started = waiting("deaf")
+    started = waiting("busy")
     for _ in range(3):
-        started.send_signal(signal.SIGTERM)  # however often: a job manager's are no impatience
-    time.sleep(1.0)  # of signals that wait together Python handles SIGINT first, and it would be the first one
+        started.send_signal(signal.SIGTERM)  # several of them do not end the process
+    time.sleep(1.0)  # Python handles SIGINT first if several signals wait
     started.send_signal(signal.SIGINT)
     _, err = started.communicate(timeout=20)
     assert started.returncode == 130
@@ -61,7 +61,7 @@ def test_a_second_interrupt_ends_at_once():
 
 
 def test_a_step_that_outlasts_the_grace_is_left_without_a_save():
-    started = waiting("deaf", "0.2")
+    started = waiting("busy", "0.2")
     started.send_signal(signal.SIGTERM)
     out, err = started.communicate(timeout=20)
     assert started.returncode == 75
@@ -73,8 +73,9 @@ def test_a_step_that_outlasts_the_grace_is_left_without_a_save():
 
 @contextlib.contextmanager
 def metadata_server(*answers):
-    """(its host, the questions it got): gives the answers in turn, the last one for ever; a number is an error, a
-    function is asked for the answer.
+    """Yields (host, requests): the server gives the answers in turn, the last one for ever.
+
+    A number is an error status; a function is called for the answer.
     """
     asked = []
 

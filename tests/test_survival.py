@@ -1,5 +1,5 @@
-"""Runs that are killed, stopped, damaged and starved through the real command: --slow; the short versions are in
-test_end_to_end.py and tests/training. Each number of times is a constant here.
+"""Kills, signals, damaged files and full disks, with the real command (--slow); shorter versions are in
+test_end_to_end.py and tests/training. The numbers of repetitions are constants.
 """
 
 import json
@@ -29,7 +29,7 @@ SMALL = [*RUN, *FEW, "batch.unit=pair", "batch.examples=4"]
 KTO = [*SMALL, "loss.name=kto", "optimizer.learning_rate=1e-4"]
 ADAPTERS = "model.lora={r: 4, alpha: 8, base_dtype: float32}"
 VARIANTS = {
-    "dpo": [*SMALL, "batch.microbatch_rows=8"],  # one microbatch a step
+    "dpo": [*SMALL, "batch.microbatch_rows=8"],  # one microbatch per step
     "dpo-lora-accumulated": [*SMALL, "batch.microbatch_rows=2", ADAPTERS],
     "kto-accumulated": [*KTO, "batch.microbatch_rows=1"],
     "kto-lora": [*KTO, "batch.microbatch_rows=8", ADAPTERS],
@@ -38,10 +38,10 @@ VARIANTS = {
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def whole(request, tmp_path_factory):
-    """(words of the command, folder of a run that nothing interrupted, seconds from its first file to its end)."""
+    """(words of the command, folder of an uninterrupted run, seconds from its first file to its end)."""
     folder = tmp_path_factory.mktemp(request.param)
     words = ["train", "quickstart", *VARIANTS[request.param]]
-    for _ in range(2):  # the first one compiles what all others find compiled
+    for _ in range(2):  # the first run fills the compilation cache
         shutil.rmtree(folder / "runs", ignore_errors=True)
         done = care_jax(*words, cwd=folder)
         assert done.returncode == 0, done.stderr
@@ -52,7 +52,7 @@ def whole(request, tmp_path_factory):
 
 
 def start(words, folder):
-    """The command under way, from the moment at which it has entered its folder."""
+    """Starts the command; returns when it has written into its folder."""
     config = folder / "runs" / "quickstart" / "config.yaml"
     before = config.stat().st_mtime_ns if config.exists() else 0
     folder.mkdir(exist_ok=True)
@@ -70,12 +70,12 @@ def lines(run):
 
 
 def evaluated_next(run):
-    """The step whose evaluation is due next, where it is the last one recorded."""
+    """Whether the evaluation of the last recorded step is under way."""
     found = lines(run)
     return found and found[-1]["step"] % 3 == 0 and "eval/loss" not in found[-1]
 
 
-# What a run is at, as its files show it; in the order in which a run comes to it.
+# The phases of a run in their order, as its files show them.
 PHASES = {
     "before the reference": lambda run: not any(run.glob("reference/*")),
     "the reference": lambda run: any(run.glob("reference/*")) and not (run / "metrics.jsonl").exists(),
@@ -91,7 +91,7 @@ def phase(run):
 
 
 def kill_in(started, run, aim):
-    """Kills the command the moment it is at `aim`; whether it came to it before its end."""
+    """Kills the command in the phase `aim`; returns whether the command reached it."""
     while started.poll() is None:
         if PHASES[aim](run):
             started.send_signal(signal.SIGSTOP)
@@ -112,7 +112,7 @@ def finish(words, folder, run):
 
 
 def at_random(whole, tmp_path, how, seed):
-    """Sends `how` at random moments, in as many runs as are asked for; yields (status, folder) after each."""
+    """Sends the signal `how` at random moments of runs, without end; yields (status, folder) after each."""
     words, run, seconds = whole
     draw, number = random.Random(seed), 0
     while True:
@@ -130,7 +130,7 @@ def at_random(whole, tmp_path, how, seed):
 
 
 def test_kills_in_every_phase(whole, tmp_path):
-    """In one run, killed and started again: in the reference pass, in saves, in an evaluation, in the export."""
+    """One run is killed and resumed several times: in the reference pass, in saves, an evaluation, the export."""
     words, run, _ = whole
     folder = tmp_path / "run"
     for aim in AIMED:
@@ -153,18 +153,18 @@ def test_kills_at_random_moments(whole, tmp_path):
 
 
 def test_terms_at_random_moments(whole, tmp_path):
-    """Exit 75 and nothing lost: what was recorded of steps is saved, unless no step was taken yet."""
+    """Exit status 75, and the last recorded step is saved."""
     words, whole_run, _ = whole
     stopped = 0
     for status, folder in at_random(whole, tmp_path, signal.SIGTERM, seed=2):
         run = folder / "runs" / "quickstart"
-        if status != 75:  # the signal may come when nothing is left to be stopped
+        if status != 75:  # the signal came after the last step
             assert (run / "export").exists(), (status, (folder / "stderr").read_text())
             continue
         taken = max((line["step"] for line in lines(run)), default=0)
         if taken:
             assert (run / "checkpoints" / str(taken)).is_dir(), (folder / "stderr").read_text()
-        print(f"stopped behind step {taken}")
+        print(f"stopped after step {taken}")
         stopped += 1
         if stopped == TERMS:
             break
@@ -173,7 +173,7 @@ def test_terms_at_random_moments(whole, tmp_path):
 
 
 def unprivileged(*words, cwd):
-    """The command as a user whom permissions bind, root or not."""
+    """Runs the command as a user who needs permissions to read a file, even if this is root."""
     drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]
     prefix = drop if os.geteuid() == 0 else []
     return subprocess.run(
@@ -182,7 +182,7 @@ def unprivileged(*words, cwd):
 
 
 def copied(run, folder, *without):
-    """A run's folder again, as the command finds it in `folder`, but for its export and what else is named."""
+    """Copies a run into `folder` without its export and the folders named."""
     copy = shutil.copytree(run, folder / "runs" / "quickstart")
     for name in ("export", *without):
         shutil.rmtree(copy / name)
@@ -190,7 +190,7 @@ def copied(run, folder, *without):
 
 
 def test_damaged_checkpoints(whole, tmp_path):
-    """The one before is used, with a warning, and the end is the same to the bit; what cannot be read is refused."""
+    """The one before is used, with a warning, and the result is equal bit for bit; an unreadable one is refused."""
     words, run, _ = whole
     for seed in range(DAMAGED):
         folder = tmp_path / str(seed)
@@ -209,7 +209,7 @@ def test_damaged_checkpoints(whole, tmp_path):
 
 
 def test_damaged_reference_caches(whole, tmp_path):
-    """Refused with the reason; a part that is gone is computed again, and nothing is another bit."""
+    """Refused with the reason; a missing part is computed again, and the result is equal bit for bit."""
     words, run, _ = whole
     for seed in range(DAMAGED_CACHES):
         folder = tmp_path / str(seed)
@@ -236,7 +236,7 @@ def test_damaged_reference_caches(whole, tmp_path):
 
 @pytest.mark.parametrize("whole", ["dpo"], indirect=True)
 def test_a_notice_of_the_cloud(whole, tmp_path):
-    """As after SIGTERM: exit 75, and the same end."""
+    """As after SIGTERM: exit status 75, and the state is saved."""
     words, *_ = whole
     here = tmp_path / "runs" / "quickstart"
     with metadata_server(lambda: "TRUE" if len(lines(here)) > 2 else "FALSE") as (host, asked):
@@ -255,7 +255,7 @@ def test_a_notice_of_the_cloud(whole, tmp_path):
 
 @pytest.mark.parametrize("whole", ["dpo"], indirect=True)
 def test_no_grace(whole, tmp_path):
-    """What has no time to be saved is left, and done again."""
+    """The process exits without a save after the grace period; the steps since the last one are repeated."""
     words, run, _ = whole
     short = [*words, "checkpoint.grace_seconds=0.001"]
     started = start(short, tmp_path)
@@ -276,18 +276,18 @@ def test_no_grace(whole, tmp_path):
 def test_a_folder_has_one_run_at_a_time(whole, tmp_path):
     words, run, _ = whole
     started = start(words, tmp_path)
-    started.send_signal(signal.SIGSTOP)  # it is there, and does not end meanwhile
+    started.send_signal(signal.SIGSTOP)  # it holds the lock and does not end meanwhile
     refused = care_jax(*words, cwd=tmp_path)
     started.kill()
     assert refused.returncode == 2, refused.stderr
     assert f"is in use: process {started.pid} of " in refused.stderr
-    finish(words, tmp_path, run)  # at once, while the one that was killed may still be dying
+    finish(words, tmp_path, run)  # at once: the killed process may still be dying
     started.wait()
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Mounts a small disk of so many KiB; only root can."""
+    """Returns a function that mounts a disk of some KiB; only root can."""
     place = tmp_path / "disk"
     place.mkdir()
 
@@ -315,7 +315,7 @@ def ends_clearly(done):
 @pytest.mark.parametrize("whole", ["dpo", "kto-lora"], indirect=True)
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.5, 0.75, 0.9, 0.97])
 def test_a_disk_that_fills(whole, small_disk, tmp_path, share):
-    """At every size: a clear end without a traceback, what was saved is sound, and with room the end is the same."""
+    """At every size: a clear message, no traceback, sound checkpoints; on a larger disk the run then resumes."""
     words, run, _ = whole
     place = small_disk(max(8, int(share * used(run)) // 1024))
     ends_clearly(care_jax(*words, f"output_dir={place}/run", cwd=tmp_path))
@@ -329,14 +329,14 @@ def test_a_disk_that_fills(whole, small_disk, tmp_path, share):
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.9])
 def test_a_disk_that_fills_during_the_export(whole, small_disk, share):
-    """The last checkpoint stays, half an export is never seen, and with room the same command writes it."""
+    """The last checkpoint stays and no incomplete export appears; with enough space the same command writes it."""
     words, run, _ = whole
     place = small_disk(4 * used(run) // 1024)
     copy = shutil.copytree(run, place / "runs" / "quickstart")
     before = used(copy / "export")
     shutil.rmtree(copy / "export")
     ballast = place / "ballast"
-    free = shutil.disk_usage(place).free - (1 << 16)  # for the lines of the start
+    free = shutil.disk_usage(place).free - (1 << 16)  # for the files that a start writes
     ballast.write_bytes(bytes(int(free - share * before)))
     ends_clearly(care_jax(*words, cwd=place))
     assert not (copy / "export").exists()

@@ -1,4 +1,4 @@
-"""Several processes: what is in use, lost, or of another number than before; --slow."""
+"""Several processes: a folder in use, a lost process, another number of processes than before (--slow)."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.test_processes import environment, finished, process, same_run, train
-from tests.training.run.test_directory import HOLDS
+from tests.training.run.test_directory import HOLD_LOCK
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 def test_a_folder_in_use_is_refused_by_every_process(tmp_path):
     run = tmp_path / "runs" / "quickstart"
     run.mkdir(parents=True)
-    other = subprocess.Popen([sys.executable, "-c", HOLDS], cwd=run, stdout=subprocess.PIPE)
+    other = subprocess.Popen([sys.executable, "-c", HOLD_LOCK], cwd=run, stdout=subprocess.PIPE)
     try:
         assert other.stdout.readline() == b"ready\n"
         started = train(2, tmp_path)
@@ -34,7 +34,7 @@ def test_a_folder_in_use_is_refused_by_every_process(tmp_path):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_lost_process_ends_the_other(tmp_path, victim):
-    """Within a minute, with exit status 1 and the reason; tests/test_processes.py goes on from there."""
+    """Within a minute, with exit status 1 and the reason; how the run resumes is in tests/test_processes.py."""
     started = train(2, tmp_path, "data.max_steps=400", "checkpoint.every=2")
     first = tmp_path / "runs" / "quickstart" / "checkpoints" / "2"
     while not first.exists():
@@ -51,7 +51,7 @@ def test_a_lost_process_ends_the_other(tmp_path, victim):
 
 
 def test_one_that_fails_alone_keeps_its_status(tmp_path):
-    """It does not wait for the others, which wait for it; and they say that it is gone."""
+    """It does not wait for the others, which wait for it; they report that it is gone."""
     program = tmp_path / "program"
     own = environment()["CARE_JAX"]
     program.write_text(
@@ -69,7 +69,7 @@ def test_one_that_fails_alone_keeps_its_status(tmp_path):
 
 
 def back_to(run, step):
-    """As if the run had ended behind `step`."""
+    """Makes the run as if it had ended after `step`."""
     shutil.rmtree(run / "export")
     for path in (run / "checkpoints").iterdir():
         if int(path.name) > step:

@@ -1,4 +1,4 @@
-"""Alarms: each given once while it holds, none while all is well."""
+"""Alarms: each is given once while its cause lasts, none while training goes well."""
 
 import dataclasses
 
@@ -8,37 +8,37 @@ import pytest
 from care_jax.training.checks.alarms import WINDOW, Alarms, mean_chosen_tokens, truncation_alarm
 from tests.training.batches import groups, plain_batch
 
-WELL = {"loss": 0.5, "rewards/chosen": 0.2, "rewards/rejected": -0.3, "rewards/accuracies": 0.8, "logps/chosen": -80.0}
+GOOD = {"loss": 0.5, "rewards/chosen": 0.2, "rewards/rejected": -0.3, "rewards/accuracies": 0.8, "logps/chosen": -80.0}
 
 
-def said(*phases):
-    """What is said over phases of 3 windows each; a phase maps the step within it to changed values."""
-    alarms, found = Alarms(), []
+def alarms_of(*phases):
+    """Returns the alarms over phases of 3 windows each; a phase maps the step within it to the values that differ."""
+    alarms, texts = Alarms(), []
     for phase in phases:
         for step in range(3 * WINDOW):
-            found += alarms.check(step, WELL | phase(step), 40.0)
-    return found
+            texts += alarms.check(step, GOOD | phase(step), 40.0)
+    return texts
 
 
 def test_silence_while_all_is_well():
-    assert said(lambda step: {}) == []
+    assert alarms_of(lambda step: {}) == []
 
 
 def test_both_rewards_fall():
     falling = lambda step: {"rewards/chosen": -0.1 * step, "rewards/rejected": -0.3 * step}  # noqa: E731
-    (text,) = said(falling)
+    (text,) = alarms_of(falling)
     assert "both rewards fall together" in text
-    assert len(said(falling, lambda step: {}, falling)) == 2, "again when it comes back"
-    assert said(lambda step: {"rewards/chosen": 0.1 * step, "rewards/rejected": -0.3 * step}) == []
+    assert len(alarms_of(falling, lambda step: {}, falling)) == 2, "again when it comes back"
+    assert alarms_of(lambda step: {"rewards/chosen": 0.1 * step, "rewards/rejected": -0.3 * step}) == []
 
 
 def test_the_chosen_logp_collapses():
-    (text,) = said(lambda step: {}, lambda step: {"logps/chosen": -200.0})
+    (text,) = alarms_of(lambda step: {}, lambda step: {"logps/chosen": -200.0})
     assert "from -2.00 to -3.20" in text
 
 
 def test_nothing_left_to_learn():
-    (text,) = said(lambda step: {"loss": 1e-5, "rewards/accuracies": 1.0})
+    (text,) = alarms_of(lambda step: {"loss": 1e-5, "rewards/accuracies": 1.0})
     assert "accuracy 1 and loss 0" in text
 
 

@@ -1,4 +1,4 @@
-"""What must hold at the first step: log-ratios of 0, and the loss that equal logps give."""
+"""The check of the first step: log-ratios are 0, and the loss is that of equal logps."""
 
 import functools
 import math

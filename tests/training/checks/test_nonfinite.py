@@ -1,4 +1,4 @@
-"""Numbers that are not finite: the update is skipped, and step, questions and the first such tensor are named."""
+"""If a number is not finite, the update is skipped, and step, questions and the first such tensor are named."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_a_reference_is_named(tiny):
 
 
 def spiked(chosen_logps, rejected_logps):
-    """Finite, with a gradient that is not: the square root's at 0."""
+    """Finite, but its gradient is not: that of a square root at 0."""
     return jnp.sqrt(jnp.maximum(chosen_logps - rejected_logps, 0) * 0), {}
 
 
@@ -68,7 +68,7 @@ def test_a_gradient_is_named(tiny):
     assert "microbatch 1; the loss is finite" in found.tensor
 
 
-@pytest.mark.slow  # each of its parts is tested above; this is the way they come together
+@pytest.mark.slow  # its parts are tested above; this is all of them together
 def test_a_run_that_diverges(tmp_path, capsys):
     with pytest.raises(Diverged, match=r"step 3: 2 updates in a row .*first non-finite tensor: the .*last good"):
         run(

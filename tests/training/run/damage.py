@@ -1,4 +1,4 @@
-"""Ways in which files come to harm, drawn from a seed."""
+"""Damages files in ways that are drawn from a seed."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ KINDS = ("truncate", "flip", "delete", "permissions")
 
 
 def harm(folder: pathlib.Path, seed: int) -> str:
-    """Harms one file below `folder`: the kind is that of the seed's turn, the file and place are drawn. Says which."""
+    """Damages one file below `folder`; returns kind and file. The kinds take turns by seed, the rest is drawn."""
     draw = random.Random(seed)
     kind = KINDS[seed % len(KINDS)]
     path = draw.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
@@ -29,7 +29,7 @@ def harm(folder: pathlib.Path, seed: int) -> str:
 
 @contextlib.contextmanager
 def no_privileges(folder: pathlib.Path) -> Iterator[None]:
-    """As a user whom permissions bind: root reads whatever it likes."""
+    """While entered, the process is a user who needs permissions: root can read every file."""
     if os.geteuid() != 0:
         yield
         return

@@ -1,6 +1,6 @@
-"""Google Cloud Storage on this machine, in memory: what gcsfs and TensorStore ask of its JSON interface, and no more.
+"""Google Cloud Storage on this machine, in memory: the part of its JSON interface that gcsfs and TensorStore use.
 
-Both are told its address by the variables that they read for emulators, so that what runs is what runs on gs://.
+Both read its address from their variables for emulators, so that the code that runs is the code for gs://.
 """
 
 import base64
@@ -20,7 +20,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """A client hung up: gcsfs asks two questions at once and drops the slower one."""
+        """Ignores that a client hung up: gcsfs sends two requests at once and drops the slower one."""
 
 
 class Bucket:
@@ -32,9 +32,9 @@ class Bucket:
         self.objects: dict[str, bytes] = {}
         self.writes: list[str] = []
         self.reads: list[str] = []
-        self.failures: list[str] = []  # what the server did not understand: a fault of these tests
+        self.failures: list[str] = []  # requests that the server did not understand: a bug of these tests
         self._generations: dict[str, int] = {}
-        self._begun: dict[str, bytes] = {}  # of an upload in parts: what has come so far
+        self._begun: dict[str, bytes] = {}  # the bytes received of each upload in parts
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -45,22 +45,22 @@ class Bucket:
         self._server.server_close()
 
     def environment(self) -> dict[str, str]:
-        """What makes gs:// of another process this bucket."""
+        """Returns the variables that make this bucket the gs:// of another process."""
         return {
             "STORAGE_EMULATOR_HOST": self.address,
             "TENSORSTORE_GCS_HTTP_URL": self.address,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else gcsfs asks first, by gRPC, what kind of bucket it is
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # otherwise gcsfs asks by gRPC for the kind of bucket
             "NO_GCE_CHECK": "true",
         }
 
     def below(self, prefix: str) -> list[str]:
         return sorted(name.removeprefix(prefix) for name in self.objects if name.startswith(prefix))
 
-    # ---- What a request does; under the lock, so that each is atomic as it is there.
+    # ---- Requests; each is atomic, as in the real storage, since it holds the lock.
 
     def put(self, name: str, data: bytes, wanted: str | None) -> dict | None:
-        """None where the object is of another generation than `wanted`."""
+        """Writes an object; returns None if its generation is not `wanted`."""
         with self._lock:
             if wanted is not None and int(wanted) != self._generations.get(name, 0):
                 return None
@@ -76,7 +76,7 @@ class Bucket:
         return number
 
     def add(self, upload: str, name: str, data: bytes, span: str) -> dict | int:
-        """A part of an upload, at its place. The object's metadata once it is whole; before that the bytes held."""
+        """Adds a part of an upload; returns the object's metadata if it is complete, else the bytes received so far."""
         held = self._begun[upload]
         place = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", span)
         assert place, span
@@ -121,7 +121,7 @@ class Bucket:
 def _handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = -1  # an answer is one packet: two would wait for each other
+        wbufsize = -1  # a response is one packet: two would wait for each other
         disable_nagle_algorithm = True
 
         def log_message(self, *args: object) -> None:
@@ -214,16 +214,16 @@ def _handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
 
 @contextlib.contextmanager
 def fake_gcs() -> Iterator[Bucket]:
-    """gs:// is `Bucket` for gcsfs, and so for fsspec and epath, and for TensorStore, in this process."""
+    """While entered, gs:// is a `Bucket` for gcsfs (so for fsspec and epath) and TensorStore in this process."""
     from etils.epath import backend
     from fsspec import register_implementation
     from fsspec.config import conf
     from gcsfs import core
 
-    for protocol in ("gs", "gcs"):  # what gcsfs registers asks first, by gRPC, what kind of bucket it is
+    for protocol in ("gs", "gcs"):  # the class that gcsfs registers asks by gRPC for the kind of bucket
         register_implementation(protocol, core.GCSFileSystem, clobber=True)
     bucket = Bucket()
-    # TensorStore reads the variables once a process, when it first opens gs://.
+    # TensorStore reads the variables once per process, when it first opens gs://.
     assert os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", bucket.address) == bucket.address
     os.environ["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "none"
     before = conf.pop("gcs", None)

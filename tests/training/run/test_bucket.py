@@ -1,4 +1,4 @@
-"""A run directory in a bucket: Orbax, TensorStore and gcsfs as they are, on a bucket that is pretended here."""
+"""A run directory in a bucket: with the real Orbax, TensorStore and gcsfs, and a bucket on this machine."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from care_jax.config import Config
 from care_jax.errors import UserError
 from care_jax.training.errors import RunFailed
 from care_jax.training.export.huggingface import export_run
-from care_jax.training.run import bucket as places
+from care_jax.training.run import bucket as bucket_files
 from care_jax.training.run import checkpoints as checkpoints_module
 from care_jax.training.run.checkpoints import Checkpoints
 from care_jax.training.run.directory import run_directory
@@ -42,9 +42,9 @@ CLOCK = ("_seconds", "_per_second", "_bytes", "mfu")
 
 @pytest.fixture(scope="module")
 def bucket():
-    with fake_gcs() as found:
-        yield found
-        assert not found.failures, found.failures[0]
+    with fake_gcs() as fake:
+        yield fake
+        assert not fake.failures, fake.failures[0]
 
 
 @pytest.fixture(autouse=True)
@@ -75,21 +75,21 @@ def test_a_run_its_resume_and_its_export(bucket, tmp_path, capsys):
     weights = load(bucket.objects[home + "export/model.safetensors"])
     assert [path for path in (tmp_path / "cache" / "runs").rglob("*") if path.is_file() and path.name != ".lock"] == []
 
-    # The same command again: it is finished, and its model is read from where it lies.
+    # The same command again: the run is finished, and its model is read from the bucket.
     again = care_jax.train({}, **CONFIG, output_dir=url)
     assert "gs://one/runs/first holds a finished run of 4 steps" in capsys.readouterr().err
     assert lines("\n".join(map(json.dumps, again.metrics)).encode()) == whole
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), again.params, run.params))
 
-    # A killed one: its last checkpoint had not committed, its metrics had gone further, its export was half there.
+    # As after a kill: the last checkpoint is not committed, the metrics go further, the export is incomplete.
     bucket.delete(home + "checkpoints/4/commit_success.txt")
     bucket.delete(home + "export/config.json")
     capsys.readouterr()
     bucket.reads.clear()
     care_jax.train({}, **CONFIG, output_dir=url)
-    told = capsys.readouterr().err
-    assert "resumed at step 2 of 4" in told
-    assert ", 0 microbatches run, the rest from" in told, "the reference is not computed again"
+    stderr = capsys.readouterr().err
+    assert "resumed at step 2 of 4" in stderr
+    assert ", 0 microbatches run, the rest from" in stderr, "the reference is not computed again"
     assert not any("/export/" in name or "/tensorboard/" in name for name in bucket.reads)
     assert lines(bucket.objects[home + "metrics.jsonl"]) == whole
     for name, value in load(bucket.objects[home + "export/model.safetensors"]).items():
@@ -97,7 +97,7 @@ def test_a_run_its_resume_and_its_export(bucket, tmp_path, capsys):
     with pytest.raises(UserError, match=r"gs://one/runs/first holds a run that differs .*loss.beta: 0.1 then, 0.5 now"):
         care_jax.train({}, **CONFIG, output_dir=url, **{"loss.beta": 0.5})
 
-    # From the bucket to a folder, and from the bucket to another place there.
+    # From the bucket to a folder, and to another place in the bucket.
     assert export_run(url, tmp_path / "here") == 4
     assert export_run(url, "gs://two/model") == 4
     written = [name for name in bucket.writes if name.startswith("two/model/")]
@@ -110,13 +110,13 @@ def test_a_run_its_resume_and_its_export(bucket, tmp_path, capsys):
 
 
 def test_checkpoints_stay_as_in_a_folder(bucket):
-    folder = places.path_of("gs://three/checkpoints")
+    folder = bucket_files.path_of("gs://three/checkpoints")
     with contextlib.closing(Checkpoints(folder, keep=2, best="eval/loss")) as checkpoints:
         for step, loss in ((1, 0.3), (2, 0.1), (3, 0.2), (4, None)):
             checkpoints.save(step, state(step), META, None if loss is None else {"eval/loss": loss})
         checkpoints.wait()
         assert checkpoints.steps() == [2, 3, 4]
-    # A bit that flips, and a save that was killed.
+    # A flipped bit, and a save that was killed.
     names = [name for name in bucket.objects if name.startswith("three/checkpoints/4/")]
     name = max(names, key=lambda name: len(bucket.objects[name]))
     data = bytearray(bucket.objects[name])
@@ -134,7 +134,7 @@ def test_checkpoints_stay_as_in_a_folder(bucket):
 
 
 def test_a_save_that_the_bucket_refuses_harms_nothing(bucket, capsys):
-    with contextlib.closing(Checkpoints(places.path_of("gs://four/checkpoints"))) as checkpoints:
+    with contextlib.closing(Checkpoints(bucket_files.path_of("gs://four/checkpoints"))) as checkpoints:
         checkpoints.save(1, state(1), META)
         checkpoints.wait()
         bucket.refuse = lambda method, name: method == "POST" and name.startswith("four/checkpoints/2/")
@@ -146,12 +146,12 @@ def test_a_save_that_the_bucket_refuses_harms_nothing(bucket, capsys):
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(bucket, capsys, monkeypatch):
-    """gcsfs raises errors of its own, which are no OSError."""
+    """The errors of gcsfs are no OSError."""
 
     def refused(*_, **__):
         raise HttpError({"code": 503, "message": "not now"})
 
-    with contextlib.closing(Checkpoints(places.path_of("gs://seven/checkpoints"), keep=1)) as checkpoints:
+    with contextlib.closing(Checkpoints(bucket_files.path_of("gs://seven/checkpoints"), keep=1)) as checkpoints:
         checkpoints.save(1, state(1), META)
         checkpoints.wait()
         monkeypatch.setattr(checkpoints_module, "remove", refused)
@@ -165,7 +165,7 @@ def test_only_what_changed_is_copied(bucket, monkeypatch, tmp_path):
     bucket.put("five/run/metrics.jsonl", b"1\n", None)
     bucket.put("five/run/reference/k/part-000000.safetensors", b"part", None)
     bucket.put("five/run/export/model.safetensors", b"large", None)
-    monkeypatch.setattr(places, "_UPLOAD_SECONDS", 0.01)
+    monkeypatch.setattr(bucket_files, "_UPLOAD_SECONDS", 0.01)
     with run_directory(Config.from_any({}, **CONFIG, output_dir="gs://five/run/")) as place:
         here = sorted(str(path.relative_to(place.folder)) for path in place.folder.rglob("*") if path.is_file())
         assert here == [".lock", "metrics.jsonl", "reference/k/part-000000.safetensors"]

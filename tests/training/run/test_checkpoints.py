@@ -1,4 +1,4 @@
-"""Checkpoints: kept and best ones, damage that is found and named, saves that fail and harm nothing."""
+"""Checkpoints: which ones are kept, damage is detected and named, a failed save does no harm to earlier ones."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ META = {"config": "name: run", "last": 9}
 
 
 def state(step: int) -> State:
-    """A state whose every number says of which step it is."""
+    """Returns a state whose numbers depend on the step."""
     params = {"embed": jnp.full((64, 8), float(step)), "norm": jnp.arange(8.0) + step}
     zero = jnp.zeros((), jnp.int32)
     return State(zero + step, zero, params, None, optax.adam(1e-3).init(params))
@@ -33,7 +33,7 @@ def is_of(found: State, step: int) -> bool:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder that holds the checkpoints of steps 2 and 4."""
+    """A folder with the checkpoints of steps 2 and 4."""
     folder = tmp_path_factory.mktemp("saved")
     with contextlib.closing(Checkpoints(folder, keep=2)) as checkpoints:
         for step in (2, 4):
@@ -65,7 +65,7 @@ def test_the_newest_and_the_best_stay(tmp_path):
     with contextlib.closing(Checkpoints(tmp_path, keep=1, best="eval/rewards/accuracies")) as checkpoints:
         checkpoints.save(6, state(6), META, {"eval/rewards/accuracies": 0.3})
         checkpoints.wait()
-        assert checkpoints.steps() == [5, 6]  # 5 has 0.4 of its metric
+        assert checkpoints.steps() == [5, 6]  # that of step 5 was saved with a metric of 0.4
     assert not list(tmp_path.glob("*removed*"))
 
 
@@ -98,8 +98,8 @@ def test_what_is_damaged_is_named(copied, capsys):
     data.write_bytes(content)
     with contextlib.closing(Checkpoints(copied, read_only=True)) as checkpoints:
         assert checkpoints.latest() == 2
-    told_of = capsys.readouterr().err
-    assert f"{data.relative_to(copied / '4')} differs from its sha256" in told_of
+    stderr = capsys.readouterr().err
+    assert f"{data.relative_to(copied / '4')} differs from its sha256" in stderr
     assert (copied / "4").is_dir(), "read only"
 
 
@@ -114,7 +114,7 @@ def test_where_none_is_sound_the_run_is_refused(copied):
 
 @contextlib.contextmanager
 def a_small_disk(limit: int):
-    """No file may grow beyond `limit` bytes."""
+    """While entered, no file may grow beyond `limit` bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -136,7 +136,7 @@ def test_a_save_that_fails_is_told_of_and_harms_nothing(copied, capsys):
         checkpoints.wait()
         assert checkpoints.steps() == [4, 8]
     with contextlib.closing(Checkpoints(copied)) as checkpoints:
-        assert not list(copied.glob("*tmp*"))  # until here: Orbax's threads may write on after the failure is told
+        assert not list(copied.glob("*tmp*"))  # not earlier: Orbax's threads may write after the failure is reported
         assert is_of(checkpoints.restore(checkpoints.latest(), state(0)), 8)
 
 
@@ -153,7 +153,7 @@ def test_a_failing_machine_is_one_sentence(tmp_path):
 def test_a_lost_process_is_one_sentence(monkeypatch):
     gone = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Read error: Connection reset by peer\nmore")
     with pytest.raises(jax.errors.JaxRuntimeError), explain_failures("there", str):
-        raise gone  # alone there is no other
+        raise gone  # a single process has lost no other
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     lost = pytest.raises(
         ProcessLost, match=r"another process of this run is gone \(UNKNOWN: Gloo .* peer\); no checkpoint"

@@ -1,4 +1,4 @@
-"""A run directory has one run at a time."""
+"""One run at a time uses a run directory."""
 
 import errno
 import fcntl
@@ -10,7 +10,7 @@ import pytest
 from care_jax.errors import UserError
 from care_jax.training.run.directory import lock_folder
 
-HOLDS = """
+HOLD_LOCK = """
 import fcntl, time
 file = open(".lock", "w+")
 fcntl.lockf(file, fcntl.LOCK_EX)
@@ -22,7 +22,7 @@ time.sleep(60)
 
 
 def test_a_folder_in_use_is_refused_until_its_run_dies(tmp_path):
-    other = subprocess.Popen([sys.executable, "-c", HOLDS], cwd=tmp_path, stdout=subprocess.PIPE)
+    other = subprocess.Popen([sys.executable, "-c", HOLD_LOCK], cwd=tmp_path, stdout=subprocess.PIPE)
     try:
         assert other.stdout.readline() == b"ready\n"
         refused = pytest.raises(UserError, match=r"output_dir: .* is in use: process 7 of there is running there")
@@ -30,7 +30,7 @@ def test_a_folder_in_use_is_refused_until_its_run_dies(tmp_path):
             raise AssertionError("two at once")
     finally:
         other.kill()
-    with lock_folder(tmp_path):  # and waits for what the kill left to do
+    with lock_folder(tmp_path):  # waits until the killed process is gone
         assert (tmp_path / ".lock").read_text().startswith("process ")
     with lock_folder(tmp_path, patience=0.0):
         pass

@@ -1,4 +1,4 @@
-"""metrics.jsonl: whole lines, cut to the step that a run resumes from."""
+"""metrics.jsonl holds complete lines and is cut to the step that a run resumes from; TensorBoard; traces."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def test_a_fresh_run_starts_an_empty_file(tmp_path):
 
 
 def test_tensorboard_reads_what_is_written(tmp_path):
-    """Checked with a reader of its own: length, masked sums, and the events in them."""
+    """Read by this test itself: lengths, masked checksums, and the events."""
     board = TensorBoard(tmp_path, 4)
     board.log(5, {"loss": 0.5, "mfu": None, "name": "text"})
     (path,) = tmp_path.glob("events.out.tfevents.*")
@@ -73,7 +73,7 @@ def test_a_trace_is_of_its_steps_and_ends_with_the_run(tmp_path, start, steps, t
 
 def test_a_run_that_goes_on_or_stops_within_the_traced_steps(tmp_path):
     with Trace(ProfileConfig(start=2, steps=4), tmp_path / "profile", 9) as trace:
-        trace.start_if_due(4)  # resumed here, and stopped before the last of them
+        trace.start_if_due(4)  # the run resumed here and stopped before the last traced step
         assert not trace.is_last(4)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
