@@ -1,4 +1,4 @@
-"""The mesh, and the one table from logical axes to mesh axes."""
+"""The device mesh, and the one table from logical axes to mesh axes."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from care_jax.hardware import claim_memory
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Weights are declared by logical axes and never name the mesh; this table is the only place that does.
+# Weights and activations are declared by logical axes; only this table maps them to axes of the mesh.
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "vocab": "tensor",
     "embed": "fsdp",
@@ -29,11 +29,10 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with axes data, fsdp, tensor over all devices; one of the sizes may be -1 and takes what is left.
+    """Returns a mesh with axes data, fsdp and tensor over all devices; one size may be -1, and is then computed.
 
-    Without `devices` the processes of this job are joined first (`start_processes`), and the mesh spans all of their
-    devices.
-    Raises UserError where the sizes do not multiply to the number of devices.
+    Without `devices` it first joins the processes of this job (`start_processes`), and the mesh spans all of their
+    devices. Raises UserError if the product of the sizes is not the number of devices.
     """
     if devices is None:
         start_processes()
@@ -43,7 +42,7 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
     sizes = [data, fsdp, tensor]
     shown = " x ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes))
     if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
-        raise UserError(f"mesh: {shown}: sizes are positive, and at most one is -1")
+        raise UserError(f"mesh: {shown}: expected positive sizes, of which one may be -1")
     fixed = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % fixed == 0:
         sizes[sizes.index(-1)] = len(devices) // fixed
@@ -53,16 +52,19 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
 
 
 def spec(axes: Sequence[str | None]) -> PartitionSpec:
-    """The partition of an array whose dimensions carry these logical axes (None: not sharded)."""
+    """Returns the partition of an array whose dimensions have these logical axes (None: not sharded)."""
     return PartitionSpec(*(None if axis is None else RULES[axis] for axis in axes))
 
 
 def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], name: str = "array") -> NamedSharding:
-    """The sharding of an array of `shape` on `mesh`; UserError with the numbers where a size does not divide."""
+    """Returns the sharding of an array on `mesh`; raises UserError if a size does not divide by its mesh axes.
+
+    name: of the array, for the message.
+    """
     partition = spec(axes)
     for axis, size, names in zip(axes, shape, partition):
-        named = () if names is None else (names,) if isinstance(names, str) else names
-        parts = math.prod(mesh.shape[one] for one in named)
+        mesh_axes = () if names is None else (names,) if isinstance(names, str) else names
+        parts = math.prod(mesh.shape[mesh_axis] for mesh_axis in mesh_axes)
         if size % parts:
             raise UserError(
                 f"mesh: {name} has {axis}={size}, which does not divide by the {parts} parts of mesh axis {names!r}"
@@ -71,11 +73,12 @@ def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], name:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array that every device holds completely."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """Asks the partitioner for this layout of an activation; does nothing outside `jax.set_mesh`."""
+    """Asks the partitioner for this sharding of an activation; does nothing outside `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x

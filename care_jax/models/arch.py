@@ -1,26 +1,30 @@
-"""What a decoder is: its sizes and switches, and the one declaration of every weight.
+"""The architecture of a decoder: its sizes and options, and one declaration for each weight.
 
-`declarations(arch)` has exactly the structure of the parameters, with a `Weight` at every leaf. Initialisation,
-sharding, import, export and the weight decay mask all read it.
+`declarations(arch)` is a tree like that of the parameters, with a `Weight` at every leaf. Initialisation, sharding,
+import, export and the mask of weight decay all read it.
 """
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
 
 from care_jax import sharding
 from care_jax.errors import UserError
+from care_jax.textfiles import JsonObject
 
 Params = dict[str, Any]  # a tree of weights: nested dicts whose leaves are arrays (or their declarations)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary embedding: the base, and how its frequencies are rescaled (Su et al. 2021; llama3: Dubey et al. 2024)."""
+    """Rotary embedding: its base, and how frequencies are rescaled (Su et al. 2021; llama3: Dubey et al. 2024)."""
 
     theta: float = 10_000.0
     scaling: Literal["default", "linear", "llama3"] = "default"
@@ -32,7 +36,7 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True)
 class LayerKind:
-    """What differs between the layers of one model. `window` counts the visible keys, the query itself included."""
+    """What differs between the layers of one model. window: number of visible keys, the query's own included."""
 
     window: int | None = None
     rope: Rope = Rope()
@@ -40,7 +44,7 @@ class LayerKind:
 
 @dataclasses.dataclass(frozen=True)
 class Arch:
-    """Everything static about a model; hashable, so that it may be a static argument of `jax.jit`."""
+    """Everything static about a model; hashable, so that it can be a static argument of `jax.jit`."""
 
     family: str
     vocab_size: int
@@ -53,7 +57,7 @@ class Arch:
     norm_eps: float
     activation: str  # silu, gelu_tanh or gelu
     kinds: tuple[LayerKind, ...]
-    layer_kinds: tuple[int, ...]  # one index into `kinds` a layer
+    layer_kinds: tuple[int, ...]  # an index into `kinds` for each layer
     tied: bool
     attn_scale: float
     qkv_bias: bool = False
@@ -65,9 +69,9 @@ class Arch:
     attn_soft_cap: float | None = None
     final_soft_cap: float | None = None
     init_std: float = 0.02
-    # The config.json it was read from: export writes its keys back. No part of the identity.
+    # The config.json it was read from: export writes its keys again. Not compared.
     config: str = dataclasses.field(default="{}", compare=False, repr=False)
-    # The local folder it was read from, '' where none: export carries its tokenizer over. No part of the identity.
+    # The local folder it was read from, or '': export copies its tokenizer. Not compared.
     folder: str = dataclasses.field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -79,17 +83,19 @@ class Arch:
             raise UserError(f"config.json: head_dim {self.head_dim} is odd; rotary embeddings need an even size")
 
     @property
-    def config_dict(self) -> dict[str, Any]:
+    def config_dict(self) -> JsonObject:
+        """The config.json it was read from, as a new object."""
         return json.loads(self.config)
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One weight of the tree.
+    """The declaration of one weight.
 
-    shape, axes: of the array, with their logical axes; blocks' weights carry a leading "layers".
-    init: normal, zeros or ones. hf_name: the tensor's name, `{i}` the layer. hf_shape: the tensor's shape in the file:
-    the same numbers in the same order, so that import and export only reshape. decay: does weight decay apply.
+    shape, axes: of the array, with a logical axis for each dimension; the first one of the blocks' weights is "layers".
+    init: normal, zeros or ones. hf_name: the tensor's name in a checkpoint, with `{i}` for the layer. hf_shape: its
+    shape there; the numbers are in the same order, so that import and export only reshape. decay: whether weight decay
+    applies.
     """
 
     shape: tuple[int, ...]
@@ -101,11 +107,12 @@ class Weight:
 
     @property
     def stacked(self) -> bool:
+        """Whether the array holds this weight of all layers."""
         return self.axes[0] == "layers"
 
 
-# This tree's name of each norm of a block -> the checkpoint's. In Gemma "post_attention_layernorm" ends the attention
-# branch; elsewhere it begins the MLP's.
+# The name of each norm of a block in the tree -> in checkpoints. In Gemma, "post_attention_layernorm" is at the end of
+# the attention branch; elsewhere it is at the start of the MLP's.
 _NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 _GEMMA_NORMS = {
     "attn_norm": "input_layernorm",
@@ -116,7 +123,7 @@ _GEMMA_NORMS = {
 
 
 def declarations(arch: Arch) -> Params:
-    """The tree of `Weight`: {"embed", "blocks": {"attn", "mlp", norms}, "norm"[, "head"]}."""
+    """Returns the tree of `Weight`: {"embed", "blocks": {"attn", "mlp", norms}, "norm"[, "head"]}."""
     sizes = {
         "layers": arch.layers,
         "vocab": arch.vocab_size,
@@ -132,16 +139,12 @@ def declarations(arch: Arch) -> Params:
     def weight(name: str, axes: tuple[str, ...], init: Literal["normal", "zeros", "ones"]) -> Weight:
         shape = tuple(sizes[axis] for axis in axes)
         inner, inner_axes = (shape[1:], axes[1:]) if axes[0] == "layers" else (shape, axes)
-        # Files hold matrices [out, in] and vectors: heads and their size are one dimension there.
-        rest = [size for size, axis in zip(inner, inner_axes) if axis not in ("heads", "kv_heads", "head_dim")]
+        # Files hold matrices [out, in] and vectors: there, heads and their size are one dimension.
+        file_shape = [size for size, axis in zip(inner, inner_axes) if axis not in ("heads", "kv_heads", "head_dim")]
         joined = [size for size, axis in zip(inner, inner_axes) if axis in ("heads", "kv_heads", "head_dim")]
-        hf = list(rest)
         if joined:
-            size = 1
-            for one in joined:
-                size *= one
-            hf.insert(0 if inner_axes[0] != "embed" else len(rest), size)
-        return Weight(shape, axes, init, name, tuple(hf), decay=init == "normal")
+            file_shape.insert(0 if inner_axes[0] != "embed" else len(file_shape), math.prod(joined))
+        return Weight(shape, axes, init, name, tuple(file_shape), decay=init == "normal")
 
     def linear(module: str, out: tuple[str, ...], into: tuple[str, ...], bias: bool) -> Params:
         prefix = f"model.layers.{{i}}.{module}"
@@ -182,63 +185,57 @@ def declarations(arch: Arch) -> Params:
     return tree
 
 
-def is_weight(x: Any) -> bool:
+def is_weight(x: object) -> bool:
     return isinstance(x, Weight)
 
 
-def map_weights(function: Any, tree: Params) -> Params:
-    """`function(path, weight)` at every leaf; the path is dotted, as in blocks.attn.q.weight."""
+def map_weights(function: Callable[[str, Weight], object], tree: Params) -> Params:
+    """Returns the tree of `function(path, weight)`; paths are dotted, as in blocks.attn.q.weight."""
 
-    def at(path: Any, weight: Weight) -> Any:
+    def at_leaf(path: tuple[jax.tree_util.DictKey, ...], weight: Weight) -> object:
         return function(".".join(str(key.key) for key in path), weight)
 
-    return jax.tree_util.tree_map_with_path(at, tree, is_leaf=is_weight)
+    return jax.tree_util.tree_map_with_path(at_leaf, tree, is_leaf=is_weight)
 
 
-def initial(weight: Weight, key: jax.Array, std: float, dtype: Any) -> jax.Array:
-    """A fresh array of this weight: normal(0, std), zeros or ones."""
+def _initial(weight: Weight, key: jax.Array, std: float, dtype: DTypeLike) -> jax.Array:
+    """Returns a fresh array: normal(0, std), zeros or ones."""
     if weight.init == "normal":
         return (std * jax.random.normal(key, weight.shape, jnp.float32)).astype(dtype)
     return jnp.full(weight.shape, 0 if weight.init == "zeros" else 1, dtype)
 
 
-def initial_tree(arch: Arch, key: jax.Array, dtype: Any, tree: Params | None = None) -> Params:
-    """Fresh parameters; each weight's key comes from its place in the tree, so that no mesh changes the numbers."""
-    leaves, structure = jax.tree.flatten(declarations(arch) if tree is None else tree, is_leaf=is_weight)
-    keys = [jax.random.fold_in(key, place) for place in range(len(leaves))]
-    return jax.tree.unflatten(structure, [initial(leaf, k, arch.init_std, dtype) for leaf, k in zip(leaves, keys)])
+def initial_tree(arch: Arch, key: jax.Array, dtype: DTypeLike, tree: Params) -> Params:
+    """Returns fresh arrays for a tree of declarations; the same numbers on every mesh."""
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_weight)
+    keys = [jax.random.fold_in(key, number) for number in range(len(leaves))]
+    return jax.tree.unflatten(structure, [_initial(leaf, k, arch.init_std, dtype) for leaf, k in zip(leaves, keys)])
 
 
 def param_shardings(arch: Arch, mesh: Mesh) -> Params:
-    """The tree of NamedSharding; UserError where a size does not divide by its mesh axis."""
+    """Returns the tree of NamedSharding; raises UserError if a size does not divide by its mesh axes."""
 
-    def place(path: str, weight: Weight) -> NamedSharding:
+    def placement(path: str, weight: Weight) -> NamedSharding:
         return sharding.sharding(mesh, weight.axes, weight.shape, path)
 
-    return map_weights(place, declarations(arch))
+    return map_weights(placement, declarations(arch))
 
 
 def decay_mask(arch: Arch) -> Params:
-    """The tree of bool for weight decay: False on norms and biases."""
+    """Returns the tree of bool for weight decay: False for norms and biases."""
     return map_weights(lambda _, weight: weight.decay, declarations(arch))
 
 
-def abstract_params(arch: Arch, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Params:
-    """The tree of ShapeDtypeStruct, placed where a mesh is given: what restoring a checkpoint or compiling needs."""
+def abstract_params(arch: Arch, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None) -> Params:
+    """Returns the tree of ShapeDtypeStruct, to restore a checkpoint or to compile; with a mesh, it has shardings."""
 
-    def leaf(path: str, weight: Weight) -> jax.ShapeDtypeStruct:
-        placed = None if mesh is None else sharding.sharding(mesh, weight.axes, weight.shape, path)
-        return jax.ShapeDtypeStruct(weight.shape, dtype, sharding=placed)
+    def abstract(path: str, weight: Weight) -> jax.ShapeDtypeStruct:
+        placement = None if mesh is None else sharding.sharding(mesh, weight.axes, weight.shape, path)
+        return jax.ShapeDtypeStruct(weight.shape, dtype, sharding=placement)
 
-    return map_weights(leaf, declarations(arch))
+    return map_weights(abstract, declarations(arch))
 
 
 def num_params(arch: Arch) -> int:
-    """How many numbers the tree holds; a tied head counts once."""
-    total = 0
-    for leaf in jax.tree.leaves(declarations(arch), is_leaf=is_weight):
-        size = 1
-        for dimension in leaf.shape:
-            size *= dimension
-        total += size
-    return total
+    """Returns the number of parameters; a tied head counts once."""
+    return sum(math.prod(weight.shape) for weight in jax.tree.leaves(declarations(arch), is_leaf=is_weight))

@@ -133,17 +133,10 @@ def test_on_a_mesh_each_device_runs_the_kernel_on_its_rows_and_heads(interpreted
 
 
 def refused(implementation: str, **changes) -> str:
-    call = {
-        "length": 256,
-        "rows": 2,
-        "head_dim": 64,
-        "window": None,
-        "soft_cap": None,
-        "shared_prompts": False,
-        "dtype": jnp.bfloat16,
-    }
+    head_dim, soft_cap = changes.pop("head_dim", 64), changes.pop("soft_cap", None)
+    call = kernels.AttentionCall(rows=2, length=256, window=None, shared_prompts=False, dtype=jnp.bfloat16)
     with pytest.raises(UserError) as error:
-        attention.choose(implementation, **call | changes)
+        attention.choose(implementation, call._replace(**changes), head_dim, soft_cap)
     return str(error.value)
 
 
@@ -176,21 +169,25 @@ def test_a_kernel_that_can_never_serve_is_refused_before_weights_are_read():
 
 
 def test_auto_says_once_what_it_chose(monkeypatch, capsys):
-    call = {"rows": 2, "head_dim": 64, "soft_cap": None, "shared_prompts": True, "dtype": jnp.bfloat16}
-    attention._say.cache_clear()
-    assert attention.choose("auto", length=512, window=4, **call) == "xla"
-    assert attention.choose("auto", length=256, window=None, **call) == "xla"
-    assert attention.choose("auto", length=8192, window=None, **call) == "xla_chunked"
+
+    def choice(length: int, window: int | None) -> str:
+        call = kernels.AttentionCall(2, length, window, shared_prompts=True, dtype=jnp.bfloat16)
+        return attention.choose("auto", call, head_dim=64, soft_cap=None)
+
+    attention._say_once.cache_clear()
+    assert choice(512, 4) == "xla"
+    assert choice(256, None) == "xla"
+    assert choice(8192, None) == "xla_chunked"
     monkeypatch.setattr(hardware, "platform", lambda: "tpu")
-    assert attention.choose("auto", length=512, window=512, **call) == "splash"
-    assert attention.choose("auto", length=512, window=4, **call) == "xla"
+    assert choice(512, 512) == "splash"
+    assert choice(512, 4) == "xla"
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == [
         "attention: auto is xla on cpu, in rows of up to 1024",
         "attention: auto is xla_chunked on cpu, in rows of more than 1024",
     ]
     assert lines[2] == "attention: auto is splash on tpu"
-    assert "auto is xla on tpu, in rows of 512: splash cannot serve: its window goes by place" in lines[3]
+    assert "auto is xla on tpu, in rows of 512: splash cannot serve: its window counts slots" in lines[3]
     assert len(lines) == 4
 
 
