@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# launch/local.sh N COMMAND [argument ...]: `care-jax COMMAND ...` as N processes on this machine, which work as one.
+# launch/local.sh N COMMAND [argument ...]: runs `care-jax COMMAND ...` as one job of N processes here.
 #   launch/local.sh 2 train quickstart data.max_steps=20
-# Process 0 speaks on this terminal, the others into $CARE_JAX_LOGS/process-N.log (else a new folder). Where one dies the
-# others end within a minute. Exit status: the first that is not 0; 75: interrupted and saved, run the command again.
+# Process 0 writes to this terminal, the others to $CARE_JAX_LOGS/process-N.log (default: in a new folder). If one dies,
+# the others end within a minute. Exit status: the first that is not 0; 75: interrupted and saved, run it again.
 set -uo pipefail
 [ $# -ge 2 ] && [ "$1" -ge 1 ] 2>/dev/null || { sed -n '2,3p' "$0" | cut -c3- >&2; exit 2; }
 count=$1; shift
@@ -18,14 +18,14 @@ for ((i = 0; i < count; i++)); do
     fi
     pids+=($!)
 done
-# A signal goes to every process: each of them saves its part and ends with 75.
+# A signal is sent on to every process: each saves its part and ends with 75.
 trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 
 status=0
 for pid in "${pids[@]}"; do
     while :; do
         wait "$pid"; ended=$?
-        kill -0 "$pid" 2>/dev/null || break # else a signal ended the wait, not the process
+        kill -0 "$pid" 2>/dev/null || break # otherwise a signal ended the wait, not the process
     done
     wait "$pid" 2>/dev/null; again=$?
     [ "$again" = 127 ] || ended=$again

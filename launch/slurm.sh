@@ -9,20 +9,20 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-# sbatch launch/slurm.sh COMMAND [argument ...]: `care-jax COMMAND ...`, a process a node, all GPUs of a node in each.
+# sbatch launch/slurm.sh COMMAND [argument ...]: runs `care-jax COMMAND ...`, one process per node with all its GPUs.
 #   sbatch launch/slurm.sh train dpo-llama3.1-8b h200 batch.microbatch_rows=64 output_dir=/shared/runs/dpo-llama3.1-8b
-# Restart-safe: five minutes before the time is up every process is told, saves and ends with 75; the job goes back into
-# the queue under the same number and goes on. After a node failed SLURM requeues it (--requeue).
-# Environment: CARE_JAX (the program; default care-jax), HF_TOKEN for gated weights. Paths must be seen by all nodes.
+# Restart-safe: five minutes before the time limit every process gets a signal, saves and ends with 75; the job is put
+# back into the queue with the same number and resumes. SLURM requeues it if a node fails (--requeue).
+# Environment: CARE_JAX (the program; default care-jax), HF_TOKEN for gated weights. All nodes must see the paths.
 set -uo pipefail
 if [ $# -lt 1 ]; then sed -n '12,16p' "$0" | cut -c3- >&2; exit 2; fi
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/care_jax/compiled}
 export HF_HOME=${HF_HOME:-$HOME/.cache/huggingface}
 
-# jax takes one GPU a SLURM task unless it is told which: the task of a node has them all.
+# By default jax uses one GPU per SLURM task; here the task of a node uses all of them.
 gpus=${SLURM_GPUS_ON_NODE:-}
 [ -z "$gpus" ] || export JAX_LOCAL_DEVICE_IDS=${JAX_LOCAL_DEVICE_IDS:-$(seq -s, 0 $((gpus - 1)))}
-# Collectives beside compute (launch/README.md, "Compiler flags"); what is set before stands behind and wins.
+# Collectives overlap with compute (launch/README.md, "Compiler flags"); flags set before come last and win.
 flags=(
     --xla_gpu_enable_latency_hiding_scheduler=true
     --xla_gpu_enable_triton_gemm=false
@@ -35,7 +35,7 @@ flags=(
 )
 export XLA_FLAGS="${flags[*]} ${XLA_FLAGS:-}"
 
-# Not killed on a bad exit: each task ends with 75 when it has saved, one sooner than another. Where one dies at work, jax
+# Do not kill the others when one task ends: each ends with 75 when it has saved, at its own time. If a task dies, jax
 # on the other nodes notices within a minute, and they end by themselves.
 srun --kill-on-bad-exit=0 --wait=0 "${CARE_JAX:-care-jax}" "$@"
 status=$?

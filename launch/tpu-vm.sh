@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# launch/tpu-vm.sh NAME COMMAND [argument ...]: `care-jax COMMAND ...` on a TPU slice of its own, by a queued resource.
+# launch/tpu-vm.sh NAME COMMAND [argument ...]: runs `care-jax COMMAND ...` on a TPU slice, by a queued resource.
 #   TYPE=v5p-16 ZONE=us-east5-a launch/tpu-vm.sh mine train dpo-llama3.1-8b v5p-16 output_dir=gs://BUCKET/runs/mine
 # Environment: ZONE, TYPE (accelerator), VERSION (of the runtime image), PROJECT (default: gcloud's), SPOT=1, WAIT
-# (seconds between two looks), HF_TOKEN (for gated weights; passed on by a file that only its owner reads).
-# Restart-safe: run it again after a preemption; the slice is asked for anew and the run goes on from its checkpoint.
+# (seconds between two checks), HF_TOKEN (for gated weights; passed on in a file that only its owner may read).
+# Restart-safe: run it again after a preemption; it requests the slice again, and the run resumes from its checkpoint.
 set -euo pipefail
 if [ $# -lt 2 ]; then sed -n '2,6p' "$0" | cut -c3- >&2; exit 2; fi
 name=$1; shift
@@ -20,7 +20,7 @@ asked='' looked=''
 while :; do
     if found=$(state 2>"$scratch/errors"); then :
     elif grep -q NOT_FOUND "$scratch/errors"; then found=
-    else # trouble on the way: at the first look nothing works, later it passes
+    else # any other error: fatal at the first check, later assumed to be temporary
         cat "$scratch/errors" >&2; [ -n "$looked" ] || exit 1
         found=unknown
     fi
@@ -42,9 +42,9 @@ tar -czf "$scratch/care_jax.tgz" -C "$root" pyproject.toml README.md LICENSE car
 send "$scratch/care_jax.tgz" care_jax.tgz
 send "$scratch/token" .care_jax_token
 everywhere "set -e; mkdir -p care_jax && tar -xzf care_jax.tgz -C care_jax
-    python3 -m pip install -q --user uv # the image's own Python may be older than care_jax needs
+    python3 -m pip install -q --user uv # the image's Python may be too old for care_jax
     [ -d venv ] || python3 -m uv venv -q --python 3.12 venv; python3 -m uv pip install -q --python venv './care_jax[tpu,gcs]'"
-# Collectives beside compute (launch/README.md, "Compiler flags").
+# Collectives overlap with compute (launch/README.md, "Compiler flags").
 flags=(
     --xla_tpu_enable_async_collective_fusion=true
     --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true
