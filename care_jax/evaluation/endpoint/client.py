@@ -102,7 +102,7 @@ class Client:
             if reply.text is None or usable(reply.text):
                 break
             if attempt + 1 < tries:
-                self._count("asked again: answer not as asked for")
+                self._count("asked again: unusable answer")
         return reply
 
     def _cached(self, body: Mapping[str, object], attempt: int) -> Reply:

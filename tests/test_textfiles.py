@@ -1,0 +1,46 @@
+"""Files that are written aside and renamed, JSON lines, and the message of a file that cannot be written."""
+
+import json
+
+import pytest
+
+from care_jax import textfiles
+from care_jax.errors import UserError
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    textfiles.write_whole(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        textfiles.write_whole(path, "\ud800")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_lines_come_back_up_to_the_first_incomplete_one(tmp_path):
+    path = tmp_path / "new" / "a.jsonl"
+    rows = [{"text": "two\nlines \u2028 茶"}, {"text": "half a pair: \ud800"}]
+    assert textfiles.read_lines(path) == []
+    textfiles.write_lines(path, rows)
+    assert textfiles.read_lines(path) == rows
+    path.write_text(path.read_text() + '{"text": "cut')
+    assert textfiles.read_lines(path) == rows
+
+
+def test_a_json_document_ends_with_a_newline(tmp_path):
+    textfiles.write_json(tmp_path / "a.json", {"text": "茶"})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"text": "茶"}
+    assert "茶" in text
+    assert text.endswith("}\n")
+
+
+def test_a_file_that_cannot_be_written_is_a_mistake_of_the_user(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "a.jsonl"
+    with pytest.raises(UserError, match=rf"--out: cannot write {path}: "), textfiles.writing("--out", path):
+        textfiles.write_lines(path, [])
+
+
+def test_cells_of_a_table_stay_in_their_column():
+    assert textfiles.markdown_table(["a", "b"], [["x|y", "1\n2"]]) == ["| a | b |", "|---|---|", "| x\\|y | 1 2 |", ""]
