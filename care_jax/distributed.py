@@ -1,5 +1,6 @@
 """Several processes as one run: how they start, wait for each other and agree, and which of them writes."""
 
+import functools
 import os
 import sys
 
@@ -25,7 +26,11 @@ def start_processes() -> None:
     environment = os.environ
     if jax.distributed.is_initialized():
         return
-    options = {"heartbeat_timeout_seconds": _SILENCE_SECONDS, "shutdown_timeout_seconds": _SILENCE_SECONDS}
+    initialize = functools.partial(
+        jax.distributed.initialize,
+        heartbeat_timeout_seconds=_SILENCE_SECONDS,
+        shutdown_timeout_seconds=_SILENCE_SECONDS,
+    )
     if "JAX_COORDINATOR_ADDRESS" in environment:
         numbers = [environment.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
         if not all(number.isdecimal() for number in numbers):
@@ -33,18 +38,13 @@ def start_processes() -> None:
                 f"JAX_COORDINATOR_ADDRESS={environment['JAX_COORDINATOR_ADDRESS']} requires JAX_NUM_PROCESSES and "
                 f"JAX_PROCESS_ID, both numbers; found {numbers[0]!r} and {numbers[1]!r}"
             )
-        jax.distributed.initialize(
-            num_processes=int(numbers[0]),
-            process_id=int(numbers[1]),
-            cluster_detection_method="deactivate",
-            **options,  # type: ignore[arg-type]
-        )
+        initialize(num_processes=int(numbers[0]), process_id=int(numbers[1]), cluster_detection_method="deactivate")
     elif (
         int(environment.get("SLURM_STEP_NUM_TASKS") or 1) > 1
         or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
         or environment.get("CARE_JAX_DISTRIBUTED") == "auto"
     ):
-        jax.distributed.initialize(**options)  # type: ignore[arg-type]
+        initialize()
 
 
 def is_writer() -> bool:

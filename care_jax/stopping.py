@@ -19,6 +19,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TypeAlias
 
 from care_jax.errors import ENDED_BY_USER, INTERRUPTED
 
@@ -28,6 +29,8 @@ _PREEMPTED = "computeMetadata/v1/instance/preempted"
 _FLAVOR = {"Metadata-Flavor": "Google"}  # a header of the request and of the response: no other server sends it
 _WAIT_SECONDS = 60  # the server responds when the value changes, and at the latest after this time
 _MAX_FAILURES = 6  # in a row
+
+_Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None  # of a signal
 
 
 class Interrupted(Exception):
@@ -57,7 +60,7 @@ class StopSignal:
         self._agreement = Agreement()
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._deadline: threading.Timer | None = None
-        self._previous_handlers: dict[int, object] = {}
+        self._previous_handlers: dict[int, _Handler] = {}
         self._previous_wakeup = -1
         self._pipe: tuple[int, int] | None = None
 
@@ -100,7 +103,7 @@ class StopSignal:
             if self._deadline is not None:
                 self._deadline.cancel()
         for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
         if self._pipe is not None:
             signal.set_wakeup_fd(self._previous_wakeup)
             os.close(self._pipe[1])  # ends the thread that reads

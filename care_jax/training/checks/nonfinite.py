@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from care_jax.data.packing.batch import Batch
 from care_jax.models.arch import Params
@@ -154,7 +155,7 @@ def _nonfinite_leaves(tree: Variables) -> list[str]:
     return [_name(path) for path, finite in jax.tree_util.tree_leaves_with_path(_finite_leaves(tree)) if not finite]
 
 
-def _nonfinite_places(logps: np.ndarray, batch: Batch) -> list[tuple[int, int]]:
-    """Returns (microbatch, slot) of every value [A, S] that is not finite, in order, without the empty microbatches."""
+def _nonfinite_places(logps: Float[np.ndarray, "A S"], batch: Batch) -> list[tuple[int, int]]:
+    """Returns (microbatch, slot) of every value that is not finite, in order, without the empty microbatches."""
     filled = np.arange(len(logps))[:, None] < int(batch.n_microbatches)
     return [(int(microbatch), int(slot)) for microbatch, slot in np.argwhere(~np.isfinite(logps) & filled)]
