@@ -58,6 +58,23 @@ def read_lines(path: pathlib.Path) -> list[JsonObject]:
     return lines
 
 
+def parse_lines(path: pathlib.Path) -> Iterator[tuple[str, object]]:
+    """Yields (place, value) of every JSON line that is not blank; place is 'PATH (line 3)', for messages.
+
+    Raises UserError for a line that is not JSON.
+    """
+    with open(path, encoding="utf-8-sig") as file:
+        for number, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            place = f"{path} (line {number})"
+            try:
+                value = json.loads(text)
+            except ValueError as error:
+                raise UserError(f"{place}: not JSON: {error}") from None
+            yield place, value
+
+
 @contextlib.contextmanager
 def writing(key: str, path: pathlib.Path | str) -> Iterator[None]:
     """Turns an OSError inside the `with` block into a UserError that names the option or key and the path."""

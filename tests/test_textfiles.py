@@ -27,6 +27,16 @@ def test_lines_come_back_up_to_the_first_incomplete_one(tmp_path):
     assert textfiles.read_lines(path) == rows
 
 
+def test_a_line_that_is_not_json_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('\ufeff{"a": 1}\n\n[2]\n{"cut', encoding="utf-8")
+    lines = textfiles.parse_lines(path)
+    assert next(lines) == (f"{path} (line 1)", {"a": 1})
+    assert next(lines) == (f"{path} (line 3)", [2])
+    with pytest.raises(UserError, match=r"a.jsonl \(line 4\): not JSON: "):
+        next(lines)
+
+
 def test_a_json_document_ends_with_a_newline(tmp_path):
     textfiles.write_json(tmp_path / "a.json", {"text": "茶"})
     text = (tmp_path / "a.json").read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ from care_jax.evaluation.endpoint.client import Client
 from care_jax.evaluation.endpoint.transport import Reply, request_body
 from care_jax.evaluation.rubrics import Rubric, Rubrics
 from care_jax.evaluation.statistics import RaterAgreement, agreement
-from care_jax.textfiles import JsonObject
+from care_jax.textfiles import JsonObject, parse_lines
 
 DEFAULT_JUDGE = "gpt-4o"
 
@@ -204,18 +204,12 @@ def judge_by_files(jobs: Sequence[Job], paths: Sequence[str]) -> tuple[list[Judg
 
 def _batch_lines(path: str) -> Iterator[JsonObject]:
     try:
-        texts = pathlib.Path(path).expanduser().read_text(encoding="utf-8-sig").split("\n")
+        lines = list(parse_lines(pathlib.Path(path).expanduser()))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--answers-in: cannot read {path}: {error}") from None
-    for number, text in enumerate(texts, start=1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{path} (line {number}): not JSON: {error}") from None
+    for place, line in lines:
         if not isinstance(line, dict) or "custom_id" not in line:
-            raise UserError(f"{path} (line {number}): no custom_id: not a line of a batch's output")
+            raise UserError(f"{place}: no custom_id: not a line of a batch's output")
         yield line
 
 

@@ -1,6 +1,5 @@
 """Judged and scored answers of several systems, read from their folders for a report."""
 
-import json
 import pathlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from care_jax.data.rows.fields import Fields
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import ALIASES
 from care_jax.evaluation.language import detect
-from care_jax.textfiles import JsonObject
+from care_jax.textfiles import JsonObject, parse_lines
 
 _FALLBACKS = {"culture": ("country", "language"), "category": ("topic", "domain", "subject", "type")}
 
@@ -68,17 +67,10 @@ def load_records(paths: Sequence[str]) -> list[Record]:
 
 def _read_file(path: pathlib.Path, name: str) -> Iterator[Record]:
     fields = Fields.make(ALIASES, None)
-    with open(path, encoding="utf-8") as file:
-        for number, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except ValueError as error:
-                raise UserError(f"{path} (line {number}): not JSON: {error}") from None
-            if not isinstance(row, dict) or not ("rating" in row or ("score" in row and "status" in row)):
-                return  # another kind of file: answers not yet judged, requests, metrics
-            yield _record(row, fields.of(row), name)
+    for _, row in parse_lines(path):
+        if not isinstance(row, dict) or not ("rating" in row or ("score" in row and "status" in row)):
+            return  # another kind of file: answers not yet judged, requests, metrics
+        yield _record(row, fields.of(row), name)
 
 
 def _record(row: JsonObject, values: JsonObject, name: str) -> Record:
