@@ -19,15 +19,14 @@ import optax
 import peer_trl
 
 from care_jax import models
-from care_jax.data import chat, pipeline
-from care_jax.data.readers.registry import read
+from care_jax.data import chat, pipeline, readers
 
 
 def care(arguments: argparse.Namespace) -> harness.Problem:
     """All pairs of the first two questions of the file with six responses that fit, in the model's template."""
     longest, count = arguments.longest, 3 if arguments.quick else 6
     tokenizer = chat.load_tokenizer(arguments.model)
-    corpus = pipeline.tokenize(read("care", arguments.data).questions, tokenizer, max_length=2048)
+    corpus = pipeline.tokenize(readers.read("care", arguments.data).questions, tokenizer, max_length=2048)
     parts = []
     for number in range(len(corpus)):
         capacity = longest - int(corpus.prompt_lengths[number])

@@ -20,13 +20,12 @@ import time
 
 import numpy as np
 
-from care_jax.data import chat, pipeline
+from care_jax.data import chat, pipeline, readers
 from care_jax.data.corpus import Corpus, Tokens
 from care_jax.data.packing.batch import BatchShape
 from care_jax.data.packing.plans import plan_step
 from care_jax.data.preferences import Unit, make_units
 from care_jax.data.readers import token_cache
-from care_jax.data.readers.registry import read
 
 EXAMPLES, ROWS, ROW_LENGTH, MAX_LENGTH = 128, 2, 2048, 2048
 
@@ -40,7 +39,9 @@ def packing(data: str, tokenizer: str, epochs: int = 16) -> None:
 
     Also how many steps take more microbatches than their tokens need.
     """
-    corpus = pipeline.tokenize(read("care", data).questions, chat.load_tokenizer(tokenizer), max_length=MAX_LENGTH)
+    corpus = pipeline.tokenize(
+        readers.read("care", data).questions, chat.load_tokenizer(tokenizer), max_length=MAX_LENGTH
+    )
     for policy in ("all", "best_worst"):
         units = make_units(corpus.questions, policy=policy, unit="group")
         stream, layout = pipeline.mixture([(units, 1.0)]), layout_of(units, corpus)
@@ -73,7 +74,7 @@ def reading(data: str, tokenizer: str, rows: int = 28_000) -> None:
         path = pathlib.Path(folder) / "rows.jsonl"
         repeated(data, rows, path)
         start = time.perf_counter()
-        questions = read("care", str(path)).questions
+        questions = readers.read("care", str(path)).questions
         corpus = pipeline.tokenize(questions, loaded, max_length=MAX_LENGTH)
         units = make_units(corpus.questions)
         layout = layout_of(units, corpus)
@@ -88,10 +89,12 @@ def from_cache(data: str, tokenizer: str, copies: int = 4) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         repeated(data, copies * 2700, folder / "rows.jsonl")
-        data_read = read("care", str(folder / "rows.jsonl"))
+        data_read = readers.read("care", str(folder / "rows.jsonl"))
         token_cache.write(folder / "cache", data_read.questions, data_read.report, loaded, model=tokenizer, source={})
         start = time.process_time()
-        corpus = pipeline.tokenize(read("prepared", str(folder / "cache")).questions, loaded, max_length=MAX_LENGTH)
+        corpus = pipeline.tokenize(
+            readers.read("prepared", str(folder / "cache")).questions, loaded, max_length=MAX_LENGTH
+        )
         units = make_units(corpus.questions, policy="all", unit="group")
         stream, layout = pipeline.mixture([(units, 1.0)]), layout_of(units, corpus)
         started = time.process_time()

@@ -98,11 +98,12 @@ def trl(arguments: argparse.Namespace, config: Config, model: pathlib.Path, pair
     """TRL's step on a sample of the pairs, and its time scaled to all of them."""
     import peer_trl
 
-    from care_jax.data import chat, pipeline
-    from care_jax.data.readers.registry import read
+    from care_jax.data import chat, pipeline, readers
 
     corpus = pipeline.tokenize(
-        read("care", arguments.data).questions, chat.load_tokenizer(str(model)), max_length=config.data.max_length
+        readers.read("care", arguments.data).questions,
+        chat.load_tokenizer(str(model)),
+        max_length=config.data.max_length,
     )
     sample = peer_trl.examples(harness.all_pairs(corpus), corpus)[: arguments.trl]
     step, _ = peer_trl.cases("trl", model, model, sample, dtype=config.model.dtype)

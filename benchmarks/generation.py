@@ -14,8 +14,7 @@ import time
 import jax
 
 from care_jax import models
-from care_jax.data import chat
-from care_jax.data.readers.registry import read
+from care_jax.data import chat, readers
 from care_jax.models import sampling
 
 
@@ -30,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = models.resolve(arguments.model)
     tokenizer = chat.load_tokenizer(str(folder))
-    questions = read("care", "sample").questions[: arguments.batch]
+    questions = readers.read("care", "sample").questions[: arguments.batch]
     template = "model" if tokenizer.chat_template else "none"
     encoded = chat.encode_many(tokenizer, [(question.prompt, ()) for question in questions], template)
     prompts = [each.prompt_ids for each in encoded]

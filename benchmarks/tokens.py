@@ -16,8 +16,7 @@ import time
 os.environ["RAYON_NUM_THREADS"] = "1"  # the tokenizer's threads: one core is measured
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from care_jax.data import chat
-from care_jax.data.readers.registry import read
+from care_jax.data import chat, readers
 
 
 def main() -> None:
@@ -36,7 +35,7 @@ def main() -> None:
                     again = row | {"question": f"{row['question']} {copy}", "response": f"{row['response']} {copy}"}
                     file.write(json.dumps(again, ensure_ascii=False) + "\n")
         start = time.process_time()
-        questions = read("care", str(path)).questions
+        questions = readers.read("care", str(path)).questions
         read_seconds = time.process_time() - start
         encoded = chat.encode_many(tokenizer, [(q.prompt, [r.content for r in q.responses]) for q in questions])
         seconds = time.process_time() - start

@@ -95,7 +95,7 @@ _count.__name__ = "number above 0"  # what argparse calls it when it is none
 
 def _reading(arguments: argparse.Namespace, path: str, before: str = "", **more: Any) -> Any:
     """The reading of a source as the arguments say, those whose names begin with `before`."""
-    from care_jax.data.readers.registry import read
+    from care_jax.data import readers
 
     def given(name: str) -> Any:
         return getattr(arguments, before + name)
@@ -108,7 +108,7 @@ def _reading(arguments: argparse.Namespace, path: str, before: str = "", **more:
             raise UserError(f"{option}: expected FIELD=COLUMN, found {pair!r}")
         columns[field] = None if column in ("", "null") else column
     options = {name: given(name) for name in ("split", "name", "revision")}
-    return read(given("reader"), path, columns=columns or None, **options, **more)
+    return readers.read(given("reader"), path, columns=columns or None, **options, **more)
 
 
 def _data(arguments: argparse.Namespace) -> int:

@@ -62,11 +62,11 @@ def _check_not_data(option: str, out: str, data: str) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from care_jax.data.readers.registry import read
+    from care_jax.data import readers
 
     out = pathlib.Path(arguments.out)
     _check_not_data("--out", arguments.out, arguments.data)
-    reading = read(arguments.reader, arguments.data, every_response=True)
+    reading = readers.read(arguments.reader, arguments.data, every_response=True)
 
     from care_jax import sharding
     from care_jax.distributed import is_writer, say

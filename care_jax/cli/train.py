@@ -101,13 +101,13 @@ def _print_plan(config) -> None:
 
 def _check_readers(config) -> None:
     """Raises UserError for an unknown reader: the configuration does not know the readers of the data."""
-    from care_jax.data.readers.registry import READERS
+    from care_jax.data import readers
 
     evaluation = config.data.eval if isinstance(config.data.eval, tuple) else ()
     for key, sources in (("data.train", config.data.train), ("data.eval", evaluation)):
         for index, source in enumerate(sources):
-            if source.reader not in READERS:
+            if source.reader not in readers.READERS:
                 raise UserError(
-                    f"{key}.{index}.reader: found {source.reader!r}{nearest(source.reader, list(READERS))}, "
-                    f"expected {' or '.join(READERS)}"
+                    f"{key}.{index}.reader: found {source.reader!r}{nearest(source.reader, list(readers.READERS))}, "
+                    f"expected {' or '.join(readers.READERS)}"
                 )

@@ -1,30 +1,18 @@
-"""From datasets to packed rows. Modules are lazy attributes: importing this loads neither transformers nor datasets."""
+"""From datasets to packed rows. Parts are lazy attributes: importing this loads neither transformers nor datasets."""
 
 import importlib
 from typing import Any
 
-_MODULES = (
-    "catalogue",
-    "chat",
-    "hygiene",
-    "inspection",
-    "packing",
-    "pipeline",
-    "preferences",
-    "questions",
-    "readers",
-    "report",
-    "sheets",
-)
+_PARTS = "care_tfds chat corpus curation packing pipeline preferences questions readers rows".split()  # noqa: SIM905
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _PARTS:
         return importlib.import_module(f"care_jax.data.{name}")
     if name in ("READERS", "read"):
-        return getattr(importlib.import_module("care_jax.data.readers.registry"), name)
+        return getattr(importlib.import_module("care_jax.data.readers"), name)
     raise AttributeError(f"module 'care_jax.data' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*_MODULES, "READERS", "read"]
+    return [*_PARTS, "READERS", "read"]

@@ -8,14 +8,13 @@ import grain
 
 from care_jax.config import Config
 from care_jax.config.blocks import DataConfig, SourceConfig, Split
-from care_jax.data import pipeline, preferences
+from care_jax.data import pipeline, preferences, readers
 from care_jax.data.chat import Tokenizer
 from care_jax.data.corpus import Corpus, SequenceId
 from care_jax.data.curation import leakage
 from care_jax.data.pipeline import StepSource
 from care_jax.data.preferences import Unit
 from care_jax.data.questions import Question, Stored, is_ids
-from care_jax.data.readers.registry import Reading, read
 from care_jax.errors import Leakage, UserError
 from care_jax.textfiles import JsonObject
 from care_jax.training.data_report import add_labels, count_labels, explain_no_units, labels_text, write_data_report
@@ -97,11 +96,11 @@ def prepare(config: Config, tokenizer: Tokenizer, objective: Objective, folder: 
 class Readings:
     """What each source of data.train and of data.eval gave. evaluation: empty if questions are split off."""
 
-    training: list[Reading]
-    evaluation: list[Reading]
+    training: list[readers.Reading]
+    evaluation: list[readers.Reading]
 
     @property
-    def all(self) -> list[Reading]:
+    def all(self) -> list[readers.Reading]:
         return [*self.training, *self.evaluation]
 
 
@@ -113,8 +112,8 @@ def read_sources(data: DataConfig) -> Readings:
     )
 
 
-def _read(source: SourceConfig, strict: bool) -> Reading:
-    return read(
+def _read(source: SourceConfig, strict: bool) -> readers.Reading:
+    return readers.read(
         source.reader,
         source.path,
         split=source.split,

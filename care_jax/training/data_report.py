@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from care_jax import losses
 from care_jax.config.blocks import LossConfig, SourceConfig
+from care_jax.data import readers
 from care_jax.data.corpus import Corpus
 from care_jax.data.preferences import Unit
 from care_jax.data.questions import Question
-from care_jax.data.readers.registry import Reading
 from care_jax.data.rows.report import write_report
 from care_jax.distributed import is_writer
 from care_jax.textfiles import JsonObject, write_whole
@@ -19,7 +19,7 @@ _REPORT = "data_report.json"
 
 
 def write_data_report(
-    readings: Sequence[Reading],
+    readings: Sequence[readers.Reading],
     questions: Sequence[Sequence[Question]],
     corpora: Sequence[Corpus],
     folder: pathlib.Path,
@@ -28,7 +28,7 @@ def write_data_report(
 
     questions: of the readings, as they were tokenized; corpora: their tokens.
     """
-    origins: dict[int, tuple[Reading, int]] = {}
+    origins: dict[int, tuple[readers.Reading, int]] = {}
     for reading in readings:
         for index, question in enumerate(reading.questions):
             origins[id(question)] = reading, index
@@ -74,7 +74,7 @@ def labels_text(labels: JsonObject | None) -> str:
     return text
 
 
-def explain_no_units(readings: Sequence[Reading], sources: Sequence[SourceConfig]) -> str:
+def explain_no_units(readings: Sequence[readers.Reading], sources: Sequence[SourceConfig]) -> str:
     """Returns why there is nothing to train on."""
     paths = ", ".join(source.path for source in sources)
     rows = sum(reading.report.rows for reading in readings)

@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from care_jax.data import care_tfds
-from care_jax.data.readers.registry import read
+from care_jax.data import care_tfds, readers
 from care_jax.errors import UserError
 from tests.data.rows import care_row, write
 
@@ -34,23 +33,23 @@ def test_configs_and_order(built):
 
 def test_read_back_the_same(built):
     path, folder, _ = built
-    rows = read("care", path).questions
+    rows = readers.read("care", path).questions
     for name, expected in ((None, rows), ("arab", rows[1:])):
-        found = read("tfds", str(folder), name=name)
+        found = readers.read("tfds", str(folder), name=name)
         assert [
             (q.key, q.prompt, q.responses, q.culture, q.relation, q.category, q.reference) for q in found.questions
         ] == [(q.key, q.prompt, q.responses, q.culture, q.relation, q.category, q.reference) for q in expected]
         assert found.report.rows == sum(len(q.responses) for q in expected)
     with pytest.raises(UserError, match="no TFDS config 'korean'"):
-        read("tfds", str(folder), name="korean")
+        readers.read("tfds", str(folder), name="korean")
     with pytest.raises(UserError, match="split 'dev'"):
-        read("tfds", str(folder), split="dev")
+        readers.read("tfds", str(folder), split="dev")
 
 
 def test_evaluation_items_stay_unrated(tmp_path):
     path = write(tmp_path, [care_row(response=..., human_rating=...)])
     assert care_tfds.prepare(path, tmp_path / "data", ("all",)) == {"all": 1}
-    found = read("tfds", str(tmp_path / "data"))
+    found = readers.read("tfds", str(tmp_path / "data"))
     assert [(r.rating, r.source) for r in found.questions[0].responses] == [(None, "reference")]
     assert found.report.to_json()["ratings"] == {}
 

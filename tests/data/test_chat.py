@@ -7,8 +7,7 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from care_jax.data import chat
-from care_jax.data.readers.registry import read
+from care_jax.data import chat, readers
 from care_jax.errors import UserError
 
 CHATML = (
@@ -240,7 +239,7 @@ def test_a_sentencepiece_model_alone(tmp_path):
 @pytest.mark.parametrize("name", ["llama3_1", "qwen3", "gemma3"])
 def test_real_tokenizers_on_every_evaluation_item(real_models, shared, name):
     tokenizer = chat.load_tokenizer(real_models / "tokenizers" / name)
-    questions = read("care_eval", str(shared / "data/care_eval")).questions
+    questions = readers.read("care_eval", str(shared / "data/care_eval")).questions
     encoded = chat.encode_many(tokenizer, [(q.prompt, [r.content for r in q.responses]) for q in questions])
     end = {"llama3_1": "<|eot_id|>", "qwen3": "<|im_end|>\n", "gemma3": "<end_of_turn>\n"}[name]
     assert len(encoded) == 450

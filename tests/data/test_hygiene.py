@@ -2,9 +2,9 @@
 
 import pytest
 
+from care_jax.data import readers
 from care_jax.data.curation.leakage import check, check_json, check_text
 from care_jax.data.questions import Question, question_key
-from care_jax.data.readers.registry import read
 
 
 def ask(text, culture="chinese", reference=None):
@@ -68,8 +68,8 @@ def test_reports():
 
 
 def test_real_training_rows_stand_in_the_evaluation_set(shared):
-    train = read("care", str(shared / "data/care_rated.jsonl")).questions
-    items = read("care_eval", str(shared / "data/care_eval")).questions
+    train = readers.read("care", str(shared / "data/care_rated.jsonl")).questions
+    items = readers.read("care_eval", str(shared / "data/care_eval")).questions
     assert [o.kind for o in check(train, items)] == ["same"] * 450
     # Among themselves, questions of one template are no copies of each other.
     halves = items[::2], items[1::2]

@@ -2,8 +2,8 @@
 
 import pytest
 
+from care_jax.data import readers
 from care_jax.data.curation.inspect import inspect, inspect_picture, inspect_text, script, statistics_of
-from care_jax.data.readers.registry import read
 from tests.data.rows import care_row, write
 
 
@@ -16,7 +16,7 @@ def reading(tmp_path):
         care_row(question="لماذا", response="نعم", human_rating=5),
         care_row(question="bad", response=""),
     ]
-    return read("care", write(tmp_path, rows))
+    return readers.read("care", write(tmp_path, rows))
 
 
 @pytest.mark.parametrize(

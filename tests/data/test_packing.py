@@ -9,14 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from care_jax.data import chat, pipeline
+from care_jax.data import chat, pipeline, readers
 from care_jax.data.corpus import tokenize
 from care_jax.data.packing.batch import BatchShape
 from care_jax.data.packing.capacities import batch_shape, mismatched_shape
 from care_jax.data.packing.fill import fill
 from care_jax.data.packing.plans import mismatched_sequences, plan_responses, plan_step
 from care_jax.data.preferences import Unit, make_units
-from care_jax.data.readers.registry import read
 from care_jax.errors import UserError
 
 from . import corpora
@@ -196,7 +195,9 @@ def test_fill_and_number_of_microbatches(seed):
 def test_fill_of_real_rows(shared, real_models):
     """At least 0.95 of the slots run over many epochs, and in no step more microbatches than its tokens fill."""
     tokenizer = chat.load_tokenizer(str(real_models / "tokenizers" / "qwen3"))
-    corpus = tokenize(read("care", str(shared / "data" / "care_rated.jsonl")).questions, tokenizer, max_length=2048)
+    corpus = tokenize(
+        readers.read("care", str(shared / "data" / "care_rated.jsonl")).questions, tokenizer, max_length=2048
+    )
     units = make_units(corpus.questions, policy="all", unit="group")
     stream, layout = pipeline.mixture([(units, 1)]), batch_shape(units, corpus, rows=2, row_length=2048)
     plans = [plan_step(pipeline.step_units(stream, step, 128), corpus, layout) for step in range(56)]

@@ -211,9 +211,9 @@ def test_limits_do_not_see_the_order_of_the_file():
 
 
 def test_real_ratings(shared):
-    from care_jax.data.readers.registry import read
+    from care_jax.data import readers
 
-    questions = read("care", str(shared / "data/care_rated.jsonl")).questions
+    questions = readers.read("care", str(shared / "data/care_rated.jsonl")).questions
     counts = {p: len(make_units(questions, policy=p)) for p in preferences.POLICIES}
     distinct = [sorted({r.rating for r in q.responses}) for q in questions]
     assert counts == {

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from care_jax import cli
-from care_jax.data import preferences
+from care_jax.data import preferences, readers
 from care_jax.data.chat import load_tokenizer
 from care_jax.data.corpus import concatenate, tokenize
 from care_jax.data.curation import leakage
-from care_jax.data.readers.registry import read
 from care_jax.data.readers.token_cache import TokenCache
 from care_jax.errors import UserError
 from tests.data.rows import care_row, write
@@ -32,7 +31,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def both(cache, tokenizer):
     """(from rows, from the cache): readings and corpora."""
-    readings = read("care", "sample"), read("prepared", str(cache))
+    readings = readers.read("care", "sample"), readers.read("prepared", str(cache))
     return readings, tuple(tokenize(reading.questions, tokenizer, "model", 96) for reading in readings)
 
 
@@ -77,7 +76,10 @@ def test_joined_with_rows_and_selected(both, cache, tokenizer):
             np.testing.assert_array_equal(joined.completion(mine), direct.completion(its))
     some = {"cultures": ["chinese"], "sources": ["human"]}
     same_tokens(
-        *(tokenize(read(*one, **some).questions, tokenizer) for one in (("care", "sample"), ("prepared", str(cache))))
+        *(
+            tokenize(readers.read(*one, **some).questions, tokenizer)
+            for one in (("care", "sample"), ("prepared", str(cache)))
+        )
     )
 
 
@@ -86,7 +88,7 @@ def test_a_start_reads_lengths_only(cache, tokenizer, monkeypatch):
         raise AssertionError("ids were read")
 
     monkeypatch.setattr(TokenCache, "gather", never)
-    corpus = tokenize(read("prepared", str(cache)).questions, tokenizer)
+    corpus = tokenize(readers.read("prepared", str(cache)).questions, tokenizer)
     preferences.make_units(corpus.questions, policy="all", unit="group")
     with pytest.raises(AssertionError, match="ids were read"):
         corpus.prompt(0)
@@ -109,7 +111,7 @@ def test_token_ids_and_conversations(tmp_path, tokenizer):
         path = write(tmp_path, given, f"{reader}.jsonl")
         out = str(tmp_path / reader)
         assert cli.main(["data", "prepare", path, "--reader", reader, "--model", "sample", "--out", out]) == 0
-        before, after = read(reader, path), read("prepared", out)
+        before, after = readers.read(reader, path), readers.read("prepared", out)
         same_tokens(tokenize(before.questions, tokenizer), tokenize(after.questions, tokenizer))
         for one, other in zip(before.questions, after.questions):
             assert [(r.field, r.rating, r.desirable, r.row) for r in one.responses] == [
@@ -119,7 +121,7 @@ def test_token_ids_and_conversations(tmp_path, tokenizer):
 
 
 def test_another_tokenizer_or_template_is_refused(cache, tokenizer, tmp_path):
-    questions = read("prepared", str(cache)).questions
+    questions = readers.read("prepared", str(cache)).questions
     template = tmp_path / "other.jinja"
     template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     with pytest.raises(UserError, match="the run's chat template differs"):
@@ -136,11 +138,11 @@ def test_mistakes(cache, tmp_path, capsys):
     assert cli.main(prepare) == 2
     assert "holds a token cache already" in capsys.readouterr().err
     with pytest.raises(UserError, match="read it by `reader: prepared`"):
-        read("care", str(cache))
+        readers.read("care", str(cache))
     with pytest.raises(UserError, match="no token cache in this folder"):
-        read("prepared", str(tmp_path))
+        readers.read("prepared", str(tmp_path))
     with pytest.raises(UserError, match="query_language: a token cache holds what it was prepared with"):
-        read("prepared", str(cache), query_language="english")
+        readers.read("prepared", str(cache), query_language="english")
     assert cli.main(["data", "prepare", str(cache), "--reader", "prepared", "--model", "sample", "--out", "x"]) == 2
     assert "are a token cache already" in capsys.readouterr().err
     broken = tmp_path / "broken"
@@ -148,7 +150,7 @@ def test_mistakes(cache, tmp_path, capsys):
     (broken / "prepared.json").write_bytes((cache / "prepared.json").read_bytes())
     (broken / "index.npz").write_bytes(b"x")
     with pytest.raises(UserError, match="is not the one that was prepared"):
-        read("prepared", str(broken))
+        readers.read("prepared", str(broken))
 
 
 def test_the_account_of_the_rows_stays_with_the_cache(tmp_path, capsys):

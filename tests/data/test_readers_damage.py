@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from care_jax.data.readers.registry import read
+from care_jax.data import readers
 from care_jax.errors import UserError
 from tests.data.rows import care_row
 
@@ -87,7 +87,7 @@ def test_a_thousand_damaged_inputs(tmp_path, seed):
         path = tmp_path / name
         path.write_bytes(mangle(rng, text.encode("utf-8", "surrogatepass")))
         try:
-            report = read(reader, str(path)).report
+            report = readers.read(reader, str(path)).report
         except UserError as error:
             errors.append((str(path) in str(error), index, str(error)))
             continue
@@ -109,7 +109,7 @@ def test_huge_strings_and_repeated_keys(tmp_path):
     rows.append('{"question": "a", "question": "b", "response": "r", "human_rating": 7}')
     rows.append(json.dumps(care_row(source="z" * 10_000_000, cul_type="z" * 10_000_000)))
     path.write_text("\n".join(rows))
-    reading = read("care", str(path))
+    reading = readers.read("care", str(path))
     assert len(reading.questions) == 2
     assert reading.report.dropped["unknown_category"] == 1
     assert reading.report.dropped["missing_field"] == 1

@@ -1,17 +1,17 @@
 """The readers of preference pairs, labelled responses, token ids and HH-RLHF's transcripts."""
 
-from care_jax.data.readers.registry import read
+from care_jax.data import readers
 from tests.data.rows import write
 
 
 def test_real_hh_rlhf(shared):
-    reading = read("hh_rlhf", str(shared / "data/hh_rlhf"))
+    reading = readers.read("hh_rlhf", str(shared / "data/hh_rlhf"))
     assert len(reading.questions) == 399
     assert dict(reading.report.dropped) == {"empty_response": 1}
     first = reading.questions[0]
     assert [m["role"] for m in first.prompt] == ["user", "assistant", "user", "assistant", "user"][: len(first.prompt)]
     assert first.prompt[0]["content"] == "what are some pranks with a pen i can do?"
-    text = read("hh_rlhf_text", str(shared / "data/hh_rlhf")).questions[0]
+    text = readers.read("hh_rlhf_text", str(shared / "data/hh_rlhf")).questions[0]
     assert text.prompt.endswith("\n\nAssistant:")
 
 
@@ -33,7 +33,7 @@ def test_preference_formats(tmp_path):
         {"prompt": "q", "chosen": whole[0], "rejected": whole[1], "score_chosen": 1},
         {"prompt": [user("q")], "chosen": whole[0], "rejected": whole[1]},
     ]
-    questions = read("preferences", write(tmp_path, rows)).questions
+    questions = readers.read("preferences", write(tmp_path, rows)).questions
     assert (questions[0].prompt, [r.content for r in questions[0].responses]) == ("The sky is", [" blue.", " green."])
     assert (questions[1].prompt, [r.content for r in questions[1].responses]) == ("The sky is", [" blue.", " green."])
     for question in questions[2:]:
@@ -45,7 +45,7 @@ def test_preference_formats(tmp_path):
 
 def test_unpaired_format(tmp_path):
     rows = [{"prompt": "q", "completion": "a", "label": True}, {"prompt": "q", "completion": "b", "label": 0}]
-    questions = read("preferences", write(tmp_path, rows)).questions
+    questions = readers.read("preferences", write(tmp_path, rows)).questions
     assert [q.responses[0].desirable for q in questions] == [True, False]
 
 
@@ -61,7 +61,7 @@ def test_preference_rows_that_cannot_be_used(tmp_path):
         {"prompt": "p", "completion": "a", "label": "perhaps"},
         {"prompt": 5, "chosen": "a", "rejected": "b"},
     ]
-    reading = read("preferences", write(tmp_path, rows))
+    reading = readers.read("preferences", write(tmp_path, rows))
     assert reading.questions == []
     assert dict(reading.report.dropped) == {
         "missing_field": 1,
@@ -80,7 +80,7 @@ def test_tokenized_rows(tmp_path):
         {"prompt_ids": [], "chosen_ids": [3], "rejected_ids": [4]},
         {"prompt_ids": [1], "chosen_ids": ["3"], "rejected_ids": [4]},
     ]
-    reading = read("tokenized", write(tmp_path, rows))
+    reading = readers.read("tokenized", write(tmp_path, rows))
     pair, labelled = reading.questions
     assert (pair.prompt, [r.content for r in pair.responses]) == ((1, 2), [(3,), (4, 5)])
     assert (labelled.responses[0].content, labelled.responses[0].desirable) == ((3,), True)
@@ -94,7 +94,7 @@ def test_hh_rlhf_transcripts(tmp_path):
         {"chosen": start + " because", "rejected": start.replace("why", "how") + " dunno"},
         {"chosen": "no dialogue", "rejected": "none"},
     ]
-    reading = read("hh_rlhf", write(tmp_path, rows))
+    reading = readers.read("hh_rlhf", write(tmp_path, rows))
     (question,) = reading.questions
     assert question.prompt == (user("hi\n\nthere"), assistant("yes?"), user("why"))
     assert [r.content for r in question.responses] == [(assistant("because"),), (assistant("dunno"),)]

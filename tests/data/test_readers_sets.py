@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from care_jax.data import readers
 from care_jax.data.curation.catalogue import DATASETS, list_text
 from care_jax.data.readers.blend import country_language
-from care_jax.data.readers.registry import READERS, read
 from care_jax.errors import UserError
 from care_jax.evaluation.items import Options
 from care_jax.evaluation.tasks import blend, registry
@@ -48,7 +48,7 @@ def test_ultrafeedback(tmp_path):
         {"instruction": "q2", "completions": []},
         {"instruction": "q3"},
     ]
-    reading = read("ultrafeedback", write(tmp_path, rows))
+    reading = readers.read("ultrafeedback", write(tmp_path, rows))
     (question,) = reading.questions
     assert words(question) == [("good", 7.5, "alpaca-7b"), ("bad", 2.0, "bard")]
     assert account(reading) == {"empty_response": 2, "invalid_rating": 1, "unreadable": 1, "missing_field": 1}
@@ -67,7 +67,7 @@ def test_ultrafeedback_binarized(tmp_path):
             "score_rejected": 8.0,
         }
     ]
-    (question,) = read("preferences", write(tmp_path, rows)).questions
+    (question,) = readers.read("preferences", write(tmp_path, rows)).questions
     assert question.prompt == (user,)
     assert words(question) == [("a", 1.0, "chosen"), ("b", 0.0, "rejected")]
 
@@ -92,13 +92,13 @@ def test_oasst(tmp_path):
         oasst("k", None, "es", "prompter", lang="es"),
         oasst("l", "k", "hola", rank=0, lang="es"),
     ]
-    reading = read("oasst", write(tmp_path, rows))
+    reading = readers.read("oasst", write(tmp_path, rows))
     first, second = (q for q in reading.questions if len(q.responses) == 2)
     assert words(first) == [("答", 2.0, "human"), ("坏", 1.0, "human")]
     assert [m["role"] for m in second.prompt] == ["user", "assistant", "user"]
     assert words(second) == [("好", 3.0, "human"), ("差", 1.0, "human")]
     assert account(reading) == {"not_reviewed": 1, "invalid_rating": 1, "empty_question": 1}
-    chinese = read("oasst", write(tmp_path, rows), cultures=["zh"])
+    chinese = readers.read("oasst", write(tmp_path, rows), cultures=["zh"])
     assert {q.language for q in chinese.questions} == {"zh"}
     assert account(chinese)["not_selected"] == 1
 
@@ -121,7 +121,7 @@ def test_prism(tmp_path):
     rows = [{"conversation_id": "c1", "user_id": "u", "conversation_history": history}]
     rows += [{"conversation_history": unchosen}, {"conversation_history": "x"}, {"user_id": "u"}]
     rows += [{"conversation_history": [said(0, "only a model", 5, True)]}]
-    reading = read("prism", write(tmp_path, rows))
+    reading = readers.read("prism", write(tmp_path, rows))
     first, second, third = reading.questions
     assert words(first) == [("one", 80.0, "gpt-4"), ("two", 20.0, "m")]
     assert [m["content"] for m in second.prompt] == ["hello", "one", "more"]
@@ -140,7 +140,7 @@ def test_helpsteer(tmp_path):
         "complexity": 1,
         "verbosity": 2,
     }
-    reading = read("helpsteer", write(tmp_path, [row, row | {"response": "b", "helpfulness": 0}]))
+    reading = readers.read("helpsteer", write(tmp_path, [row, row | {"response": "b", "helpfulness": 0}]))
     (question,) = reading.questions
     assert words(question) == [("a", 4.0, "unknown"), ("b", 0.0, "unknown")]
     assert account(reading) == {}
@@ -148,7 +148,7 @@ def test_helpsteer(tmp_path):
 
 def test_cvalues_comparison(tmp_path):
     row = {"prompt": "问", "pos_resp": "好", "neg_resp": "坏", "pos_type": "拒绝", "neg_type": "风险回复"}
-    (question,) = read("cvalues", write(tmp_path, [row])).questions
+    (question,) = readers.read("cvalues", write(tmp_path, [row])).questions
     assert words_of_text(question) == [("好", "chosen"), ("坏", "rejected")]
 
 
@@ -167,7 +167,7 @@ def words_of_text(question):
     ],
 )
 def test_sft(tmp_path, row, prompt, answer, language):
-    reading = read("sft", write(tmp_path, [row, {"inputs": "q"}]))
+    reading = readers.read("sft", write(tmp_path, [row, {"inputs": "q"}]))
     (question,) = reading.questions
     assert question.prompt == ({"role": "user", "content": prompt},)
     assert question.responses[0].content == ({"role": "assistant", "content": answer},)
@@ -190,21 +190,21 @@ def test_blend(tmp_path):
     }
     (tmp_path / "China_data.json").write_text(json.dumps(entries), encoding="utf-8")
     (tmp_path / "China_questions.csv").write_text("ID,Question\n1,q\n")
-    reading = read("blend", str(tmp_path))
+    reading = readers.read("blend", str(tmp_path))
     assert account(reading) == {"unanswerable": 2, "empty_response": 1, "missing_field": 1, "invalid_rating": 1}
     assert [entry["row"] for entry in reading.report.rejected] == [1, 2, 3, 4, 5]
     (one,) = reading.questions
     assert words(one) == [("a", None, "reference")]
     assert (one.culture, one.language, one.reference, one.translated) == ("chinese", "zh", "a", "ask")
-    hub = read("blend", write(tmp_path, [entry | {"ID": "1", "country": "South Korea"}])).questions
+    hub = readers.read("blend", write(tmp_path, [entry | {"ID": "1", "country": "South Korea"}])).questions
     assert (hub[0].culture, hub[0].language) == ("south_korea", "ko")
     (tmp_path / "China_data.json").unlink()
     with pytest.raises(UserError, match=r"no file whose name matches .*; there are China_questions\.csv"):
-        read("blend", str(tmp_path))
+        readers.read("blend", str(tmp_path))
 
 
 def test_real_blend(shared):
-    reading = read("blend", str(shared / "data" / "blend"))
+    reading = readers.read("blend", str(shared / "data" / "blend"))
     assert account(reading) == {"unanswerable": 15, "empty_response": 1}
     assert len(reading.report.rejected) == 16
     assert reading.report.to_json()["by"]["culture"] == {"algeria": 50, "chinese": 54}
@@ -216,21 +216,21 @@ def test_the_table_names_every_dataset_once_and_only_readers_that_exist():
     for data in DATASETS:
         assert data.status in ("preferences", "sft", "evaluation", "reader", "out")
         if data.status in ("preferences", "sft", "reader"):
-            assert data.reader in READERS
+            assert data.reader in readers.READERS
         if data.status == "evaluation":
             assert all(name in registry.TASKS for name in data.reader.split(", "))
         if data.status in ("out", "reader"):
             assert data.note
     text = list_text()
     assert all(data.name in text and data.licence in text for data in DATASETS)
-    assert all(name in text for name in READERS)
+    assert all(name in text for name in readers.READERS)
     assert "CAMeL [evaluation; fields unverified] task cloze" in text
 
 
 def test_a_map_for_assertions(tmp_path):
     row = {"subject": "China", "facet": "food", "assertion": "Tea is offered to guests."}
     columns = {"question": "subject", "reference": "assertion"}
-    reading = read("care_eval", write(tmp_path, [row]), columns=columns)
+    reading = readers.read("care_eval", write(tmp_path, [row]), columns=columns)
     assert [(q.prompt[0]["content"], q.reference) for q in reading.questions] == [("China", row["assertion"])]
 
 
@@ -243,7 +243,7 @@ def test_the_reader_and_the_task_agree_on_the_country_of_a_blend_file(tmp_path, 
     entry = {"question": "q?", "en_question": "q?", "annotations": votes, "idks": {}}
     (tmp_path / file).write_text(json.dumps({"1": entry}), encoding="utf-8")
     for path in (tmp_path, tmp_path / file):
-        (question,) = read("blend", str(path)).questions
+        (question,) = readers.read("blend", str(path)).questions
         assert (question.culture, question.language) == (culture, language)
         (item,) = blend.read_short(str(path), Options()).items
         assert item.groups["culture"] == culture

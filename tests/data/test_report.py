@@ -1,17 +1,20 @@
 """The account of a reading: its keys, its sums, and the files it is written to."""
 
 import json
+from typing import get_args, get_type_hints
 
 import pytest
 
 from care_jax import textfiles
-from care_jax.data.readers.registry import read
+from care_jax.config.blocks import PairsConfig
+from care_jax.data import readers
+from care_jax.data.preferences import POLICIES
 from care_jax.data.rows import report
 from tests.data.rows import care_row, write
 
 
 def test_the_account_of_real_rows(shared):
-    account = read("care", str(shared / "data/care_rated.jsonl")).report.to_json()
+    account = readers.read("care", str(shared / "data/care_rated.jsonl")).report.to_json()
     assert list(account) == ["rows", "questions", "responses", "dropped", "ratings", "by", "pairs"]
     assert (account["rows"], account["questions"], account["responses"]) == (2700, 450, 2649)
     assert account["rows"] == account["responses"] + sum(account["dropped"].values())
@@ -24,7 +27,7 @@ def test_the_account_of_real_rows(shared):
 
 def test_files_are_written_whole(tmp_path):
     path = write(tmp_path, [care_row(), care_row(), care_row(response="B", human_rating=99), care_row(response="C")])
-    reading = read("care", path)
+    reading = readers.read("care", path)
     reading.report.drop_truncated(0, 1, "prompt of 9000 tokens")
     reading.report.drop_truncated(0, 1, "prompt of 9000 tokens")
     account = report.write_report(tmp_path / "run", [reading.report])
@@ -38,8 +41,8 @@ def test_files_are_written_whole(tmp_path):
 
 
 def test_several_sources_add_up(tmp_path):
-    a = read("care", write(tmp_path, [care_row(), care_row(response="B", human_rating=3)]))
-    b = read("preferences", write(tmp_path, [{"prompt": "p", "chosen": "c", "rejected": "r"}], "p.jsonl"))
+    a = readers.read("care", write(tmp_path, [care_row(), care_row(response="B", human_rating=3)]))
+    b = readers.read("preferences", write(tmp_path, [{"prompt": "p", "chosen": "c", "rejected": "r"}], "p.jsonl"))
     account = report.merge([a.report, b.report])
     assert (account["rows"], account["questions"], account["responses"]) == (3, 2, 3)  # a pair is one row
     assert account["pairs"] == {"all": 2, "best_worst": 2, "adjacent": 2, "random": 2}
@@ -50,3 +53,7 @@ def test_nothing_is_left_behind_by_a_failed_write(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         textfiles.write_whole(tmp_path / "x.json", "\ud800")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_configuration_knows_the_same_policies():
+    assert get_args(get_type_hints(PairsConfig)["policy"]) == POLICIES

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from care_jax.data import readers
 from care_jax.data.curation.sheets import import_sheets, split, write_sheets
-from care_jax.data.readers.registry import read
 from care_jax.errors import UserError
 from tests.data.rows import write
 
@@ -60,7 +60,7 @@ def test_filled_sheets_come_back_as_care_rows(sheets, tmp_path):
     first = fill(sheets / "sheet-1.csv", lambda row: good[row["response"]])
     second = fill(sheets / "sheet-2.csv", lambda row: "8" if row["response"] == "'=1+1" else "", delimiter=";")
     rows, agreement = import_sheets([first, second], str(sheets / "key.jsonl"))
-    reading = read("care", write(tmp_path, rows, "rated.jsonl"))
+    reading = readers.read("care", write(tmp_path, rows, "rated.jsonl"))
     assert reading.report.rows == 3
     kimchi, newyear = sorted(reading.questions, key=lambda q: len(q.responses))
     assert kimchi.responses[0].content[0]["content"] == "=1+1"

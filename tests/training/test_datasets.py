@@ -6,9 +6,9 @@ import pytest
 
 from care_jax import cli, losses
 from care_jax.config import Config
+from care_jax.data import readers
 from care_jax.data.chat import load_tokenizer
 from care_jax.data.corpus import tokenize
-from care_jax.data.readers.registry import read
 from care_jax.errors import Leakage
 from care_jax.training.data import prepare
 from care_jax.training.objective import make_objective
@@ -64,7 +64,7 @@ def test_a_pair_is_one_row_of_the_account(tmp_path, length):
     ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    reading = read("tokenized", str(path))
+    reading = readers.read("tokenized", str(path))
     corpus = tokenize(reading.questions, load_tokenizer("sample"), max_length=length)
     for lost in corpus.dropped:
         reading.report.drop_truncated(lost.question, lost.response, lost.found)

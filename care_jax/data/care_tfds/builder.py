@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from care_jax.data import readers
 from care_jax.data.questions import CULTURES, Question, plain_text
-from care_jax.data.readers.registry import read
 from care_jax.errors import UserError
 
 _DESCRIPTION = """\
@@ -64,7 +64,7 @@ class Care(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        questions = read("care", self.rows or str(dl_manager.manual_dir)).questions
+        questions = readers.read("care", self.rows or str(dl_manager.manual_dir)).questions
         if self.builder_config.name != "all":
             questions = [q for q in questions if q.culture == self.builder_config.name]
         return {"train": self._generate_examples(questions)}
@@ -104,7 +104,7 @@ def prepare(rows: str, data_dir: str | os.PathLike[str], configs: tuple[str, ...
     for name in configs or ():
         if name not in known:
             raise UserError(f"no config {name!r} of care; there are {', '.join(known)}")
-    present = {"all", *(q.culture for q in read("care", rows).questions)}
+    present = {"all", *(q.culture for q in readers.read("care", rows).questions)}
     made = {}
     for name in configs or tuple(name for name in known if name in present):
         builder = Care(config=name, data_dir=str(pathlib.Path(data_dir).expanduser()), file_format="array_record")

@@ -165,11 +165,11 @@ DATASETS: tuple[Dataset, ...] = (
 
 def list_text() -> str:
     """The table as text: what `care-jax data list` prints, the readers first."""
-    from care_jax.data.readers.registry import READERS
+    from care_jax.data import readers
 
     lines = ["readers (reader: NAME)"]
-    width = max(map(len, READERS))
-    lines += [f"  {spec.name:<{width}}  {spec.summary}" for spec in READERS.values()]
+    width = max(map(len, readers.READERS))
+    lines += [f"  {spec.name:<{width}}  {spec.summary}" for spec in readers.READERS.values()]
     lines += ["", "datasets"]
     for data in DATASETS:
         kind = "task" if data.status == "evaluation" else "reader"

@@ -1,6 +1,6 @@
-"""From a dataset to questions with rated responses: the readers by name, and `read`, which runs one.
+"""The table of readers, and `read`, which runs one: from a dataset to questions with rated responses.
 
-reading = read("care", "care.jsonl", cultures=["arab"])
+reading = readers.read("care", "care.jsonl", cultures=["arab"])
 reading.questions, reading.report.to_json()
 """
 
@@ -22,64 +22,65 @@ from care_jax.data.questions import (
 from care_jax.data.readers import blend, pairs, rated, token_cache
 from care_jax.data.readers import public_sets as sets
 from care_jax.data.readers.rated import Known, user_turn
-from care_jax.data.rows import fields as f
+from care_jax.data.rows import fields
 from care_jax.data.rows.files import open_rows
-from care_jax.data.rows.report import Report, write_report
-from care_jax.data.rows.row import Row
+from care_jax.data.rows.report import Report
+from care_jax.data.rows.row import Row, Rows
 from care_jax.data.rows.table import Table, open_table
 from care_jax.errors import UserError, nearest
 from care_jax.textfiles import JsonObject
-
-__all__ = ["READERS", "ReaderSpec", "Reading", "read", "write_report"]
 
 Reader = Callable[[Table, Known], list[Question]]
 
 
 @dataclass(frozen=True, slots=True)
 class ReaderSpec:
-    """A reader: its name, what it reads, the fields it looks for with their other names."""
+    """A reader: its name, what it reads, and its fields with the names that their columns may have.
+
+    files: a pattern; of a folder, the reader reads only files whose names match it.
+    """
 
     name: str
     summary: str
     read: Reader
     aliases: Mapping[str, tuple[str, ...]]
-    files: str | None = None  # a pattern: the files of a folder that it reads, where it does not read all
+    files: str | None = None
 
 
 READERS: dict[str, ReaderSpec] = {
     spec.name: spec
     for spec in (
-        ReaderSpec("care", "CARE: rated responses, both public schemas", rated.read_care, f.RATED),
-        ReaderSpec("care_eval", "CARE's evaluation items, with references", rated.read_care_eval, f.RATED),
-        ReaderSpec("rated", "any table of question, response, rating", rated.read_rated, f.RATED),
-        ReaderSpec("preferences", "TRL's paired and unpaired formats", pairs.read_preferences, f.PREFERENCES),
-        ReaderSpec("tokenized", "rows of token ids", pairs.read_tokenized, f.TOKENIZED),
-        ReaderSpec("hh_rlhf", "HH-RLHF dialogues as messages", pairs.read_hh_rlhf, f.PREFERENCES),
-        ReaderSpec("hh_rlhf_text", "HH-RLHF dialogues as text", pairs.read_hh_rlhf_text, f.PREFERENCES),
+        ReaderSpec("care", "CARE: rated responses, both public schemas", rated.read_care, fields.RATED),
+        ReaderSpec("care_eval", "CARE's evaluation items, with references", rated.read_care_eval, fields.RATED),
+        ReaderSpec("rated", "any table of question, response, rating", rated.read_rated, fields.RATED),
+        ReaderSpec("preferences", "TRL's paired and unpaired formats", pairs.read_preferences, fields.PREFERENCES),
+        ReaderSpec("tokenized", "rows of token ids", pairs.read_tokenized, fields.TOKENIZED),
+        ReaderSpec("hh_rlhf", "HH-RLHF dialogues as messages", pairs.read_hh_rlhf, fields.PREFERENCES),
+        ReaderSpec("hh_rlhf_text", "HH-RLHF dialogues as text", pairs.read_hh_rlhf_text, fields.PREFERENCES),
         ReaderSpec(
-            "ultrafeedback", "UltraFeedback, 4 rated completions a row", sets.read_ultrafeedback, sets.ULTRAFEEDBACK
+            "ultrafeedback", "UltraFeedback, 4 rated completions per row", sets.read_ultrafeedback, sets.ULTRAFEEDBACK
         ),
         ReaderSpec("oasst", "OpenAssistant message trees, ranked replies", sets.read_oasst, sets.OASST),
         ReaderSpec("prism", "PRISM conversations, rated at each turn", sets.read_prism, sets.PRISM),
-        ReaderSpec("helpsteer", "HelpSteer: rated by helpfulness", rated.read_rated, f.HELPSTEER),
-        ReaderSpec("cvalues", "CValues-Comparison pairs", pairs.read_preferences, f.CVALUES),
+        ReaderSpec("helpsteer", "HelpSteer: rated by helpfulness", rated.read_rated, fields.HELPSTEER),
+        ReaderSpec("cvalues", "CValues-Comparison pairs", pairs.read_preferences, fields.CVALUES),
         ReaderSpec("tfds", "the TFDS dataset care, in ArrayRecord files", sets.read_tfds, sets.TFDS),
-        ReaderSpec("sft", "instructions with a good response each", sets.read_sft, sets.SFT),
+        ReaderSpec("sft", "instructions with one good response each", sets.read_sft, sets.SFT),
         ReaderSpec(
             "blend",
-            "BLEnD's questions with their commonest answer",
+            "BLEnD's questions with their most frequent answer",
             blend.read_blend,
             blend.BLEND,
             blend.FILES,
         ),
-        ReaderSpec("prepared", "a token cache of `data prepare`", token_cache.read_prepared, {}),
+        ReaderSpec("prepared", "a token cache that `data prepare` wrote", token_cache.read_prepared, {}),
     )
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one source gave: its questions, the account of them, and (file, SHA-256) of what was read."""
+    """The result of reading one source. files: (file, SHA-256) of each file read."""
 
     questions: list[Question]
     report: Report
@@ -103,141 +104,147 @@ def read(
     strict: bool = False,
     every_response: bool = False,
 ) -> Reading:
-    """Reads a source and keeps what was asked for.
+    """Reads a source, and keeps the questions and responses that are selected.
 
     path: a file (JSON, JSON lines, CSV, TSV, parquet; gzipped too), a folder of them, a hub id, or `sample`.
-    split, name, revision: of a hub dataset or folder. columns: field -> column, for anyone's own file.
-    cultures, relations, categories, sources: what to keep (None or empty: everything); aliases are understood, and a
+    split, name, revision: of a hub dataset or folder. columns: field -> column, for data with other column names.
+    cultures, relations, categories, sources: what to keep (None or empty: everything). Aliases are accepted, and a
     path to a culture's YAML file stands for that culture.
-    query_language: `native`, or `english` to ask in the translation (`translations`: a file of question, culture,
-    translated_question). strict: the first bad row raises. every_response: keeps duplicates and responses without a
-    good rating, category or culture too (see `Report`). Mistakes raise `UserError`.
+    query_language: `native`, or `english` to ask the English translation (translations: a file of question, culture,
+    translated_question). strict: the first row that cannot be used raises `UserError`. every_response: keeps duplicates
+    and responses without a valid rating, category or culture (see `Report`). Raises `UserError` for any mistake.
     """
-    spec = READERS.get(reader)
-    if spec is None:
+    if reader not in READERS:
         raise UserError(f"reader: found {reader!r}{nearest(reader, list(READERS))}, expected {', '.join(READERS)}")
-    # A culture's own YAML file in the list makes it known, under all its names.
+    spec = READERS[reader]
+    if query_language not in ("native", "english"):
+        raise UserError(f"query_language: expected native or english, found {query_language!r}")
+    # A culture's YAML file in the list registers the culture under all its names.
     cultures = [register_culture(c).id if c.endswith((".yaml", ".yml")) else c for c in cultures or ()]
     if reader == "prepared":
-        given = {"split": split, "name": name, "revision": revision, "columns": columns, "translations": translations}
-        for key, value in {**given, "query_language": None if query_language == "native" else query_language}.items():
-            if value is not None:
-                raise UserError(f"{key}: a token cache holds what it was prepared with; say {key} to data prepare")
-        rows = token_cache.open_cache(str(path))
+        options = {"split": split, "name": name, "revision": revision, "columns": columns, "translations": translations}
+        rows = _open_cache(path, options | {"query_language": None if query_language == "native" else query_language})
     else:
         rows = open_rows(str(path), split, name, revision, spec.files)
-    known = Known(frozenset(map(culture_id, cultures or ())), frozenset(map(category_id, categories or ())))
+    known = Known(frozenset(map(culture_id, cultures)), frozenset(map(category_id, categories or ())))
     report = Report(strict=strict, every_response=every_response)
-    questions = spec.read(Table(rows, f.Fields.make(spec.aliases, columns), report), known)
+    questions = spec.read(Table(rows, fields.Fields.make(spec.aliases, columns), report), known)
     if report.rows and report.dropped["unreadable"] == report.rows:
         first = report.rejected[0]
         raise UserError(f"{path}: none of {report.rows} rows can be read; row {first['row']}: {first['found']}")
-    questions = _select(questions, report, str(path), cultures, relations, categories, sources)
-    if query_language == "english":
-        questions = _in_english(questions, str(path), translations)
-    elif query_language != "native":
-        raise UserError(f"query_language: expected native or english, found {query_language!r}")
-    report.questions = questions
-    return Reading(questions, report, tuple(rows.hashes))
+    selection = _Selection(str(path), cultures, relations or (), categories or (), sources or ())
+    kept = selection.select(questions)
+    dropped = _count_rows(questions) - _count_rows(kept)
+    if dropped:
+        report.dropped["not_selected"] += dropped
+    report.questions = _in_english(kept, str(path), translations) if query_language == "english" else kept
+    return Reading(report.questions, report, tuple(rows.hashes))
 
 
-def _select(
-    questions: list[Question],
-    report: Report,
-    path: str,
-    cultures: Sequence[str] | None,
-    relations: Sequence[str] | None,
-    categories: Sequence[str] | None,
-    sources: Sequence[str] | None,
-) -> list[Question]:
-    """Keeps the questions, and their responses, that were asked for; counts the rest as not selected."""
-    for relation in relations or ():
-        if relation not in RELATIONS:
-            raise UserError(f"relations: expected {' or '.join(RELATIONS)}, found {relation!r}")
-    before = _rows_of(questions)
-    kept = _keep(questions, "cultures", cultures, culture_id, _culture, path)
-    kept = _keep(kept, "categories", categories, category_id, lambda q: q.category, path)
-    if relations and set(relations) != set(RELATIONS):
-        kept = [q for q in kept if q.relation in relations]
-    if sources:
-        present = {normalise(r.source): r.source for q in kept for r in q.responses}
-        for source in sources:
-            if normalise(source) not in present:
-                _absent("sources", source, sorted(present.values()), path)
-        wanted = set(map(normalise, sources))
-        chosen = (
-            dataclasses.replace(q, responses=tuple(r for r in q.responses if normalise(r.source) in wanted))
-            for q in kept
-        )
-        kept = [q for q in chosen if q.responses]
-    lost = before - _rows_of(kept)
-    if lost:
-        report.dropped["not_selected"] += lost
-    return kept
+def _open_cache(path: str, options: Mapping[str, object]) -> Rows:
+    for key, value in options.items():
+        if value is not None:
+            raise UserError(f"{key}: a token cache holds what it was prepared with; give {key} to `data prepare`")
+    return token_cache.open_cache(str(path))
 
 
-def _culture(question: Question) -> str | None:
-    """The question's culture; for data that only know languages, the one its language stands for."""
-    return question.culture or (culture_id(question.language) if question.language else None)
-
-
-def _rows_of(questions: Sequence[Question]) -> int:
-    """How many rows these are: both responses of a pair are one."""
+def _count_rows(questions: Sequence[Question]) -> int:
+    """Returns the number of rows that these questions come from; the two responses of a pair are one row."""
     return sum(r.field != "rejected" for q in questions for r in q.responses)
 
 
-def _keep(
-    questions: list[Question],
-    key: str,
-    wanted: Sequence[str] | None,
-    identify: Callable[[str], str],
-    of: Callable[[Question], str | None],
-    path: str,
-) -> list[Question]:
-    if not wanted:
-        return questions
-    present = Counter(of(q) for q in questions)
-    for value in wanted:
-        if identify(value) not in present and questions:
-            _absent(key, value, sorted(v for v in present if v), path)
-    chosen = set(map(identify, wanted))
-    return [q for q in questions if of(q) in chosen]
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """What to keep of a source; an empty sequence keeps everything."""
+
+    path: str
+    cultures: Sequence[str]
+    relations: Sequence[str]
+    categories: Sequence[str]
+    sources: Sequence[str]
+
+    def select(self, questions: list[Question]) -> list[Question]:
+        """Returns the selected questions with their selected responses."""
+        for relation in self.relations:
+            if relation not in RELATIONS:
+                raise UserError(f"relations: expected {' or '.join(RELATIONS)}, found {relation!r}")
+        kept = self._keep(questions, "cultures", self.cultures, culture_id, _culture)
+        kept = self._keep(kept, "categories", self.categories, category_id, lambda question: question.category)
+        if self.relations and set(self.relations) != set(RELATIONS):
+            kept = [question for question in kept if question.relation in self.relations]
+        return self._keep_sources(kept) if self.sources else kept
+
+    def _keep(
+        self,
+        questions: list[Question],
+        key: str,
+        names: Sequence[str],
+        identify: Callable[[str], str],
+        value_of: Callable[[Question], str | None],
+    ) -> list[Question]:
+        """Keeps the questions that have one of these names. identify: name or alias -> id."""
+        if not names:
+            return questions
+        present = Counter(map(value_of, questions))
+        for name in names:
+            if identify(name) not in present and questions:
+                raise self._absent(key, name, sorted(value for value in present if value))
+        chosen = set(map(identify, names))
+        return [question for question in questions if value_of(question) in chosen]
+
+    def _keep_sources(self, questions: list[Question]) -> list[Question]:
+        present = {normalise(r.source): r.source for q in questions for r in q.responses}
+        chosen = set(map(normalise, self.sources))
+        for source in self.sources:
+            if normalise(source) not in present:
+                raise self._absent("sources", source, sorted(present.values()))
+        kept = (
+            dataclasses.replace(q, responses=tuple(r for r in q.responses if normalise(r.source) in chosen))
+            for q in questions
+        )
+        return [question for question in kept if question.responses]
+
+    def _absent(self, key: str, name: str, present: list[str]) -> UserError:
+        names = ", ".join(present) or "none"
+        return UserError(f"{key}: {self.path} has no {name!r}{nearest(name, present)}; it has {names}")
 
 
-def _absent(key: str, value: str, present: list[str], path: str) -> None:
-    raise UserError(f"{key}: {path} has no {value!r}{nearest(value, present)}; it has {', '.join(present) or 'none'}")
+def _culture(question: Question) -> str | None:
+    """Returns the question's culture; if it only has a language, the culture of that language."""
+    return question.culture or (culture_id(question.language) if question.language else None)
 
 
 def _in_english(questions: list[Question], path: str, translations: str | None) -> list[Question]:
-    """The questions asked in their English translation; their keys stay those of the original."""
-    given = _translations(translations) if translations else {}
-    asked, missing = [], []
+    """Returns the questions with their English translations as prompts; their keys stay those of the originals."""
+    from_file = _read_translations(translations) if translations else {}
+    translated, missing = [], []
     for question in questions:
-        english = question.translated or given.get(question.key)
-        if english is None and (question.language or "").split("-")[0].lower() in ("en", "eng", "english"):
-            asked.append(question)
-        elif english is None:
-            missing.append(question)
+        english = question.translated or from_file.get(question.key)
+        if english is not None:
+            prompt = user_turn(english)
+            translated.append(dataclasses.replace(question, prompt=prompt, translated=english, language="en"))
+        elif (question.language or "").split("-")[0].lower() in ("en", "eng", "english"):
+            translated.append(question)
         else:
-            asked.append(dataclasses.replace(question, prompt=user_turn(english), translated=english, language="en"))
+            missing.append(question)
     if missing:
         raise UserError(
             f"query_language english: {len(missing)} of {len(questions)} questions in {path} have no translation"
             f" (the first: {missing[0].key.split(chr(9))[-1][:80]!r}); give `translations:` a file of question,"
             " culture, translated_question"
         )
-    return asked
+    return translated
 
 
-def _translations(path: str) -> dict[str, str]:
+def _read_translations(path: str) -> dict[str, str]:
     """Returns question key -> English wording."""
 
     def parse(row: Row, values: JsonObject) -> tuple[str, str | None]:
-        f.need(values, "question", "translated")
-        question = f.text(values["question"], "question", "empty_question")
-        name = f.optional_text(values.get("culture"), "culture")
+        fields.need(values, "question", "translated")
+        question = fields.text(values["question"], "question", "empty_question")
+        name = fields.optional_text(values.get("culture"), "culture")
         culture = (parse_culture(name)[1] or culture_id(name)) if name else None
-        return question_key(question, culture), f.optional_text(values["translated"], "translated")
+        return question_key(question, culture), fields.optional_text(values["translated"], "translated")
 
-    pairs = open_table(path, f.RATED).parse(parse)
-    return {key: english for key, english in pairs if english is not None}
+    translations = open_table(path, fields.RATED).parse(parse)
+    return {key: english for key, english in translations if english is not None}

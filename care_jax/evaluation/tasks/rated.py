@@ -3,8 +3,8 @@
 from collections import Counter
 from typing import Any
 
+from care_jax.data import readers
 from care_jax.data.questions import culture_id, plain_text
-from care_jax.data.readers import registry
 from care_jax.data.rows.fields import Fields
 from care_jax.data.rows.files import open_rows
 from care_jax.errors import UserError
@@ -18,7 +18,7 @@ def read_care(path: str, options: Options) -> TaskItems:
     The id is `culture-number`, by the place in the culture's file. The reference stays the native one also when the
     question is asked in English.
     """
-    reading = registry.read(
+    reading = readers.read(
         "care_eval", path, query_language=options.query_language, translations=options.translations,
         columns=options.columns,
     )  # fmt: skip

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from care_jax import cli
-from care_jax.data.readers.registry import read
+from care_jax.data import readers
 from care_jax.errors import UserError
 from tests.data.rows import care_row, write
 from tests.evaluation.servers import Server, completion
@@ -40,8 +40,8 @@ def test_a_source_uses_the_translations_of_an_endpoint(tmp_path, capsys):
         "question": "一", "culture": "Native (Chinese)", "translated_question": "what is\u2028一?", "system": "only-one"
     }  # fmt: skip
     with pytest.raises(UserError, match="1 of 4 questions"):
-        read("care", path, query_language="english", translations=str(out))
-    kept = read("care", path, query_language="english", translations=str(out), cultures=["japanese"]).questions
+        readers.read("care", path, query_language="english", translations=str(out))
+    kept = readers.read("care", path, query_language="english", translations=str(out), cultures=["japanese"]).questions
     assert kept[0].prompt[0]["content"] == "what is\u2028二?"
 
     done = write(tmp_path, [rows[3]], "done.jsonl")
