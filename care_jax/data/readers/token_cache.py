@@ -85,10 +85,11 @@ def fingerprint(tokenizer: Tokenizer, template: str, date: str | None) -> dict[s
         backend.no_truncation()
         backend.no_padding()
         rules = backend.to_str()
+    rendering = chat.template_and_variables(tokenizer, template, date)
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer("a")["input_ids"], type(tokenizer).__name__]
     return {
         "tokenizer": hashlib.sha256(f"{rules}\0{special}".encode()).hexdigest(),
-        "chat_template": hashlib.sha256(repr(chat.rendering(tokenizer, template, date)).encode()).hexdigest(),
+        "chat_template": hashlib.sha256(repr(rendering).encode()).hexdigest(),
     }
 
 
