@@ -1,7 +1,6 @@
 """A study's tables: means over seeds and questions with intervals, gains, shares of the full gain, language gaps."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -12,7 +11,7 @@ from jaxtyping import Float
 from care_jax.evaluation.statistics import crossed
 from care_jax.study.results import LOGPS, Observation, Table, table
 from care_jax.study.spec import Study, as_text
-from care_jax.textfiles import JsonObject, markdown_table, write_whole
+from care_jax.textfiles import JsonObject, markdown_table, write_json, write_whole
 
 ALL = "all"
 SHARE = "share of the full gain"
@@ -68,7 +67,7 @@ def write(study: Study, observations: Sequence[Observation], folder: pathlib.Pat
         "- share of the full gain: gain at this value / gain at the largest value; relative: gain / start.",
     ]
     write_whole(folder / "report.md", "\n".join(text) + "\n")
-    write_whole(folder / "report.json", json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+    write_json(folder / "report.json", rows)
     return files
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 
 from care_jax.errors import UserError
-from care_jax.textfiles import JsonObject
+from care_jax.textfiles import JsonObject, writing
 
 
 def content_key(body: Mapping[str, object], attempt: int = 0) -> str:
@@ -26,14 +26,10 @@ class ReplyCache:
         if path is None:
             return
         place = pathlib.Path(path)
-        try:
+        with writing("the cache of replies", place):
             place.parent.mkdir(parents=True, exist_ok=True)
             self._load(place)
             self._file = open(place, "a", encoding="utf-8")  # noqa: SIM115  # stays open until close()
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{place}: not a cache of replies: {error}; remove it, or name another file") from None
-        except OSError as error:
-            raise UserError(f"cannot write {place}: {error.strerror}") from None
 
     def _load(self, path: pathlib.Path) -> None:
         """Reads the complete lines and cuts off an incomplete last one."""
@@ -43,8 +39,11 @@ class ReplyCache:
             for raw in file:
                 if not raw.endswith(b"\n"):
                     break
-                line = json.loads(raw)
-                self._replies[line["key"]] = line
+                try:
+                    line = json.loads(raw)
+                    self._replies[line["key"]] = line
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(f"{path}: not a cache of replies: {error}; remove it, or name another") from None
                 end += len(raw)
             file.truncate(end)
 

@@ -17,7 +17,7 @@ from care_jax.config import Config
 from care_jax.data.curation.catalogue import DATASETS
 from care_jax.distributed import is_writer, say
 from care_jax.errors import UserError
-from care_jax.textfiles import write_whole
+from care_jax.textfiles import write_json
 from care_jax.training.run.identity import Identity
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "care-jax")
@@ -50,7 +50,7 @@ def write_manifest(
         "config": config.model_dump(mode="json"),
     }
     if is_writer():
-        write_whole(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        write_json(folder / "manifest.json", manifest, indent=2)
 
 
 def read_manifest(
