@@ -5,7 +5,7 @@ import json
 import pytest
 
 from care_jax.data import readers
-from care_jax.data.curation.catalogue import DATASETS, list_text
+from care_jax.data.curation.catalogue import datasets, list_text
 from care_jax.data.readers.blend import country_language
 from care_jax.errors import UserError
 from care_jax.evaluation.items import Options
@@ -211,9 +211,9 @@ def test_real_blend(shared):
 
 
 def test_the_table_names_every_dataset_once_and_only_readers_that_exist():
-    names = [data.name for data in DATASETS]
+    names = [data.name for data in datasets()]
     assert len(names) == len(set(names))
-    for data in DATASETS:
+    for data in datasets():
         assert data.status in ("preferences", "sft", "evaluation", "reader", "out")
         if data.status in ("preferences", "sft", "reader"):
             assert data.reader in readers.READERS
@@ -222,7 +222,7 @@ def test_the_table_names_every_dataset_once_and_only_readers_that_exist():
         if data.status in ("out", "reader"):
             assert data.note
     text = list_text()
-    assert all(data.name in text and data.licence in text for data in DATASETS)
+    assert all(data.name in text and data.licence in text for data in datasets())
     assert all(name in text for name in readers.READERS)
     assert "CAMeL [evaluation; fields unverified] task cloze" in text
 

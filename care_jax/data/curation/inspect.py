@@ -1,40 +1,28 @@
-"""What is in a dataset: counts, ratings by source, ties, lengths, scripts, examples; as object, text or picture."""
+"""What is in a dataset: counts, ratings by source, ties, lengths, scripts, examples; as an object, text or picture."""
 
 import pathlib
 import statistics
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from care_jax.data.preferences import PairPolicy, question_pairs
-from care_jax.data.questions import Content, Question, Stored, is_ids, plain_text
+from care_jax.data.questions import Content, Question, Response, Stored, is_ids, plain_text
 from care_jax.data.rows.report import Report, merge
 from care_jax.data.rows.row import shorten
+from care_jax.data.scripts import count_scripts, main_script
 from care_jax.errors import UserError
+from care_jax.textfiles import JsonObject
 
 _EXAMPLES = 2
-_SCRIPTS = (
-    "LATIN",
-    "ARABIC",
-    "CJK",
-    "HIRAGANA",
-    "KATAKANA",
-    "HANGUL",
-    "CYRILLIC",
-    "DEVANAGARI",
-    "THAI",
-    "GREEK",
-    "HEBREW",
-)
 
 
-def inspect(reports: Sequence[Report]) -> dict[str, Any]:
-    """`data inspect --json` of several readings together: `rows questions responses dropped ratings by pairs`, as
-    data_report.json holds them, then `statistics_of` the questions, `examples` of them, and `rejected`: an entry for
-    every row that was dropped, as rejected_rows.jsonl holds them.
+def inspect(reports: Sequence[Report]) -> JsonObject:
+    """Returns the object of `data inspect --json`, of several readings together.
+
+    It holds the keys of data_report.json, those of `statistics_of`, `examples`, and `rejected`: an entry per dropped
+    row, as rejected_rows.jsonl holds them.
     """
-    questions = [question for report in reports for question in report.questions]
+    questions = _questions(reports)
     return {
         **merge(reports),
         **statistics_of(questions),
@@ -43,47 +31,48 @@ def inspect(reports: Sequence[Report]) -> dict[str, Any]:
     }
 
 
-def _example(question: Question) -> dict[str, Any]:
-    best_first = sorted(question.responses, key=lambda r: -(r.rating or 0))
+def _questions(reports: Sequence[Report]) -> list[Question]:
+    return [question for report in reports for question in report.questions]
+
+
+def _best_first(question: Question) -> list[Response]:
+    return sorted(question.responses, key=lambda response: -(response.rating or 0))
+
+
+def _example(question: Question) -> JsonObject:
     return {
         "question": shorten(plain_text(question.prompt), 400),
         "responses": [
             {"rating": r.rating, "source": r.source, "response": shorten(plain_text(r.content), 400)}
-            for r in best_first
+            for r in _best_first(question)
         ],
     }
 
 
-def statistics_of(questions: Sequence[Question]) -> dict[str, Any]:
-    """More about the questions: responses a question, ratings by source, ties, lengths in characters, scripts.
+def statistics_of(questions: Sequence[Question]) -> JsonObject:
+    """Returns responses per question, ratings by source, ties, lengths and scripts.
 
-    ties: pairs of responses of one question with the same rating, of all its pairs. lengths: the mean of the chosen
-    and of the rejected over all pairs, in tokens where the data are ids. rating_length: Pearson's
-    correlation over responses, None where undefined.
+    ties: pairs of responses to one question that have the same rating, and the number of all pairs. lengths: the means
+    over all pairs of the chosen and of the rejected response, in characters, or in tokens if the data are ids.
+    rating_length: Pearson's correlation over responses, None if it is undefined.
     """
     by_source: dict[str, Counter[float]] = defaultdict(Counter)
-    ratings: list[float] = []
-    lengths: list[float] = []
-    chosen: list[int] = []
-    rejected: list[int] = []
+    rated: list[tuple[float, int]] = []  # (rating, length)
+    pair_lengths: list[tuple[int, int]] = []  # (chosen, rejected)
     scripts: Counter[str] = Counter()
     ties = pairs = 0
     for question in questions:
-        sizes = [_size(r.content) for r in question.responses]
-        for size, response in zip(sizes, question.responses):
-            if not isinstance(response.content, Stored) and not is_ids(response.content):
+        lengths = [_length(response.content) for response in question.responses]
+        for length, response in zip(lengths, question.responses):
+            if not _is_tokenized(response.content):
                 scripts[script(plain_text(response.content))] += 1
             if response.rating is not None:
                 by_source[response.source][response.rating] += 1
-                ratings.append(response.rating)
-                lengths.append(size)
-        known = Counter(r.rating for r in question.responses if r.rating is not None)
-        ties += sum(n * (n - 1) // 2 for n in known.values())
-        pairs += known.total() * (known.total() - 1) // 2
-        for i, j in question_pairs(question, PairPolicy("all")):
-            chosen.append(sizes[i])
-            rejected.append(sizes[j])
-    varied = len(set(ratings)) > 1 and len(set(lengths)) > 1
+                rated.append((response.rating, length))
+        counts = Counter(r.rating for r in question.responses if r.rating is not None)
+        ties += sum(n * (n - 1) // 2 for n in counts.values())
+        pairs += counts.total() * (counts.total() - 1) // 2
+        pair_lengths += [(lengths[i], lengths[j]) for i, j in question_pairs(question, PairPolicy("all"))]
     return {
         "responses_per_question": dict(sorted(Counter(len(q.responses) for q in questions).items())),
         "ratings_by_source": {
@@ -92,38 +81,37 @@ def statistics_of(questions: Sequence[Question]) -> dict[str, Any]:
         },
         "ties": {"ties": ties, "of_pairs": pairs},
         "lengths": {
-            "chosen": statistics.fmean(chosen) if chosen else None,
-            "rejected": statistics.fmean(rejected) if rejected else None,
+            "chosen": statistics.fmean(chosen for chosen, _ in pair_lengths) if pair_lengths else None,
+            "rejected": statistics.fmean(rejected for _, rejected in pair_lengths) if pair_lengths else None,
         },
-        "rating_length": statistics.correlation(ratings, lengths) if varied else None,
+        "rating_length": _correlation(rated),
         "scripts": dict(scripts.most_common()),
     }
 
 
-def _size(content: Content) -> int:
-    return len(content) if isinstance(content, Stored) or is_ids(content) else len(plain_text(content))
+def _correlation(rated: Sequence[tuple[float, int]]) -> float | None:
+    ratings, lengths = [float(rating) for rating, _ in rated], [float(length) for _, length in rated]
+    varied = len(set(ratings)) > 1 and len(set(lengths)) > 1
+    return statistics.correlation(ratings, lengths) if varied else None
+
+
+def _is_tokenized(content: Content) -> bool:
+    return isinstance(content, Stored) or is_ids(content)
+
+
+def _length(content: Content) -> int:
+    return len(content) if _is_tokenized(content) else len(plain_text(content))
 
 
 def script(text: str) -> str:
-    """The script that most letters of a text are in (latin, arabic, cjk, kana, ...), 'none' without letters.
-
-    Japanese text mixes kana and Chinese characters: a tenth of kana makes it kana.
-    """
-    counts: Counter[str] = Counter()
-    for letter in filter(str.isalpha, text[:2000]):
-        name = unicodedata.name(letter, "").split(" ", 1)[0]
-        counts["KANA" if name in ("HIRAGANA", "KATAKANA") else name if name in _SCRIPTS else "OTHER"] += 1
-    if not counts:
-        return "none"
-    if counts["KANA"] * 10 >= counts.total():
-        return "kana"
-    return counts.most_common(1)[0][0].lower()
+    """Returns the script of most letters in the first 2000 characters; see `main_script`."""
+    return main_script(count_scripts(text[:2000]))
 
 
 def inspect_text(reports: Sequence[Report], examples: int = _EXAMPLES) -> str:
-    """The same in words, with the first questions as examples."""
+    """Returns the same as text, with the first questions as examples."""
     account = merge(reports)
-    questions = [question for report in reports for question in report.questions]
+    questions = _questions(reports)
     more = statistics_of(questions)
     dropped = {reason: n for reason, n in account["dropped"].items() if n}
     lines = [
@@ -135,7 +123,7 @@ def inspect_text(reports: Sequence[Report], examples: int = _EXAMPLES) -> str:
     ]
     lines += [f"{name:<10} {_counts(counts)}" for name, counts in account["by"].items()]
     lines.append(f"pairs      {_counts(account['pairs'])}")
-    lines.append(f"responses a question  {_counts(more['responses_per_question'])}")
+    lines.append(f"responses per question  {_counts(more['responses_per_question'])}")
     lines.append(f"ties       {more['ties']['ties']:,} of {more['ties']['of_pairs']:,} pairs of one question")
     if more["lengths"]["chosen"] is not None:
         lengths = more["lengths"]
@@ -150,24 +138,24 @@ def inspect_text(reports: Sequence[Report], examples: int = _EXAMPLES) -> str:
         lines += [f"  {source:<16} {_counts(counts)}" for source, counts in more["ratings_by_source"].items()]
     for question in questions[:examples]:
         lines.append(f"e.g. {shorten(plain_text(question.prompt), 100)}")
-        for response in sorted(question.responses, key=lambda r: -(r.rating or 0))[:4]:
+        for response in _best_first(question)[:4]:
             rated = "" if response.rating is None else f"{response.rating:g}"
             lines.append(f"  {rated:>4}  {shorten(plain_text(response.content), 90)}  [{response.source}]")
     return "\n".join(lines) + "\n"
 
 
-def _counts(counts: dict[Any, int]) -> str:
+def _counts(counts: Mapping[str, int] | Mapping[int, int]) -> str:
     return ", ".join(f"{key} {n:,}" for key, n in counts.items())
 
 
 def inspect_picture(reports: Sequence[Report], path: str | pathlib.Path) -> None:
-    """A PNG of the ratings by source and of the responses a question; needs matplotlib."""
+    """Draws the ratings by source and the responses per question; needs matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise UserError("a picture needs matplotlib: pip install matplotlib") from error
 
-    more = statistics_of([question for report in reports for question in report.questions])
+    more = statistics_of(_questions(reports))
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     values = sorted({float(v) for counts in more["ratings_by_source"].values() for v in counts})
@@ -181,5 +169,5 @@ def inspect_picture(reports: Sequence[Report], path: str | pathlib.Path) -> None
         left.legend(fontsize="small")
     sizes = more["responses_per_question"]
     right.bar([str(size) for size in sizes], list(sizes.values()))
-    right.set(title="responses a question", xlabel="responses", ylabel="questions")
+    right.set(title="responses per question", xlabel="responses", ylabel="questions")
     figure.savefig(path)

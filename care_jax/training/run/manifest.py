@@ -14,7 +14,7 @@ import yaml
 
 from care_jax import config as configs
 from care_jax.config import Config
-from care_jax.data.curation.catalogue import DATASETS
+from care_jax.data.curation import catalogue
 from care_jax.distributed import is_writer, say
 from care_jax.errors import UserError
 from care_jax.textfiles import write_json
@@ -87,7 +87,7 @@ def _data_licence(path: str) -> str | None:
     """Returns the licence that the catalogue of datasets names; the packaged sample has the package's own."""
     if path == "sample":
         return "MIT"
-    return next((dataset.licence for dataset in DATASETS if dataset.where == path), None)
+    return next((dataset.licence for dataset in catalogue.datasets() if dataset.where == path), None)
 
 
 def _model_origin(config: Config, folder: pathlib.Path) -> dict[str, str | None]:
