@@ -35,7 +35,7 @@ def write_data_report(
     for corpus, part in zip(corpora, questions):
         for lost in corpus.dropped:
             reading, index = origins[id(part[lost.question])]
-            reading.report.drop_truncated(index, lost.response, lost.found)
+            reading.report.drop_truncated(index, lost.response, lost.reason)
     if is_writer():
         write_report(folder, [reading.report for reading in readings])
 

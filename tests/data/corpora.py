@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from care_jax.data.corpus import Corpus, Encodings, build
+from care_jax.data.chat import Encoded
+from care_jax.data.corpus import Corpus, build
 from care_jax.data.preferences import Unit, make_units
 from care_jax.data.questions import Question, Response
 
@@ -19,7 +20,7 @@ def corpus_of(shapes, max_length=64, ratings=None) -> Corpus:
         responses = tuple(Response(f"{number} {i}", rated[i], "model", i) for i in range(len(completions)))
         questions.append(Question(f"q{number}", responses, f"arab\tq{number}", "arab", "native", "norms"))
         encodings.append(
-            Encodings([next(ids) for _ in range(prompt)], [[next(ids) for _ in range(n)] for n in completions])
+            Encoded([next(ids) for _ in range(prompt)], [[next(ids) for _ in range(n)] for n in completions])
         )
     return build(questions, encodings, max_length)
 

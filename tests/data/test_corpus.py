@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from care_jax.data import chat, pipeline
-from care_jax.data.corpus import Encodings, build
+from care_jax.data.chat import Encoded
+from care_jax.data.corpus import build
 from care_jax.data.questions import Question, Response
 from care_jax.errors import UserError
 
@@ -15,7 +16,7 @@ def test_prompts_are_never_cut_and_completions_on_the_right():
     corpus = corpora.corpus_of([(4, [3, 20]), (10, [1, 1]), (9, [5])], max_length=10)
     assert (len(corpus), corpus.truncated) == (2, 2)
     assert [(one.question, one.response) for one in corpus.dropped] == [(1, 0), (1, 1)]
-    assert "prompt of 10 tokens" in corpus.dropped[0].found
+    assert "prompt of 10 tokens" in corpus.dropped[0].reason
     assert [len(q.responses) for q in corpus.questions] == [2, 1]
     prompt, completion = corpus.sequence(0, 1)
     assert (prompt.tolist(), completion.tolist()) == ([1, 2, 3, 4], [8, 9, 10, 11, 12, 13])
@@ -25,13 +26,13 @@ def test_prompts_are_never_cut_and_completions_on_the_right():
 def test_units_index_the_responses_that_were_kept():
     responses = tuple(Response(str(n), float(n), "m", n) for n in range(3))
     question = Question("q", responses, "k", file="f.jsonl")
-    corpus = build([question], [Encodings([1], [[], [2], [3]])], 8)
+    corpus = build([question], [Encoded([1], [[], [2], [3]])], 8)
     assert [r.content for r in corpus.questions[0].responses] == ["1", "2"]
     assert corpus.ratings.tolist() == [1, 2]
     (unit,) = [pipeline.units(corpus, shuffle=False, policy="best_worst")[0]]
     assert [corpus.completion(corpus.response_id(0, unit.responses[i])).tolist() for i in unit.pairs[0]] == [[3], [2]]
     with pytest.raises(UserError, match=r"f\.jsonl.*no tokens"):
-        build([question], [Encodings([], [[1], [2], [3]])], 8)
+        build([question], [Encoded([], [[1], [2], [3]])], 8)
 
 
 def test_concatenation():

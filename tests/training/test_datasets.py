@@ -67,7 +67,7 @@ def test_a_pair_is_one_row_of_the_account(tmp_path, length):
     reading = readers.read("tokenized", str(path))
     corpus = tokenize(reading.questions, load_tokenizer("sample"), max_length=length)
     for lost in corpus.dropped:
-        reading.report.drop_truncated(lost.question, lost.response, lost.found)
+        reading.report.drop_truncated(lost.question, lost.response, lost.reason)
     account = reading.report.to_json()
     assert account["rows"] == 3
     assert account["rows"] == account["responses"] + sum(account["dropped"].values())

@@ -11,7 +11,8 @@ import pytest
 
 from care_jax import losses
 from care_jax.data import pipeline
-from care_jax.data.corpus import Corpus, Encodings, build
+from care_jax.data.chat import Encoded
+from care_jax.data.corpus import Corpus, build
 from care_jax.data.packing.batch import Batch, BatchShape
 from care_jax.data.packing.plans import plan_step
 from care_jax.data.preferences import make_units
@@ -36,7 +37,7 @@ def corpus() -> Corpus:
         prompt, *completions = (rng.integers(3, 64, size).tolist() for size in (3 + number, 8, 5 + number, 11))
         rated = tuple(Response(tuple(ids), float(place), "", number) for place, ids in enumerate(completions))
         questions.append(Question(tuple(prompt), rated, str(number)))
-        encodings.append(Encodings(prompt, completions))
+        encodings.append(Encoded(prompt, completions))
     return build(questions, encodings, 16)
 
 
