@@ -82,7 +82,7 @@ def main() -> None:
     theirs["loss_error"] = abs(theirs["loss"] - ours[0].loss) / ours[0].loss
     theirs["gradient_norm_error"] = abs(theirs["gradient_norm"] - norm) / norm
     if theirs["loss_error"] > 1e-4:
-        raise AssertionError(f"TRL computed another loss: {found['loss']}, ours {ours[0].loss}")
+        raise AssertionError(f"TRL computed another loss: {theirs['loss']}, ours {ours[0].loss}")
     ratios = harness.ratios_of(results, "ours", ["trl"])
     if not arguments.no_reference_pass:
         online = harness.on_the_fly(results, "trl")

@@ -58,12 +58,12 @@ TITLES = {
 }
 
 
-def named(line) -> str:
+def arguments_of(line) -> str:
     _, recipe, machine, topology, overrides = line
     return " ".join([recipe, machine, *overrides, *([] if topology is None else ["--topology", topology])])
 
 
-def planned(line) -> dict:
+def make_plan(line) -> dict:
     _, recipe, machine, topology, overrides = line
     loaded = config.load(recipe, machine, overrides=overrides)
     (target,) = targets.targets([machine], [] if topology is None else [topology], None)
@@ -72,27 +72,27 @@ def planned(line) -> dict:
     return text.as_json(result)
 
 
-def row(line, found: dict) -> str:
-    train = found["programs"]["train"]
+def row(line, plan_json: dict) -> str:
+    train = plan_json["programs"]["train"]
     held = sum(size for name, size in train.items() if name.endswith("_bytes") and name[:5] not in ("tempo", "total"))
-    sent = sum(one["bytes"] for one in train["collectives"].values())
+    sent = sum(traffic["bytes"] for traffic in train["collectives"].values())
     temporaries = "?" if train["temporaries_bytes"] is None else text.gib(train["temporaries_bytes"])
-    verdict = "yes" if found["fits"] else "no"
-    if found["advice"] is not None:
-        changes = found["advice"]["changes"]
+    verdict = "yes" if plan_json["fits"] else "no"
+    if plan_json["advice"] is not None:
+        changes = plan_json["advice"]["changes"]
         verdict += f"; with `{' '.join(changes)}`" if changes else "; nothing that was tried does"
-    share = f"{100 * found['share']:.0f} %{' (estimate)' if found['estimate'] else ''}"
-    ideal = "" if found["ideal_seconds"] is None else f"{found['ideal_seconds']:.2g}"
-    tokens = f"{found['microbatches']} x {found['tokens_per_microbatch'] // found['devices'] / 1024:g}k"
-    cells = (f"`{named(line)}`", found["devices"], tokens, text.gib(held), temporaries, share, verdict)
-    compiled = sum(one["compile_seconds"] for name, one in found["programs"].items() if name != "reference")
+    share = f"{100 * plan_json['share']:.0f} %{' (estimate)' if plan_json['estimate'] else ''}"
+    ideal = "" if plan_json["ideal_seconds"] is None else f"{plan_json['ideal_seconds']:.2g}"
+    tokens = f"{plan_json['microbatches']} x {plan_json['tokens_per_microbatch'] // plan_json['devices'] / 1024:g}k"
+    cells = (f"`{arguments_of(line)}`", plan_json["devices"], tokens, text.gib(held), temporaries, share, verdict)
+    compiled = sum(program["compile_seconds"] for name, program in plan_json["programs"].items() if name != "reference")
     return "| " + " | ".join(map(str, (*cells, text.gib(sent) if sent else "", ideal, f"{compiled:.0f}"))) + " |"
 
 
 def page(kept: pathlib.Path) -> str:
-    there = sum((kept / f"{slug(line)}.json").exists() for line in LINES)
+    count = sum((kept / f"{slug(line)}.json").exists() for line in LINES)
     lines = [
-        f"jax {jax.__version__}; {there} of {len(LINES)} lines planned. State and temporaries are those of the train "
+        f"jax {jax.__version__}; {count} of {len(LINES)} lines planned. State and temporaries are those of the train "
         "step, the share is that of the program that needs most; `PLAN` is `care-jax plan`."
     ]
     for title, heading in TITLES.items():
@@ -110,7 +110,7 @@ def page(kept: pathlib.Path) -> str:
 
 
 def slug(line) -> str:
-    return "".join(c if c.isalnum() or c in ".-" else "_" for c in named(line))
+    return "".join(c if c.isalnum() or c in ".-" else "_" for c in arguments_of(line))
 
 
 def main() -> None:
@@ -122,9 +122,9 @@ def main() -> None:
     arguments.kept.mkdir(parents=True, exist_ok=True)
     for line in LINES:
         file = arguments.kept / f"{slug(line)}.json"
-        if all(word in f"{line[0]} {named(line)}" for word in arguments.words) and not file.exists():
-            print(f"\n$ care-jax plan {named(line)}", flush=True)
-            file.write_text(json.dumps(planned(line)))
+        if all(word in f"{line[0]} {arguments_of(line)}" for word in arguments.words) and not file.exists():
+            print(f"\n$ care-jax plan {arguments_of(line)}", flush=True)
+            file.write_text(json.dumps(make_plan(line)))
     if arguments.write:
         before, _, rest = PAGE.read_text().partition(BEGIN)
         _, _, after = rest.partition(END)

@@ -1,15 +1,15 @@
-"""Run the peers' own loss code and store what it gives: tests/golden/losses/*.json, read by tests without torch.
+"""Runs the loss code of other libraries and stores the results: tests/golden/losses/*.json, read without torch.
 
     python tests/make_golden_losses.py --halos PATH/train/trainers.py --simpo PATH/scripts/simpo_trainer.py
 
 needs the `parity` extra (torch, TRL 1.16), and one file each of ContextualAI/HALOs (at 4831988) and princeton-nlp/SimPO
-(at 1b3e8f3). TRL's trainers are never built: their loss methods are called with a stand-in for `self` and with a model
-whose token log-probabilities are the leaves that gradients are taken of, so every formula, mean and mask is TRL's. Of
-the two other files only the loss functions are read, and run. Everything in float64, but for what a peer casts itself.
+(at 1b3e8f3). TRL's trainers are never built: their loss methods are called with a substitute for `self` and a model
+whose token log-probabilities are the leaves of the gradients, so every formula, mean and mask is TRL's. From the other
+two files only the loss functions are read and run. Everything is in float64, except what a peer casts itself.
 
-A case holds the loss's name here, our hyperparameters, the peer's own options, the inputs by quantity, and either
-`losses` (one number a pair, with gradients of each pair's own loss), or `mean` (of a step, with gradients of it) where
-the peer's batch mean is what defines the loss.
+A case has the name of the loss here, our hyperparameters, the options of the peer, the inputs by quantity, and either
+`losses` (one number per pair, with the gradients of each pair's loss) or, if the peer's batch mean defines the loss,
+`mean` (of a step, with its gradients).
 """
 
 import argparse
@@ -39,7 +39,7 @@ ACCELERATOR = types.SimpleNamespace(
 
 
 def exact(values):
-    """float64 numbers that float32 holds exactly, so that the test's inputs are these very numbers."""
+    """float64 numbers that are exact in float32, so that the inputs of the test are the same numbers."""
     return np.asarray(values, np.float32).astype(np.float64)
 
 
@@ -49,7 +49,7 @@ def pair_inputs():
     chosen_lengths, rejected_lengths = rng.integers(1, 30, count), rng.integers(1, 30, count)
     ref_chosen, ref_rejected = -2.1 * chosen_lengths, -2.3 * rejected_lengths
     shift_w, shift_l = rng.normal(0, 4, count), rng.normal(0, 4, count)
-    # The start (policy equal to reference), and margins far out on both sides.
+    # The start (policy equal to reference), and large margins of both signs.
     shift_w[0] = shift_l[0] = 0.0
     shift_w[1], shift_l[1] = -60.0, 55.0
     ref_rejected[1] -= 60.0
@@ -70,7 +70,7 @@ def leaf(values, dtype=torch.float64):
 
 
 def spread(sums, lengths, width):
-    """[B, width] token log-probabilities whose sums are `sums`: the same on each of the completion's tokens."""
+    """[B, width] token log-probabilities whose sums are `sums`, equal on all tokens of a completion."""
     mask = (torch.arange(width)[None, :] < torch.as_tensor(lengths)[:, None]).to(sums.dtype)
     return mask * (sums / torch.as_tensor(lengths, dtype=sums.dtype))[:, None]
 
@@ -137,7 +137,7 @@ def trl_dpo(inputs, *, loss_type, dtype=torch.float64, **options):
 
 
 def one_by_one(function, inputs, **options):
-    """Each pair (or response) as a batch of its own: its loss, and the gradients of that."""
+    """The loss and gradients of each pair (or response) as a batch of its own."""
     losses, gradients = [], []
     for index in range(len(next(iter(inputs.values())))):
         row = {name: np.asarray(v)[index : index + 1] for name, v in inputs.items()}
@@ -174,7 +174,7 @@ def trl_dpo_cases():
             {"tau": "discopop_tau", "alpha": "f_alpha_divergence_coef"}.get(key, key): value
             for key, value in given.items()
         }
-        # The clamp of the alpha divergence knows no float64.
+        # The clamp of the alpha divergence does not support float64.
         dtype = torch.float32 if name == "dpo_alpha" else torch.float64
         result, gradients = one_by_one(trl_dpo, inputs, loss_type=loss_type, dtype=dtype, **options)
         ours = {key: value for key, value in given.items() if key != "f_divergence_type"}
@@ -188,7 +188,7 @@ def trl_dpo_cases():
     ):
         mean, gradients = trl_dpo(inputs, loss_type=name, **given)
         cases.append(as_case(name, given, "TRL 1.16.0", {"loss_type": name} | given, inputs, {"mean": mean}, gradients))
-    # What TRL does with label smoothing on `sigmoid`: nothing.
+    # TRL ignores label smoothing in `sigmoid`.
     result, gradients = one_by_one(trl_dpo, inputs, loss_type="sigmoid", label_smoothing=0.1)
     options = {"loss_type": "sigmoid", "label_smoothing": 0.1}
     cases.append(
@@ -263,7 +263,7 @@ def trl_kto_cases():
     return cases
 
 
-# --- TRL's CPOTrainer and ORPOTrainer, whole: from logits to the loss -------------------------------------------------
+# --- TRL's CPOTrainer and ORPOTrainer, from logits to the loss --------------------------------------------------------
 
 
 def token_model(sums, lengths, prompt):
@@ -319,7 +319,7 @@ def trl_whole(inputs, *, trainer_class, prompt, **options):
 def trl_free_cases():
     inputs = pair_inputs()
     inputs = {k: v for k, v in inputs.items() if not k.startswith("ref")}
-    # One token never has nearly all the probability: the two-word model's logits could not say it in float64.
+    # No token has nearly all the probability, since the logits of the two-word model cannot express that in float64.
     for side in ("chosen", "rejected"):
         inputs[f"{side}_logps"] = exact(np.minimum(inputs[f"{side}_logps"], -0.05 * inputs[f"{side}_lengths"]))
     cases = []
@@ -342,7 +342,7 @@ def trl_free_cases():
             ours.pop("cpo_alpha", None)
         result, gradients = one_by_one(trl_whole, inputs, trainer_class=trainer, prompt=prompt, **options)
         cases.append(as_case(name, ours, "TRL 1.16.0", options, inputs, result, gradients))
-    # Over a batch of several lengths, and for ORPO with a prompt: where TRL's NLL is another mean than ours.
+    # Over a batch of several lengths, and for ORPO with a prompt, TRL's NLL is another mean than ours.
     for name, trainer, given, prompt in (free[2], free[5], (*free[6][:3], 4)):
         options = (cpo_options | given) if trainer is CPOTrainer else given
         ours = {k: v for k, v in given.items() if k not in ("loss_type", "simpo_gamma")}
@@ -358,9 +358,9 @@ def trl_free_cases():
 
 
 def methods_of(path, wanted):
-    """{(class, method): function} compiled from a file whose imports are not wanted."""
+    """{(class, method): function} compiled from a file, without running its imports."""
     tree = ast.parse(pathlib.Path(path).read_text())
-    found = {}
+    methods = {}
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             for item in node.body:
@@ -370,9 +370,9 @@ def methods_of(path, wanted):
                         name: getattr(__import__("typing"), name) for name in ("Dict", "List", "Tuple", "Union")
                     }
                     exec(compile(ast.Module([item], []), str(path), "exec"), namespace)
-                    found[node.name, item.name] = namespace[item.name]
-    assert set(found) == set(wanted), set(wanted) - set(found)
-    return found
+                    methods[node.name, item.name] = namespace[item.name]
+    assert set(methods) == set(wanted), set(wanted) - set(methods)
+    return methods
 
 
 def halos_cases(path):
@@ -401,7 +401,7 @@ def halos_cases(path):
         names = ["chosen_logps", "rejected_logps"] + (
             [] if kind == "SimPO" else ["ref_chosen_logps", "ref_rejected_logps"]
         )
-        # HALOs counts only tokens whose reward is not 0: leave out the row where policy equals reference.
+        # HALOs counts only tokens whose reward is not 0, so leave out the row in which policy equals reference.
         rows = slice(1, None) if kind == "IPO" else slice(None)
         used = {k: v[rows] for k, v in inputs.items() if k in names or k.endswith("lengths")}
         leaves = {k: leaf(used[k]) for k in names}
@@ -415,7 +415,7 @@ def halos_cases(path):
         result = {"losses": losses.tolist()}
         gradients = dict(zip(names, (g.numpy() for g in gradients)))
         cases.append(as_case(name, given, "HALOs 4831988", {"trainer": kind} | options, used, result, gradients))
-    # IPO where policy equals reference: 0/0 there.
+    # IPO with policy equal to reference is 0/0 in HALOs.
     start = {
         k: torch.tensor(inputs[k][:1])
         for k in ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")

@@ -1,8 +1,8 @@
-"""Makes tests/golden/models/: tiny random transformers models of every family, and what they compute.
+"""Writes tests/golden/models/: tiny random transformers models of every family, and what they compute.
 
     PYTHONPATH=. python tests/make_golden_models.py        (in the parity extra: torch, transformers)
 
-Each folder holds config.json, model.safetensors and golden.npz: tokens [2, T], lengths [2] (right padding behind),
+Each folder has config.json, model.safetensors and golden.npz: tokens [2, T], lengths [2] (padded on the right),
 logits [2, T, V] of the padded batch in float32, prompt, first, second: ids of a
 prompt and two responses, and logps [2], their summed log-probabilities.
 """
@@ -39,7 +39,7 @@ _GEMMA = _BASE | {
     "hidden_activation": "gelu_pytorch_tanh",
 }
 
-# Windows are shorter than the sequence, head sizes unlike hidden/heads where the family allows it.
+# Windows are shorter than the sequence; head sizes differ from hidden/heads if the family allows it.
 CONFIGS = {
     "llama": _BASE
     | {"model_type": "llama", "rope_theta": 10000.0, "head_dim": 8, "attention_bias": True, "mlp_bias": True},
@@ -76,7 +76,7 @@ CONFIGS = {
         "rope_theta": 10000.0,
         "query_pre_attn_scalar": 24,
         "sliding_window": 5,
-        # Small caps, so that a missing one shows.
+        # Small caps, so that tests notice if one is missing.
         "attn_logit_softcapping": 2.0,
         "final_logit_softcapping": 3.0,
     },
@@ -97,7 +97,7 @@ CONFIGS = {
 
 
 def make_model(config: dict, seed: int = 0) -> torch.nn.Module:
-    """A random float32 model of this config.json; norms and biases are random too."""
+    """A random float32 model of a config.json; norms and biases are random too."""
     torch.manual_seed(seed)
     settings = {key: value for key, value in json.loads(json.dumps(config)).items() if key != "model_type"}
     hf_config = transformers.AutoConfig.for_model(config["model_type"], **settings)
@@ -113,7 +113,7 @@ def make_model(config: dict, seed: int = 0) -> torch.nn.Module:
 
 
 def shared_example(seed: int = 7) -> tuple[np.ndarray, list[np.ndarray]]:
-    """A prompt and two responses of other lengths, token ids."""
+    """Token ids of a prompt and two responses of different lengths."""
     rng = np.random.default_rng(seed)
     return rng.integers(1, VOCAB, 9), [rng.integers(1, VOCAB, 8), rng.integers(1, VOCAB, 5)]
 

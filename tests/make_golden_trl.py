@@ -1,12 +1,12 @@
-"""Train a tiny model with TRL's own trainers and store each step: tests/golden/trl/{dpo,kto,simpo}.json and model/.
+"""Trains a tiny model with TRL's own trainers and stores each step: tests/golden/trl/{dpo,kto,simpo}.json and model/.
 
     TRL_EXPERIMENTAL_SILENCE=1 python tests/make_golden_trl.py
 
 needs the `parity` extra; about a minute on a CPU. The model is a random llama (tests/golden/trl/model, float32). Each
-trainer makes 8 optimizer steps of AdamW at a constant rate, in file order, without clipping. A JSON file holds every
-hyperparameter, the token ids of each step's rows (what TRL fed to the model: nothing is to be added), and what TRL
-logged before that step's update. The losses are read before the Trainer rounds them. `float64` holds the losses of the
-same run in float64: how far rounding alone goes.
+trainer makes 8 optimizer steps of AdamW at a constant rate, in file order, without clipping. A JSON file has every
+hyperparameter, the token ids of the rows of each step (as TRL passed them to the model, to be used without additions),
+and what TRL logged before the update of that step. Losses are read before the Trainer rounds them. `float64` has the
+losses of the same run in float64, to show the effect of rounding alone.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ LOGGED += ("logps/chosen", "logps/rejected", "kl", "grad_norm", "learning_rate")
 
 
 def make_model():
-    """A llama of two layers with grouped queries, wide enough initial weights that its logits say something."""
+    """A llama of two layers with grouped queries, with initial weights large enough for distinct logits."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64,
@@ -71,7 +71,7 @@ def make_model():
 
 
 def make_rows():
-    """STEPS * PAIRS preference rows as text; no two prompts are alike."""
+    """STEPS * PAIRS preference rows as text; all prompts differ."""
     rng = np.random.default_rng(0)
 
     def words(low, high):
@@ -98,7 +98,7 @@ def common(folder, batch):
         "adam_beta2": OPTIMIZER["b2"],
         "adam_epsilon": OPTIMIZER["eps"],
         "weight_decay": OPTIMIZER["weight_decay"],
-        # High enough never to clip; 0 would switch the logging of grad_norm off with it.
+        # High enough never to clip; 0 would also switch off the logging of grad_norm.
         "max_grad_norm": 1e9,
         "train_sampling_strategy": "sequential",
         "logging_steps": 1,
@@ -174,7 +174,7 @@ def store(name, description, loss, rows, results, view, batch):
         "float64": {"loss": exact, "largest_difference": float(np.max(np.abs(np.subtract(losses, exact))))},
     }
     text = json.dumps(data, indent=1)
-    # One line a list of ids.
+    # One line per list of ids.
     text = re.sub(r"\[[\s\d,]+\]", lambda match: "[" + " ".join(match.group()[1:-1].split()) + "]", text)
     check_rows(data)
     (OUT / f"{name}.json").write_text(text + "\n")
@@ -212,7 +212,7 @@ def label_rows(trainer, n):
     batch = 2 * PAIRS
     rows = [trainer.train_dataset[i] for i in range(n * batch, (n + 1) * batch)]
     for i, row in enumerate(rows):
-        # TRL's mismatched completion is the one of the row before, cyclic within the step.
+        # TRL's mismatched completion is that of the row before, cyclic within the step.
         assert row["KL_completion_ids"] == rows[i - 1]["completion_ids"]
     names = ("prompt_ids", "completion_ids", "KL_completion_ids", "label")
     return [{{"KL_completion_ids": "mismatched_completion_ids"}.get(k, k): row[k] for k in names} for row in rows]
@@ -227,7 +227,7 @@ def main():
     description = f"TRL's DPOTrainer, loss_type sigmoid, the reference is the starting model; {before_update}"
     store("dpo", description, {"name": "dpo", "beta": 0.1}, pair_rows, results, "pairs", PAIRS)
 
-    # Labelled rows: each pair's chosen and rejected, under prompts of their own.
+    # Labelled rows: the chosen and rejected response of each pair, each with its own prompt.
     labelled = []
     for i, row in enumerate(rows):
         other = rows[i - 1]["prompt"] + " w9"

@@ -1,9 +1,9 @@
 """Trains the packaged sample's tokenizer and writes its model folder: `python tests/make_sample.py [FOLDER]`.
 
 Reads care_jax/data/sample/care_sample.jsonl and writes into model/ or FOLDER tokenizer.model (SentencePiece unigram
-with byte fallback and no normalisation: every text survives byte for byte), the same as tokenizer.json with its
-configuration and chat template (what transformers loads), and the config.json of a tiny Llama. Run it again after the
-sample's text changes.
+with byte fallback and no normalisation, so that every text is kept byte for byte), the same tokenizer as tokenizer.json
+with its configuration and chat template (which transformers loads), and the config.json of a tiny Llama. Run it again
+when the text of the sample changes.
 """
 
 import io
@@ -29,7 +29,7 @@ CHAT_TEMPLATE = (
 
 
 def training_text() -> list[str]:
-    """Each question once, each response, and the role names often enough to become pieces."""
+    """Each question once, each response, and the role names so often that they become pieces."""
     rows = [json.loads(line) for line in (SAMPLE / "care_sample.jsonl").read_text(encoding="utf-8").splitlines()]
     questions = dict.fromkeys(row["question"] for row in rows)
     return [*questions, *(row["response"] for row in rows), *["user", "assistant", "system"] * 50]
@@ -69,7 +69,7 @@ def hugging_face_tokenizer(trained: bytes) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     special = [UNK, BOS, EOS, PAD, TURN_START, TURN_END]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    # As Llama 3: plain text gets its BOS from the tokenizer, a conversation from the template.
+    # As in Llama 3: plain text gets its BOS from the tokenizer, a conversation from the template.
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )

@@ -1,4 +1,4 @@
-"""Every benchmark runs: its smallest settings, each in a process of its own. Minutes: run with --slow."""
+"""Every benchmark runs with its smallest settings, each in its own process. Takes minutes: run with --slow."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def run(folder, *words):
 
 @pytest.mark.parametrize("words", ["allpairs.py", "pairs.py", "against_naive.py allpairs", "against_naive.py pairs"])
 def test_steps(words, tmp_path):
-    """Loss and gradient of every mode are those of one row a sequence."""
+    """Loss and gradient of every mode equal those of one sequence per row."""
     results = run(tmp_path, *words.split())["results"]
     errors = [values for values in results.values() if "gradient_error" in values]
     assert len(errors) > 1

@@ -1,6 +1,6 @@
-"""Any configuration either would start or is refused with a message that names a key; never a traceback.
+"""Every configuration either starts or is refused with a message that names a key, never with a traceback.
 
-In this process, with everything done up to the point of compiling; 500 times, and 20 through the command, with --slow.
+In this process, up to the point where the step would be compiled. With --slow 500 times, and 20 through the command.
 """
 
 import functools
@@ -22,7 +22,7 @@ from care_jax.training.forward.reference import Reference
 from tests.config.test_config import KEYS, PLAIN
 from tests.test_end_to_end import care_jax as run_command
 
-# Likely values, right and wrong ones, for what decides how a run is laid out.
+# Likely values, right and wrong, of the keys that decide how a run is laid out.
 CHOICES = {
     "seed": [0, 7, -1, 2**40],
     "model.path": ["sample", "nowhere", "no/such"],
@@ -86,19 +86,19 @@ ANYTHING = st.sampled_from([key for key in KEYS if key != "output_dir"]).flatmap
 )
 CHOSEN = st.sampled_from(sorted(CHOICES)).flatmap(lambda key: st.tuples(st.just(key), st.sampled_from(CHOICES[key])))
 OVERRIDES = st.tuples(st.lists(CHOSEN, max_size=6), st.lists(ANYTHING, max_size=1)).map(
-    lambda two: dict([*two[0], *two[1]])
+    lambda lists: dict([*lists[0], *lists[1]])
 )
-# What a message names: a key, a file, or the data that leave nothing.
+# What a message must name: a key, a file, or the data that leave nothing to train on.
 NAMES = re.compile(r"[a-z_]+(\.[a-z_0-9]+)*: |nowhere|sample|(data|model|batch|optimizer)\.|holds no|tokenizer")
 
 
 class WouldStart(Exception):
-    """Everything was read, laid out and placed; what is left is to compile the step."""
+    """Everything was read, laid out and placed; only the step is not compiled."""
 
 
 @pytest.fixture(scope="module")
 def up_to_compiling(tmp_path_factory):
-    """(folder, numbers of a fresh run directory each), in a process that compiles and runs no step."""
+    """Numbers of new run directories, in a process that neither compiles nor runs a step."""
 
     def started(*_, **__):
         raise WouldStart
@@ -115,7 +115,7 @@ def up_to_compiling(tmp_path_factory):
 
 
 def attempt(numbers, overrides):
-    """What it is refused with, or None where it would start."""
+    """The message with which the configuration is refused; None if it would start."""
     try:
         config = Config.from_any("quickstart", **overrides)
         care_jax.train(Config.from_any(config, output_dir=f"run{next(numbers)}"))

@@ -1,4 +1,4 @@
-"""One device and eight give the same loss and gradient, whatever the mesh, the loss, the model and the microbatches."""
+"""One device and eight give the same loss and gradient, for any mesh, loss, model and number of microbatches."""
 
 import itertools
 
@@ -32,7 +32,7 @@ ROWS, RANK = 16, 4
 
 
 def cases():
-    """mesh x loss x (adapters, microbatches, tied, Gemma 2): all; without --slow a few, each value in one of them."""
+    """All of mesh x loss x (adapters, microbatches, tied, Gemma 2); without --slow a few, with each value in one."""
     plain = {
         ((8, 1, 1), "kto", True, 4, False, False),
         ((1, 8, 1), "dpo", False, 4, True, True),
@@ -41,8 +41,8 @@ def cases():
     }
     for case in itertools.product(MESHES, LOSSES, (False, True), (1, 4), (False, True), (False, True)):
         mesh, loss, adapted, count, tied, gemma = case
-        shown = ("x".join(map(str, mesh)), loss, "lora" if adapted else "full", f"{count}microbatches")
-        name = "-".join((*shown, "tied" if tied else "untied", "gemma2" if gemma else "llama"))
+        parts = ("x".join(map(str, mesh)), loss, "lora" if adapted else "full", f"{count}microbatches")
+        name = "-".join((*parts, "tied" if tied else "untied", "gemma2" if gemma else "llama"))
         yield pytest.param(*case, id=name, marks=[] if case in plain else pytest.mark.slow)
 
 
@@ -55,27 +55,27 @@ def test_any_mesh_gives_the_same_loss_and_gradient(tmp_path, sizes, name, adapte
         tie_word_embeddings=tied,
         **(GEMMA2 if gemma else {}),
     )
-    adapters = where = None
+    adapters = adapter_shardings = None
     mesh = make_mesh(*sizes)
     if adapted:
         model = lora.attach(model, RANK, 8.0)
         fresh = lora.init(model, RANK)
         rng = np.random.default_rng(0)
         adapters = jax.tree.map(lambda x: x + 0.02 * rng.standard_normal(x.shape, np.float32), fresh)
-        where = lora.shardings(model.arch, RANK, "all", mesh)
-    whole = groups(4, seed=5)
-    parts = [whole] if count == 1 else [[one] for one in whole]
+        adapter_shardings = lora.shardings(model.arch, RANK, "all", mesh)
+    all_groups = groups(4, seed=5)
+    parts = [all_groups] if count == 1 else [[group] for group in all_groups]
     batch = with_mismatched(plain_batch(parts, rows=ROWS), name)
     step = make_step(model, losses.get(name), KEEP_GRADIENT, examples=12 if name == "aot" else None)
     state = init_state(params, KEEP_GRADIENT, adapters)
     alone, metrics = jax.jit(step)(state, batch)
-    after, found = on_mesh(mesh, step, state, batch, model, KEEP_GRADIENT, where)
-    same_metrics(jax.device_get(found), jax.device_get(metrics))
+    after, sharded_metrics = on_mesh(mesh, step, state, batch, model, KEEP_GRADIENT, adapter_shardings)
+    same_metrics(jax.device_get(sharded_metrics), jax.device_get(metrics))
     close(jax.device_get(after.opt_state), jax.device_get(alone.opt_state))
 
 
 def on_mesh(mesh, step, state, batch, model, optimizer, adapters=None):
-    """The state and the metrics after one step. adapters: their shardings."""
+    """State and metrics after one step on a mesh. adapters: their shardings."""
     with jax.set_mesh(mesh):
         trained = ModelAndOptimizer(model, optimizer, optax.constant_schedule(0.0), adapters)
         shardings = state_shardings(state, trained, mesh)
@@ -88,7 +88,7 @@ def test_factored_moments_and_sums_in_bfloat16_are_sharded_and_give_the_same_upd
     model, params = tiny_model(tmp_path, hidden_size=128, intermediate_size=256, num_attention_heads=4)
     config = OptimizerConfig(name="adafactor", learning_rate=1e-2, warmup=0, schedule="constant")
     rule = make_optimizer(config, make_schedule(config, 1))
-    batch = plain_batch([[one] for one in groups(4, seed=5)], rows=ROWS)
+    batch = plain_batch([[group] for group in groups(4, seed=5)], rows=ROWS)
     state = init_state(params, rule)
     mesh = make_mesh(2, 2, 2)
     unrounded, step = (
@@ -100,14 +100,14 @@ def test_factored_moments_and_sums_in_bfloat16_are_sharded_and_give_the_same_upd
     same_metrics(jax.device_get(metrics) | {"grad_norm": 0}, jax.device_get(expected) | {"grad_norm": 0})
     np.testing.assert_allclose(metrics["grad_norm"], expected["grad_norm"], rtol=1e-3)
     exact, rounded = (
-        [x for name in ("v_row", "v_col") for x in jax.tree.leaves(optax.tree_utils.tree_get(one.opt_state, name))]
-        for one in (before, after)
+        [x for name in ("v_row", "v_col") for x in jax.tree.leaves(optax.tree_utils.tree_get(each.opt_state, name))]
+        for each in (before, after)
     )
     factored = [x for x in rounded if x.ndim > 1]
     assert len(factored) == 2 * 3, "gate, up and down are large enough"
     assert not any(x.sharding.is_fully_replicated for x in factored)
-    for one, other, start in zip(*(jax.tree.leaves(x.params) for x in (after, alone, state))):
-        moved = float(jnp.max(jnp.abs(other - start)))
+    for sharded, single, start in zip(*(jax.tree.leaves(x.params) for x in (after, alone, state))):
+        moved = float(jnp.max(jnp.abs(single - start)))
         assert moved > 0
-        np.testing.assert_allclose(one, other, rtol=0, atol=0.02 * moved)
+        np.testing.assert_allclose(sharded, single, rtol=0, atol=0.02 * moved)
     assert any(np.any(x != y) for x, y in zip(exact, rounded)), "the sums were not rounded"

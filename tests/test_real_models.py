@@ -1,6 +1,6 @@
-"""Real pretrained models on real text, through the command. Minutes each: run with --slow.
+"""Real pretrained models on real text, through the command. Takes minutes each: run with --slow.
 
-CARE_JAX_SHARED names the folder with the data, CARE_JAX_REAL_MODELS what its tools/real_models.py wrote.
+CARE_JAX_SHARED names the folder with the data, CARE_JAX_REAL_MODELS the folder that its tools/real_models.py wrote.
 """
 
 import json
@@ -34,7 +34,7 @@ def train(folder: pathlib.Path, name: str, model: pathlib.Path, data: dict) -> l
 
 
 def run(folder: pathlib.Path, name: str, *arguments: str) -> list[dict]:
-    """The lines of metrics.jsonl of `care-jax train` in a folder, on one device."""
+    """Runs `care-jax train` in a folder on one device; returns the lines of metrics.jsonl."""
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     command = [str(pathlib.Path(sys.executable).with_name("care-jax")), "train", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, check=False)
@@ -67,7 +67,7 @@ def test_held_out_accuracy_rises_above_six_in_ten(smollm2):
     assert lines[-1]["eval/rewards/accuracies"] > 0.6
 
 
-def test_human_preferences_bring_the_loss_below_chance(shared, real_models, tmp_path):
+def test_human_preferences_reduce_the_loss_below_chance(shared, real_models, tmp_path):
     path = shared / "data" / "hh_rlhf" / "harmless-base-head.jsonl"
     data = {"train": [{"reader": "hh_rlhf", "path": str(path)}], "eval": []}
     steps = train(tmp_path, "hh", real_models / "smollm2-135m-instruct", data)
@@ -75,12 +75,12 @@ def test_human_preferences_bring_the_loss_below_chance(shared, real_models, tmp_
     assert np.mean([line["loss"] for line in steps[-5:]]) < math.log(2)
 
 
-# What a model can learn here for unseen questions: an answer in another language than the question's is rated 1, the
-# lowest. That decides 5 of the 14 pairs of a question; known for sure, and the others guessed, it gives 0.67. The
-# reference answer of a held-out question stands in training only as a wrong one, so texts learned by heart pull down.
-# Therefore both learn from the best against the lowest. KTO's reward is a sum: beta and max_length are small so that
-# long answers do not drown the short Japanese ones. Measured at seed 0: simpo 0.650; kto 0.650, and before it 0.60 with
-# beta 0.1 and 0.5 at 256 tokens, 0.615 with 0.02. At seed 1 the same kto ends at 0.596.
+# What a model can learn here that holds for unseen questions: an answer in another language than the question is rated
+# 1, the lowest rating. That decides 5 of the 14 pairs of a question, and with the other pairs guessed it gives 0.67. In
+# training the reference answer of a held-out question is only ever a wrong one, so memorized texts reduce the accuracy.
+# Therefore both losses learn from the best answer against the lowest. KTO's reward is a sum: beta and max_length are
+# small, so that long answers do not outweigh the short Japanese ones. Measured with seed 0: simpo 0.650; kto 0.650
+# (0.60 with beta 0.1 and 0.5 at 256 tokens, 0.615 with 0.02). With seed 1 the same kto ends at 0.596.
 SMALL = {
     "simpo": [
         "data.pairs={policy: best_worst}",
@@ -99,7 +99,7 @@ SMALL = {
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_quickstarts_model_learns_which_answers_are_better(name, shared, tmp_path):
-    """From random weights; held out is a quarter of the questions, all their pairs (all, min_gap 1)."""
+    """From random weights; a quarter of the questions is held out, with all pairs (all, min_gap 1)."""
     source = {"reader": "care", "path": str(shared / "data" / "care_rated.jsonl")}
     changes = [f"data.train={json.dumps([source])}", f"loss.name={name}", *SMALL[name], "checkpoint.every=null"]
     lines = run(tmp_path, "quickstart", "quickstart", *changes, "eval_every=null")
@@ -124,5 +124,5 @@ def test_transformers_loads_the_export_and_agrees(smollm2, shared):
         )["input_ids"]
         with torch.no_grad():
             expected = peer(torch.tensor([ids])).logits[0].numpy()
-        found = model.apply({"params": params}, np.asarray([ids], np.int32))[0]
-        np.testing.assert_allclose(found, expected, atol=1e-3, rtol=0)
+        logits = model.apply({"params": params}, np.asarray([ids], np.int32))[0]
+        np.testing.assert_allclose(logits, expected, atol=1e-3, rtol=0)

@@ -1,4 +1,4 @@
-"""check_loss passes sound losses and names everything that is wrong with others, with the numbers."""
+"""check_loss passes sound losses and reports everything that is wrong with others, with the numbers."""
 
 import functools
 
@@ -17,7 +17,7 @@ def test_sound_losses_pass(name):
     report = check_loss(losses.get(name))
     assert report.name == name
     assert report.failures == report.skipped == ()
-    assert any("finite" in what for what in report.passed)
+    assert any("finite" in check for check in report.passed)
 
 
 def failures(loss, **options):
@@ -27,7 +27,7 @@ def failures(loss, **options):
     return raised.value.failures
 
 
-def test_a_loss_meant_not_to_be_monotone_says_so():
+def test_a_loss_may_be_declared_not_monotone():
     (*lines,) = failures(losses.ipo)
     assert all(line.startswith("monotone: raising chosen_logps by") for line in lines)
     assert check_loss(losses.ipo, monotone=False).skipped
@@ -37,7 +37,7 @@ def test_hyperparameters_come_with_partial():
     assert "beta must be above 0, found -1" in failures(functools.partial(losses.dpo, beta=-1.0))[0]
 
 
-def test_everything_wrong_is_found_at_once():
+def test_all_failures_are_reported_at_once():
     def careless(chosen_logps, rejected_logps, *, beta=0.1):
         ratio = jnp.exp(beta * (chosen_logps - rejected_logps))
         return (-jnp.log(ratio / (1.0 + ratio)) - jnp.mean(chosen_logps)).astype(jnp.bfloat16), {
@@ -80,12 +80,12 @@ def test_a_loss_that_cannot_be_traced_is_one_failure():
     assert any("jit, vmap" in line and "raised ConcretizationTypeError" in line for line in lines)
 
 
-def test_what_is_no_loss_is_the_users_mistake():
+def test_a_function_that_is_not_a_loss_is_a_user_error():
     with pytest.raises(UserError, match="did you mean 'chosen_logps'"):
         check_loss(lambda chosen_logp: (chosen_logp, {}))
 
 
-@pytest.mark.slow  # the properties of tests/losses hold for all in the plain run
+@pytest.mark.slow  # tests/losses checks the properties of all losses without --slow
 @pytest.mark.parametrize("name", losses.names())
 def test_every_built_in_passes(name):
     assert not check_loss(losses.get(name), monotone=name not in NOT_MONOTONE).failures

@@ -26,14 +26,14 @@ Compiled: TypeAlias = jax.stages.Compiled
 class Program:
     """One compiled program; all bytes are per device.
 
-    held: bytes by name of what the run holds while the program runs, whether it is an argument or not.
+    array_bytes: by name, of what the run holds while the program runs, whether it is an argument or not.
     temporaries: bytes that the compiler needs besides at its peak, padding of the arguments included; None if the
     compiler refused for lack of memory. needed: then the compiler's own figure for everything.
     flops: of one call, over all devices.
     """
 
     name: str
-    held: dict[str, int]
+    array_bytes: dict[str, int]
     temporaries: int | None
     needed: int | None
     flops: int
@@ -45,16 +45,16 @@ class Program:
         if self.temporaries is None:
             assert self.needed is not None
             return self.needed
-        return sum(self.held.values()) + self.temporaries
+        return sum(self.array_bytes.values()) + self.temporaries
 
 
 def compile_train(shapes: Shapes, say: Say) -> tuple[Program, Compiled | None]:
     """The train step and its executable, which is None if the memory does not suffice."""
     say("compiling the train step")
     jitted = jit_step(shapes.config, shapes.objective, shapes.trained, shapes.state_shardings, shapes.batch_shardings)
-    held = {**held_by_state(shapes), "batch": memory.bytes_per_device(shapes.batch)}
+    array_bytes = {**state_bytes(shapes), "batch": memory.bytes_per_device(shapes.batch)}
     with jax.set_mesh(shapes.mesh), _signs_of_life(say):
-        return _compile("train", jitted, (shapes.state, shapes.batch), held, shapes, shapes.layout.microbatches)
+        return _compile("train", jitted, (shapes.state, shapes.batch), array_bytes, shapes, shapes.layout.microbatches)
 
 
 def compile_forward(shapes: Shapes, say: Say) -> list[Program]:
@@ -62,32 +62,32 @@ def compile_forward(shapes: Shapes, say: Say) -> list[Program]:
     state = shapes.state
     say("compiling the pass of the reference and of the evaluation")
     jitted = jax.jit(make_logps(shapes.trained.model), out_shardings=sharding.replicated(shapes.mesh))
-    with_optimizer = held_by_state(shapes) | {"batch": memory.bytes_per_device(shapes.forward_batch)}
+    with_optimizer = state_bytes(shapes) | {"batch": memory.bytes_per_device(shapes.forward_batch)}
     with jax.set_mesh(shapes.mesh), _signs_of_life(say):
         arguments = state.variables(), shapes.forward_batch
         evaluation, _ = _compile("evaluation", jitted, arguments, with_optimizer, shapes)
     if not shapes.objective.needs_ref:
         return [evaluation]
-    held = dict(with_optimizer)
+    array_bytes = dict(with_optimizer)
     if shapes.config.reference.mode == "precompute":  # before the optimizer's state exists
-        held["optimizer"] = 0
+        array_bytes["optimizer"] = 0
         if shapes.config.reference.path is not None:  # a model other than the start, beside it
-            held["reference"] = memory.bytes_per_device(state.params)
-    return [dataclasses.replace(evaluation, name="reference", held=held), evaluation]
+            array_bytes["reference"] = memory.bytes_per_device(state.params)
+    return [dataclasses.replace(evaluation, name="reference", array_bytes=array_bytes), evaluation]
 
 
-def held_by_state(shapes: Shapes) -> dict[str, int]:
+def state_bytes(shapes: Shapes) -> dict[str, int]:
     """Bytes per device of what a run holds from its first step to its last."""
     state = shapes.state
-    held = {
+    array_bytes = {
         "parameters": memory.bytes_per_device(state.params),
         "optimizer": memory.bytes_per_device(state.opt_state),
     }
     if state.lora is not None:
-        held["adapters"] = memory.bytes_per_device(state.lora)
+        array_bytes["adapters"] = memory.bytes_per_device(state.lora)
     if shapes.objective.needs_ref and shapes.config.reference.mode == "online":
-        held["reference"] = held["parameters"]
-    return held
+        array_bytes["reference"] = array_bytes["parameters"]
+    return array_bytes
 
 
 def smallest_need(shapes: Shapes) -> int:
@@ -97,7 +97,7 @@ def smallest_need(shapes: Shapes) -> int:
     if shapes.layout.microbatches > 1:
         ratio = width[shapes.config.optimizer.accumulate_dtype] / width[shapes.config.model.param_dtype]
         gradients = int(gradients * ratio) if shapes.state.lora is None else gradients
-    return sum(held_by_state(shapes).values()) + memory.bytes_per_device(shapes.batch) + gradients
+    return sum(state_bytes(shapes).values()) + memory.bytes_per_device(shapes.batch) + gradients
 
 
 # How libtpu says that memory does not suffice: with a figure for everything, or for what comes beside the arguments.
@@ -110,7 +110,7 @@ def _compile(
     name: str,
     jitted: jax.stages.Wrapped,
     arguments: tuple[object, ...],
-    held: dict[str, int],
+    array_bytes: dict[str, int],
     shapes: Shapes,
     unknown_trips: int = 1,
 ) -> tuple[Program, Compiled | None]:
@@ -128,14 +128,14 @@ def _compile(
         figure = beside or _USED.search(str(error))
         if not out_of_memory(error) or figure is None:
             raise
-        needed = int(float(figure[1]) * _UNIT[figure[2]]) + (0 if beside is None else sum(held.values()))
-        return Program(name, held, None, needed, operations, {}, time.perf_counter() - began), None
+        needed = int(float(figure[1]) * _UNIT[figure[2]]) + (0 if beside is None else sum(array_bytes.values()))
+        return Program(name, array_bytes, None, needed, operations, {}, time.perf_counter() - began), None
     seconds = time.perf_counter() - began
     # TPUs pad small dimensions.
     padding = compiled.memory_analysis().argument_size_in_bytes - memory.bytes_per_device(arguments)
     program = Program(
         name,
-        held,
+        array_bytes,
         memory.program_bytes(compiled) + padding,
         None,
         operations,

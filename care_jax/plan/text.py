@@ -39,7 +39,7 @@ def as_json(plan: Plan) -> JsonObject:
 
 def _program(program: Program) -> JsonObject:
     return {
-        **{f"{name}_bytes": size for name, size in program.held.items()},
+        **{f"{name}_bytes": size for name, size in program.array_bytes.items()},
         "temporaries_bytes": program.temporaries,
         "total_bytes": program.total,
         "collectives": {kind: dataclasses.asdict(traffic) for kind, traffic in program.collectives.items()},
@@ -59,10 +59,10 @@ def as_text(plan: Plan) -> str:
         f"microbatches of {plan.rows} x {plan.row_length} tokens (the data is not read: each may be a completion's)",
         "",
     ]
-    columns = list(dict.fromkeys(name for program in plan.programs for name in program.held))
+    columns = list(dict.fromkeys(name for program in plan.programs for name in program.array_bytes))
     lines.append("GiB/device   " + "".join(f"{name:>12}" for name in (*columns, "temporaries", "total", "share")))
     for program in plan.programs:
-        cells = [gib(program.held[name]) if name in program.held else "" for name in columns]
+        cells = [gib(program.array_bytes[name]) if name in program.array_bytes else "" for name in columns]
         cells.append("?" if program.temporaries is None else gib(program.temporaries))
         share = "" if target.memory is None else f"{100 * program.total / target.memory:.0f} %"
         lines.append(f"{program.name:13}" + "".join(f"{cell:>12}" for cell in (*cells, gib(program.total), share)))

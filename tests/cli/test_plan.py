@@ -12,18 +12,18 @@ from care_jax import cli
 
 
 def test_cards_that_are_not_here_may_be_several():
-    """In a process of its own, as jax must be told before it starts."""
+    """In a separate process, since jax must know the number before it starts."""
     words = ["quickstart", "--devices", "4", "--memory", "24GB", "--json", "batch.microbatch_rows=4"]
     command = [str(pathlib.Path(sys.executable).with_name("care-jax")), "plan", *words]
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    assert (found["devices"], found["mesh"]["fsdp"], found["fits"], found["estimate"]) == (4, 4, True, True)
-    assert found["programs"]["train"]["collectives"]
+    plan = json.loads(done.stdout)
+    assert (plan["devices"], plan["mesh"]["fsdp"], plan["fits"], plan["estimate"]) == (4, 4, True, True)
+    assert plan["programs"]["train"]["collectives"]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["h200", "--devices", "0"], "--devices: found 0, expected 1 or more"),
         (["h200", "--devices", "999"], "--devices: found 999, but jax was started with 8"),
@@ -34,9 +34,9 @@ def test_cards_that_are_not_here_may_be_several():
         (["--memory", "0GB"], "--memory: found '0GB', expected"),
     ],
 )
-def test_what_no_plan_can_be_made_for_is_refused(words, said, capsys):
+def test_what_no_plan_can_be_made_for_is_refused(words, message, capsys):
     assert cli.main(["plan", "quickstart", *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_mesh_that_does_not_divide_is_refused_before_anything_is_compiled(capsys):

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def recipe(tmp_path):
-    """Writes a recipe and gives its path."""
+    """Writes a recipe and returns its path."""
 
     def write(text: str, name: str = "mine.yaml") -> pathlib.Path:
         path = tmp_path / name

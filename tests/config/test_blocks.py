@@ -7,18 +7,18 @@ from tests.config.test_config import make, refused
 
 
 def test_defaults():
-    one = make()
-    assert one.output_dir == "runs/run"
-    assert one.loss.name == "dpo"
-    assert one.losses == (one.loss,)
-    assert one.data.eval.fraction == 0.05
-    assert one.data.pairs.policy == "best_worst"
-    assert one.optimizer.learning_rate == 5e-7
-    assert one.batch.examples == 128
-    assert one.trackers == ("tensorboard",)
-    assert one.model.lora is None
-    assert one.profile is None
-    assert one.checkpoint.every == 0.25
+    resolved = make()
+    assert resolved.output_dir == "runs/run"
+    assert resolved.loss.name == "dpo"
+    assert resolved.losses == (resolved.loss,)
+    assert resolved.data.eval.fraction == 0.05
+    assert resolved.data.pairs.policy == "best_worst"
+    assert resolved.optimizer.learning_rate == 5e-7
+    assert resolved.batch.examples == 128
+    assert resolved.trackers == ("tensorboard",)
+    assert resolved.model.lora is None
+    assert resolved.profile is None
+    assert resolved.checkpoint.every == 0.25
 
 
 def test_frozen():
@@ -27,10 +27,10 @@ def test_frozen():
 
 
 def test_a_list_of_losses():
-    one = make(loss=[{"name": "dpo", "beta": 0.2}, {"name": "sft", "weight": 0.5}])
-    assert [(each.name, each.weight) for each in one.losses] == [("dpo", 1.0), ("sft", 0.5)]
-    assert Config.from_any(one, **{"loss.1.weight": 2}).losses[1].weight == 2
-    assert Config.from_any(one, **{"loss.name": "kto"}).loss.name == "kto"
+    resolved = make(loss=[{"name": "dpo", "beta": 0.2}, {"name": "sft", "weight": 0.5}])
+    assert [(each.name, each.weight) for each in resolved.losses] == [("dpo", 1.0), ("sft", 0.5)]
+    assert Config.from_any(resolved, **{"loss.1.weight": 2}).losses[1].weight == 2
+    assert Config.from_any(resolved, **{"loss.name": "kto"}).loss.name == "kto"
 
 
 def test_a_loss_of_your_own(tmp_path, monkeypatch):
@@ -39,8 +39,8 @@ def test_a_loss_of_your_own(tmp_path, monkeypatch):
     )
     (tmp_path / "loss_of_config_test.py").write_text(text)
     monkeypatch.chdir(tmp_path)
-    one = make(loss={"name": "loss_of_config_test:mine", "slope": "1e-1"})
-    assert one.loss.hyperparameters == {"slope": 0.1, "sides": 3}
+    resolved = make(loss={"name": "loss_of_config_test:mine", "slope": "1e-1"})
+    assert resolved.loss.hyperparameters == {"slope": 0.1, "sides": 3}
     assert "loss.slop:" in refused(loss={"name": "loss_of_config_test:mine", "slop": 1})
 
 

@@ -31,26 +31,26 @@ def test_later_wins(recipe):
     base = recipe(yaml.safe_dump(MINIMAL | {"seed": 1, "batch": {"examples": 4, "microbatch_rows": 2}}))
     first = recipe("batch: {microbatch_rows: 16}\nseed: 2", "first.yaml")
     second = recipe("seed: 3", "second.yaml")
-    one = config.load(base, first, second)
-    assert (one.seed, one.batch.examples, one.batch.microbatch_rows) == (3, 4, 16)
+    resolved = config.load(base, first, second)
+    assert (resolved.seed, resolved.batch.examples, resolved.batch.microbatch_rows) == (3, 4, 16)
     assert config.load(base, second, first).seed == 2
     assert config.load(base, first, overrides=["seed=7", "seed=8"]).seed == 8
 
 
 def test_a_run_is_named_after_its_recipe(recipe):
-    one = config.load(recipe(yaml.safe_dump(MINIMAL), "chinese.yaml"))
-    assert (one.name, one.output_dir) == ("chinese", "runs/chinese")
+    resolved = config.load(recipe(yaml.safe_dump(MINIMAL), "chinese.yaml"))
+    assert (resolved.name, resolved.output_dir) == ("chinese", "runs/chinese")
     assert config.load(recipe(yaml.safe_dump(MINIMAL)), overrides=["name=other"]).output_dir == "runs/other"
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_is_shipped_loads_with_every_machine(name):
     for machine in MACHINES:
-        one = config.load(name, machine)
-        assert one.name == name
+        resolved = config.load(name, machine)
+        assert resolved.name == name
         path = files.find_file(name, "recipe")
         assert path.read_text().startswith(f"# care-jax train {name}")
-        assert one.losses[0].name == (name.split("-")[0] if "-" in name else "dpo")
+        assert resolved.losses[0].name == (name.split("-")[0] if "-" in name else "dpo")
 
 
 def test_the_name_of_a_loss_resets_its_other_keys(recipe):
@@ -60,7 +60,7 @@ def test_the_name_of_a_loss_resets_its_other_keys(recipe):
     assert config.load(base, overrides=["loss.name=simpo"]).loss.hyperparameters == defaults
     assert config.load(base, overrides=["loss.name=dpo"]).loss.hyperparameters["beta"] == 0.1
     assert config.load(base, recipe("loss: {name: ipo}", "m.yaml")).loss.hyperparameters == {"beta": 0.1}
-    # What is given beside the name stays, wherever it stands.
+    # Other overrides of the loss are kept, whatever their order.
     for order in (["loss.name=simpo", "loss.beta=9"], ["loss.beta=9", "loss.name=simpo"]):
         assert config.load(base, overrides=order).loss.hyperparameters == defaults | {"beta": 9.0}
     assert Config.from_any(config.load(base), **{"loss.name": "simpo"}).loss.hyperparameters == defaults
@@ -68,19 +68,19 @@ def test_the_name_of_a_loss_resets_its_other_keys(recipe):
 
 @pytest.mark.parametrize("name", ["quickstart", "kto-gemma2-9b"])
 def test_round_trip(recipe, name):
-    one = config.load(name, overrides=["model.lora={r: 4}", "data.train.0.limit.pairs=7"])
-    assert config.load(recipe(config.dump(one))) == one
-    assert Config.from_any(one) is not one
-    assert Config.from_any(one) == one
-    dated = config.with_template_date(one, "2026-01-31")
+    resolved = config.load(name, overrides=["model.lora={r: 4}", "data.train.0.limit.pairs=7"])
+    assert config.load(recipe(config.dump(resolved))) == resolved
+    assert Config.from_any(resolved) is not resolved
+    assert Config.from_any(resolved) == resolved
+    dated = config.with_template_date(resolved, "2026-01-31")
     assert config.load(recipe(config.dump(dated))).data.template_date == "2026-01-31"
 
 
 def test_values_of_a_run_with_machines_and_keys_over_them():
     values = make(seed=3).model_dump(mode="json")
-    one = config.resolve(values, ["cpu"], ["seed=4"])
-    assert (one.seed, one.model.remat) == (4, "none")
-    assert config.parse(config.dump(one)) == one
+    resolved = config.resolve(values, ["cpu"], ["seed=4"])
+    assert (resolved.seed, resolved.model.remat) == (4, "none")
+    assert config.parse(config.dump(resolved)) == resolved
 
 
 def test_summary_is_short():
@@ -148,14 +148,14 @@ KEYS = sorted({*known_keys(make(**{"model.lora.r": 1}).model_dump()), "data.trai
 @given(st.dictionaries(st.sampled_from(KEYS) | st.text("abl.0", max_size=6), VALUES, max_size=3))
 def test_any_values_give_a_configuration_or_a_user_error(overrides):
     try:
-        one = make(**overrides)
+        resolved = make(**overrides)
     except UserError:
         pass
     else:
-        again = Config.from_any(yaml.safe_load(config.dump(one)))
-        assert again == one
-        assert config.summary(one)
-        assert config.numeric_hash(one) == config.numeric_hash(again)
+        again = Config.from_any(yaml.safe_load(config.dump(resolved)))
+        assert again == resolved
+        assert config.summary(resolved)
+        assert config.numeric_hash(resolved) == config.numeric_hash(again)
 
 
 @settings(max_examples=150, deadline=None)

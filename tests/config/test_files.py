@@ -26,11 +26,11 @@ def test_machines_say_only_where_a_run_happens():
 
 
 def test_overrides_reach_into_lists_and_absent_blocks():
-    one = make(**{"data.train.0.limit.questions": 3, "model.lora.r": 8, "data.train.0.cultures": ["arab"]})
-    assert one.data.train[0].limit.questions == 3
-    assert one.data.train[0].cultures == ("arab",)
-    assert one.model.lora.r == 8
-    assert one.model.lora.target_modules == "all"
+    resolved = make(**{"data.train.0.limit.questions": 3, "model.lora.r": 8, "data.train.0.cultures": ["arab"]})
+    assert resolved.data.train[0].limit.questions == 3
+    assert resolved.data.train[0].cultures == ("arab",)
+    assert resolved.model.lora.r == 8
+    assert resolved.model.lora.target_modules == "all"
 
 
 def test_alternatives_replace_each_other():

@@ -24,7 +24,7 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A recipe whose model is a config.json alone: nothing else is read."""
+    """A recipe whose model is only a config.json."""
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "config.json").write_text(json.dumps(TINY))
     return Config.from_any(

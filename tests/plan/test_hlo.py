@@ -28,8 +28,7 @@ ENTRY %main (a: f32[8,16]) -> f32[8,16] {
 
 
 def test_collectives_are_counted_as_often_as_their_loop_runs():
-    found = hlo.collectives(MODULE)
-    assert found == {
+    assert hlo.collectives(MODULE) == {
         "all-gather": hlo.Traffic(5, 5 * 64 * 16 * 2),
         "all-reduce": hlo.Traffic(5, 5 * 8 * 16 * 4),
         "reduce-scatter": hlo.Traffic(1, 8 * 2 * 4),

@@ -17,7 +17,7 @@ def quickstart():
 
 @pytest.mark.parametrize("loss", ["dpo", "kto", "plackett_luce"])
 def test_abstract_batches_are_those_of_a_real_layout(quickstart, tmp_path, loss):
-    """The shapes that are compiled without the data are the ones that a run fills, sizes set to the run's."""
+    """With the sizes of a run, the shapes compiled without data are those of the arrays that the run fills."""
     from care_jax.data import pipeline
     from care_jax.data.chat import load_tokenizer
     from care_jax.evaluation.model import local_folder
@@ -25,12 +25,11 @@ def test_abstract_batches_are_those_of_a_real_layout(quickstart, tmp_path, loss)
 
     changed = Config.from_any(quickstart, **{"loss": {"name": loss}, "data.eval": [], "data.max_steps": 2})
     data = prepare(changed, load_tokenizer(str(local_folder("sample"))), objective_of(changed), tmp_path)
-    plan_ = data.source.plan(0)
-    filled = pipeline.fill(plan_, data.corpus)
+    filled = pipeline.fill(data.source.plan(0), data.corpus)
     expected = abstract_batch(data.source.shape, data.source.mismatched)
     assert jax.tree.structure(filled) == jax.tree.structure(expected)
-    for found, shape in zip(jax.tree.leaves(filled), jax.tree.leaves(expected)):
-        assert (np.shape(found), np.asarray(found).dtype) == (shape.shape, shape.dtype)
+    for array, shape in zip(jax.tree.leaves(filled), jax.tree.leaves(expected)):
+        assert (np.shape(array), np.asarray(array).dtype) == (shape.shape, shape.dtype)
     bound = layout_of(changed, objective_of(changed))
     for name in ("rows", "row_length", "responses", "completions", "pairs", "groups", "width"):
-        assert getattr(bound, name) >= getattr(data.source.shape, name), f"{name}: the bound is none"
+        assert getattr(bound, name) >= getattr(data.source.shape, name), f"{name}: above its bound"

@@ -9,19 +9,19 @@ from care_jax.errors import UserError
 from care_jax.plan import targets
 
 
-@pytest.mark.parametrize(("given", "size"), [("24GB", 24 * 10**9), ("22.5GiB", int(22.5 * 2**30))])
-def test_memory_is_given_with_its_unit(given, size):
-    assert targets.parse_memory(given) == size
+@pytest.mark.parametrize(("text", "size"), [("24GB", 24 * 10**9), ("22.5GiB", int(22.5 * 2**30))])
+def test_memory_has_a_unit(text, size):
+    assert targets.parse_memory(text) == size
     for wrong in ("24", "0GB", "-1GB"):
         with pytest.raises(UserError, match="--memory"):
             targets.parse_memory(wrong)
 
 
-def test_a_cpu_has_its_part_of_this_machines_memory():
+def test_a_cpu_device_has_its_share_of_this_machines_memory():
     assert 2**28 < targets.local().memory * len(jax.devices()) < 2**50
 
 
-def test_a_runs_devices_are_said_as_plan_takes_them():
+def test_the_devices_of_a_run_as_options_of_plan():
     assert re.fullmatch(r"--devices 8 --memory [\d.]+GB", targets.plan_options(jax.devices()))
 
 

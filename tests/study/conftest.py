@@ -10,6 +10,6 @@ from tests.study.example import finish, study_of
 @pytest.fixture
 def finished(tmp_path):
     study = study_of(tmp_path)
-    for one in spec.planned_runs(study):
-        finish(one, np.random.default_rng(one.seed))
+    for run in spec.planned_runs(study):
+        finish(run, np.random.default_rng(run.seed))
     return study

@@ -26,16 +26,16 @@ def study_of(tmp_path, **more):
 GAIN = {("dpo", 0.5): 0.1, ("dpo", 1.0): 0.2, ("simpo", 0.5): 0.15, ("simpo", 1.0): 0.3}
 
 
-def finish(one, rng):
+def finish(run, rng):
     """A finished run as the trainer leaves it: 12 held-out questions, the same for all."""
-    (one.folder / "export").mkdir(parents=True)
-    (one.folder / "export" / "config.json").write_text("{}")
-    (one.folder / "config.yaml").write_text(configs.dump(one.config))
-    with open(one.folder / "held_out.jsonl", "w") as file:
+    (run.folder / "export").mkdir(parents=True)
+    (run.folder / "export" / "config.json").write_text("{}")
+    (run.folder / "config.yaml").write_text(configs.dump(run.config))
+    with open(run.folder / "held_out.jsonl", "w") as file:
         for number in range(12):
             for step in (0, 9):
                 start = 0.4 + 0.01 * number
-                gain = GAIN[one.arm, one.point["data.fraction"]] * (0.8 + 0.4 * (number % 2)) + 0.02 * one.seed
+                gain = GAIN[run.arm, run.point["data.fraction"]] * (0.8 + 0.4 * (number % 2)) + 0.02 * run.seed
                 value = start if step == 0 else start + gain
                 line = {
                     "step": step, "question": f"q{number}", "culture": ("arab", "chinese")[number % 2],

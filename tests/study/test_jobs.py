@@ -6,15 +6,15 @@ import sys
 from care_jax.study import jobs
 
 
-def test_what_a_killed_study_left_running_is_waited_for(tmp_path, capsys):
+def test_a_process_that_a_killed_study_left_is_waited_for(tmp_path, capsys):
     log, mark = tmp_path / "one.log", tmp_path / "ended"
     script = f"import pathlib, time; time.sleep(2); pathlib.Path({str(mark)!r}).touch()"
     with log.open("ab") as file:
         assert jobs._is_free(file)
         left = subprocess.Popen([sys.executable, "-c", script], stdout=file)
     try:
-        seen = jobs.Command("one", ("losses", "--help"), log)
-        assert jobs.run_all([seen], 1, tmp_path / "compiled") == {"one": 0}
+        command = jobs.Command("one", ("losses", "--help"), log)
+        assert jobs.run_all([command], 1, tmp_path / "compiled") == {"one": 0}
     finally:
         left.wait()
     assert mark.exists()

@@ -17,8 +17,8 @@ def test_an_arm_has_its_colour_in_every_panel_and_all_are_named(tmp_path, monkey
     (figure,) = figures
     assert [axes.get_title() for axes in figure.axes] == ["chinese", "arab", "all"]
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {"one", "both"}
-    shown = [{one.get_label(): one.lines[0].get_color() for one in axes.containers} for axes in figure.axes]
-    assert [set(one) for one in shown] == [{"one", "both"}, {"both"}, {"one", "both"}]
-    assert len(set(shown[0].values())) == 2
-    assert shown[2] == shown[0]
-    assert shown[1]["both"] == shown[0]["both"]
+    colours = [{each.get_label(): each.lines[0].get_color() for each in axes.containers} for axes in figure.axes]
+    assert [set(panel) for panel in colours] == [{"one", "both"}, {"both"}, {"one", "both"}]
+    assert len(set(colours[0].values())) == 2
+    assert colours[2] == colours[0]
+    assert colours[1]["both"] == colours[0]["both"]

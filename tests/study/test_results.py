@@ -14,11 +14,11 @@ def test_results_are_a_parquet_of_observations(finished):
 
 
 def test_seeds_that_held_out_other_questions_are_still_averaged():
-    found = [
+    observations = [
         results.Observation("r", "a", {}, seed, "end", "m", "all", "all", question, value)
         for seed, question, value in [(0, "x", 1.0), (0, "y", 0.0), (1, "x", 0.0), (1, "z", 1.0)]
     ]
-    table = results.table(found)
+    table = results.table(observations)
     assert table.questions == ("x", "y", "z")
     assert table.values.tolist() == [[0.5, 0.0, 1.0]]
     assert table.seeds == 2

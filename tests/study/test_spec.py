@@ -9,28 +9,28 @@ from tests.study.example import study_of
 
 def test_every_arm_point_and_seed_is_a_run(tmp_path):
     study = study_of(tmp_path)
-    planned = spec.planned_runs(study)
-    assert len(planned) == 8
-    last = planned[-1]
+    runs = spec.planned_runs(study)
+    assert len(runs) == 8
+    last = runs[-1]
     assert last.name == "simpo_fraction=1.0_seed=1"
     assert (last.config.loss.name, last.config.loss.hyperparameters["beta"]) == ("simpo", 2.0)
     assert (last.config.data.fraction, last.config.seed) == (1.0, 1)
     assert last.config.optimizer.learning_rate == 2e-3
-    assert planned[0].config.optimizer.learning_rate == 1e-3
-    assert len({one.config.output_dir for one in planned}) == 8
+    assert runs[0].config.optimizer.learning_rate == 1e-3
+    assert len({run.config.output_dir for run in runs}) == 8
 
 
 @pytest.mark.parametrize("name", spec.shipped_names())
-def test_the_shipped_studies_are_whole(name):
+def test_the_shipped_studies_are_complete(name):
     study = spec.load_study(name)
-    planned = spec.planned_runs(study)
+    runs = spec.planned_runs(study)
     stages.check_tasks(study)
-    assert planned
-    assert spec.list_systems(study, planned)
+    assert runs
+    assert spec.list_systems(study, runs)
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("changes", "message"),
     [
         ({"arms": {"dpo": {"optimizer.learning_rat": 1}}}, r"arm dpo.*optimizer.learning_rat: unknown key"),
         ({"grid": {"data.fraction": []}}, r"grid.data.fraction: found an empty list"),
@@ -42,12 +42,12 @@ def test_the_shipped_studies_are_whole(name):
         ({"train": False}, r"evaluate: found nothing, but train is false"),
     ],
 )
-def test_mistakes_are_named_before_anything_runs(tmp_path, given, message):
+def test_mistakes_are_named_before_anything_runs(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        stages.run(study_of(tmp_path, **given))
+        stages.run(study_of(tmp_path, **changes))
     assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_a_name_that_is_none():
+def test_an_unknown_name():
     with pytest.raises(UserError, match=r"no study of that name \(did you mean 'mixing'\?\)"):
         spec.load_study("mixin")

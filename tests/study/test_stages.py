@@ -25,18 +25,18 @@ def test_a_finished_run_with_other_settings_is_refused(finished, tmp_path):
         stages.run(other)
 
 
-def test_unfinished_runs_are_listed_for_launch_jobs(finished, capsys):
-    one = spec.planned_runs(finished)[3]
-    shutil.rmtree(one.folder / "export")
+def test_unfinished_runs_are_listed(finished, capsys):
+    run = spec.planned_runs(finished)[3]
+    shutil.rmtree(run.folder / "export")
     path = pathlib.Path(finished.output_dir) / "again.yaml"
     path.write_text(yaml.safe_dump({**STUDY, "output_dir": finished.output_dir}))
     assert cli.main(["study", str(path), "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split("\t")[0] for line in listed] == [one.name]
-    assert listed[0].endswith(f"--run {one.name}")
+    assert [line.split("\t")[0] for line in listed] == [run.name]
+    assert listed[0].endswith(f"--run {run.name}")
 
 
-def test_search_snippets_judged_by_files_pause_and_go_on(tmp_path, capsys):
+def test_search_snippets_judged_by_files_pause_and_continue(tmp_path, capsys):
     data = tmp_path / "care.jsonl"
     questions = ["ما هو الشاي؟", "ما هي القهوة؟"]
     data.write_text("".join(
@@ -59,15 +59,15 @@ def test_search_snippets_judged_by_files_pause_and_go_on(tmp_path, capsys):
     assert cli.main(["study", str(path)]) == 75
     requests = tmp_path / "out" / "requests" / "search_care_eval.jsonl"
     assert f"{requests} -> {requests.with_suffix('').with_suffix('.answers.jsonl')}" in capsys.readouterr().err
-    asked = [json.loads(line) for line in requests.read_text().splitlines()]
-    prompts = [line["body"]["messages"][0]["content"] for line in asked]
+    lines = [json.loads(line) for line in requests.read_text().splitlines()]
+    prompts = [line["body"]["messages"][0]["content"] for line in lines]
     assert len(prompts) == 4  # two ranks of two questions, in the questions' language
     assert all("s11ar" in p or "s12ar" in p or "s21ar" in p or "s22ar" in p for p in prompts)
     ratings = {"s11ar": 3, "s12ar": 8, "s21ar": 5, "s22ar": 2}
     answers = [
         {"custom_id": line["custom_id"], "response": {"status_code": 200, "body": {"choices": [{"message": {"content":
             f"Rating: [[{next(r for s, r in ratings.items() if s in prompt)}]]"}}]}}}
-        for line, prompt in zip(asked, prompts)
+        for line, prompt in zip(lines, prompts)
     ]  # fmt: skip
     requests.with_name("search_care_eval.answers.jsonl").write_text("".join(json.dumps(a) + "\n" for a in answers))
     assert cli.main(["study", str(path)]) == 0
@@ -88,7 +88,7 @@ def test_the_best_of_a_question_is_kept(tmp_path):
 
 @pytest.mark.slow
 def test_a_study_survives_a_kill_and_draws_its_curves(tmp_path):
-    """Two tiny runs of the quickstart's model; killed in the first, gone on with, its finished run kept."""
+    """Two tiny runs: the study is killed in the first and started again; finished runs are kept."""
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump({
         "base": ["quickstart", "data.max_steps=6", "checkpoint.every=1", "data.max_length=128", "batch.row_length=128",

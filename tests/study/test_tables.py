@@ -21,10 +21,10 @@ def test_tables_by_hand(finished):
         )  # fmt: skip
 
     for (arm, fraction), gain in GAIN.items():
-        found = row("mean", arm, fraction)
-        assert found["value"] == pytest.approx(0.455 + gain + 0.01)  # seeds 0 and 1: 0.02 on one of two
-        assert (found["seeds"], found["questions"]) == (2, 12)
-        assert found["low"] < found["value"] < found["high"]
+        mean = row("mean", arm, fraction)
+        assert mean["value"] == pytest.approx(0.455 + gain + 0.01)  # seed 1 adds 0.02
+        assert (mean["seeds"], mean["questions"]) == (2, 12)
+        assert mean["low"] < mean["value"] < mean["high"]
         assert row("gain", arm, fraction)["value"] == pytest.approx(gain + 0.01)
         share = row("share of the full gain", arm, fraction)
         full = GAIN[arm, 1.0]
@@ -40,11 +40,11 @@ def test_tables_by_hand(finished):
 
 
 def test_native_minus_english():
-    def seen(measure, value, question):
+    def observation(measure, value, question):
         return results.Observation("m", "m", {}, None, "start", measure, "arab", "norms", question, value)
 
-    found = [seen("care_eval", 5.0 + n, f"arab-{n}") for n in range(4)]
-    found += [seen("care_eval (english)", 4.0 + n, f"arab-{n}") for n in range(4)]
-    rows = tables.language_gaps(found)
+    observations = [observation("care_eval", 5.0 + n, f"arab-{n}") for n in range(4)]
+    observations += [observation("care_eval (english)", 4.0 + n, f"arab-{n}") for n in range(4)]
+    rows = tables.language_gaps(observations)
     assert [(row["category"], row["value"]) for row in rows] == [("all", 1.0), ("norms", 1.0)]
     assert tables._gap_text(rows)[0] == "## Native minus English"
