@@ -1,50 +1,53 @@
-"""Hidden states to log-probabilities of tokens and sequences, never holding [tokens, vocabulary] at once.
+"""Turns hidden states into log-probabilities of tokens and sequences, without ever holding [tokens, vocabulary].
 
-The head is applied a tile of the vocabulary at a time, so that each of its rows is read once, and written once in its
-gradient. The forward keeps the hidden states, the head and one number a token, the log-sum-exp (a running one, over the
-tiles, as in Milakov & Gimelshein 2018); the backward computes each tile's logits again. Softmax and sums are float32;
-the matrix products run in the dtype of `hidden` and accumulate in float32.
+The head is applied to one tile of the vocabulary after the other: each of its rows is read once, and each row of its
+gradient is written once. The forward pass keeps the hidden states, the head and one number per token, the log-sum-exp
+(accumulated over the tiles as in Milakov & Gimelshein 2018, arXiv 1805.02867). The backward pass computes the logits of
+each tile again. Softmax and sums are float32; matrix products are in the dtype of `hidden` and accumulate in float32.
 
-On a mesh (`jax.set_mesh`) the vocabulary is split over the axes that store the head, and the chunk's hidden states are
-gathered instead of the head: no device holds the whole head or its gradient, and no chunk sums a gradient over devices.
-Over fsdp the head is stored by its width: the forward exchanges that for a part of the vocabulary at once; the backward
-does so a tile at a time, and gives each tile's gradient back as it is stored, so that neither exists a second time.
+On a mesh (`jax.set_mesh`) the vocabulary is split over the axes that store the head, and the hidden states are gathered
+piece by piece instead of the head: no device holds the complete head or its gradient, and gradients of the head are not
+summed over devices for every piece. Over fsdp the head is stored split by width. The forward pass exchanges this for a
+split by vocabulary all at once. The backward pass does so for one tile at a time, and returns each tile's gradient in
+the stored layout, so that neither exists twice.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from care_jax.hardware import platform, precision
 
-# Mesh axes (care_jax.sharding) that rows, and so tokens, are spread over; and those that hold the head's weights.
+# The mesh axes (care_jax.sharding) over which tokens are spread, and those that store the head.
 TOKEN_AXES = ("data", "fsdp")
 HEAD_AXES = ("tensor", "fsdp")
-WIDTH_AXIS = "fsdp"  # the one of them that splits the head's width as it is stored
-# The vocabulary of which `chunk` tokens' logits may exist at once; of a larger one they are as many. A CPU works on
-# tiles that its caches hold (8 MiB of logits at the usual chunk); an accelerator wants few and large products.
+WIDTH_AXIS = "fsdp"  # of HEAD_AXES, the one by which the stored head is split by width
+# At most so many logits exist at once as `chunk` tokens have over this many columns of the vocabulary. On a CPU tiles
+# should fit its caches (8 MiB of logits with the default chunk); an accelerator needs few and large products.
 COLUMNS = 32768
 _CPU_COLUMNS = 2048
 _CHUNK = 1024
-# Tokens that go through together, in units of `chunk`; of more, pieces follow each other. Fewer where devices gather
-# them: each then holds the hidden states of all.
+# The number of tokens per piece, in units of `chunk`; pieces are computed one after the other. It is smaller if devices
+# gather a piece, as each device then holds the hidden states of all.
 TOGETHER = 8
 TOGETHER_GATHERED = 4
-_LANES = 128  # tiles are multiples of a TPU's lanes, where the vocabulary is that large
+_LANES = 128  # the width of a tile is a multiple of a TPU's lanes, unless the vocabulary is smaller
+_Carry = TypeVar("_Carry")
+_Result = TypeVar("_Result")
 
 
 class _Layout(NamedTuple):
-    """How tokens and vocabulary lie on the mesh; all empty on one device. Hashable: static in the custom gradient.
+    """How tokens and vocabulary are split on the mesh; empty on one device. Hashable: static in the custom gradient.
 
-    `tokens`: axes that tokens are split over; `vocabulary`: axes that the vocabulary is; `shared`: in both, so that a
-    chunk is gathered over them; `sizes`: of each axis.
+    tokens: axes over which tokens are split. vocabulary: axes over which the vocabulary is. sizes: of each axis.
     """
 
     tokens: tuple[str, ...] = ()
@@ -53,11 +56,12 @@ class _Layout(NamedTuple):
 
     @property
     def shared(self) -> tuple[str, ...]:
+        """The axes that split both, over which the tokens of a piece are gathered."""
         return tuple(axis for axis in self.tokens if axis in self.vocabulary)
 
     @property
     def exchanged(self) -> tuple[str, ...]:
-        """Where the stored head is split by width and the computed one by vocabulary."""
+        """The axes that split the stored head by width, and the computed one by vocabulary."""
         return tuple(axis for axis in self.vocabulary if axis == WIDTH_AXIS)
 
     def count(self, axes: tuple[str, ...]) -> int:
@@ -65,7 +69,7 @@ class _Layout(NamedTuple):
 
 
 def _layout(vocabulary: int, width: int) -> _Layout:
-    """The layout on the mesh in context; axes that do not divide the vocabulary (or the width) do not split it."""
+    """Returns the layout on the mesh in context; axes that do not divide the vocabulary (or width) do not split it."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or any(kind == AxisType.Manual for kind in mesh.axis_types):
         return _Layout()
@@ -77,39 +81,39 @@ def _layout(vocabulary: int, width: int) -> _Layout:
 
 
 def hidden_at(hidden: Float[Array, "B T d"], places: Int[Array, " C"]) -> Float[Array, "C_padded d"]:
-    """The hidden states at flat places (row * T + column), as `completion_logps` takes them.
+    """Returns the hidden states at flat places (row * T + column), as `completion_logps` needs them.
 
-    On a mesh the rows lie over devices, and so do the tokens that come back, each device's own in turn: every device
-    sends what it holds of them, a piece after the other, so that none ever holds all C. C is padded to a multiple of
-    those devices with the first place.
+    On a mesh both the rows and the returned tokens are spread over devices. Every device sends the tokens that it
+    holds, one piece after the other, so that no device ever holds all C. C is padded to a multiple of the number of
+    devices with place 0.
     """
     layout = _layout(1, hidden.shape[-1])
     shards = layout.count(layout.tokens)
     places = jnp.pad(places, (0, -places.shape[0] % shards))
     if shards == 1 or places.shape[0] == 0:
         return hidden.reshape(-1, hidden.shape[-1])[places]
-    own = places.shape[0] // shards
+    per_device = places.shape[0] // shards
     pieces = max(1, -(-places.shape[0] // (TOGETHER_GATHERED * _CHUNK)))
-    size = -(-own // pieces)
-    # [pieces, of every device its next `size`]
-    turns = jnp.pad(places.reshape(shards, own), ((0, 0), (0, pieces * size - own)))
-    turns = turns.reshape(shards, pieces, size).swapaxes(0, 1).reshape(pieces, shards * size)
+    size = -(-per_device // pieces)
+    # [pieces, devices * size]: a piece has the next `size` places of every device.
+    in_pieces = jnp.pad(places.reshape(shards, per_device), ((0, 0), (0, pieces * size - per_device)))
+    in_pieces = in_pieces.reshape(shards, pieces, size).swapaxes(0, 1).reshape(pieces, shards * size)
 
-    def take(hidden: Array, turns: Array) -> Array:
-        held = hidden.reshape(-1, hidden.shape[-1])
-        first = jax.lax.axis_index(layout.tokens) * held.shape[0]
+    def exchange(hidden: Array, in_pieces: Array) -> Array:
+        local = hidden.reshape(-1, hidden.shape[-1])
+        first = jax.lax.axis_index(layout.tokens) * local.shape[0]
 
-        @jax.checkpoint  # nothing of a piece is kept for the backward pass but its places
-        def piece(part: tuple[Array, ...]) -> Array:
-            (places,) = part
-            mine = (places >= first) & (places < first + held.shape[0])
-            found = jnp.where(mine[:, None], held[jnp.where(mine, places - first, 0)], 0)
-            return jax.lax.psum_scatter(found, layout.tokens, tiled=True)
+        @jax.checkpoint  # for the backward pass, only the places of a piece are kept
+        def exchange_piece(piece: tuple[Array, ...]) -> Array:
+            (places,) = piece
+            is_local = (places >= first) & (places < first + local.shape[0])
+            states = jnp.where(is_local[:, None], local[jnp.where(is_local, places - first, 0)], 0)
+            return jax.lax.psum_scatter(states, layout.tokens, tiled=True)
 
-        return _map(piece, (turns,)).reshape(-1, held.shape[1])[:own]
+        return _map(exchange_piece, (in_pieces,)).reshape(-1, local.shape[1])[:per_device]
 
     rows = PartitionSpec(layout.tokens)
-    return jax.shard_map(take, in_specs=(rows, PartitionSpec()), out_specs=rows)(hidden, turns)
+    return jax.shard_map(exchange, in_specs=(rows, PartitionSpec()), out_specs=rows)(hidden, in_pieces)
 
 
 def completion_logps(
@@ -121,35 +125,34 @@ def completion_logps(
     chunk: int = _CHUNK,
     frozen_head: bool = False,
 ) -> Float[Array, " C"]:
-    """log p(target) of each token, float32, in nats.
+    """Returns log p(target) of each token, float32, in nats.
 
-    `hidden` [C, d] are the states that predict the targets, in the compute dtype; `head` [V, d]; `targets` [C] ids in
-    0..V-1. `soft_cap`: logits become cap tanh(logits / cap) first (Gemma 2). `chunk`: no device holds more logits at
-    once than those of `chunk` tokens over V, or over 32,768 where V is larger: memory does not grow with it further.
-    The gradient of `head` accumulates in float32 and comes back in its dtype. `frozen_head`: the head gets no gradient,
-    and that of `hidden` is formed in the forward pass, so that the backward only scales it (no logits are computed
-    twice).
+    hidden: the states that predict the targets, in the compute dtype. targets: ids in 0..V-1. soft_cap: logits become
+    cap tanh(logits / cap) first (Gemma 2). chunk: no device holds more logits at once than those of `chunk` tokens over
+    V columns, or over 32,768 if V is larger: memory does not grow further with V. frozen_head: the head gets no
+    gradient, and that of `hidden` is computed in the forward pass, so that the backward pass only scales it and no
+    logits are computed twice. Else the gradient of `head` accumulates in float32, and has the dtype of `head`.
     """
     count, vocabulary = hidden.shape[0], head.shape[0]
     if count == 0:
         return jnp.zeros((0,), jnp.float32)
     layout = _layout(vocabulary, hidden.shape[1])
     shards = layout.count(layout.tokens)
-    own = -(-count // shards)
-    gathered = own * layout.count(layout.shared)
+    per_device = -(-count // shards)
+    gathered = per_device * layout.count(layout.shared)
     pieces = -(-gathered // ((TOGETHER_GATHERED if layout.shared else TOGETHER) * chunk))
-    most = _CPU_COLUMNS if platform() == "cpu" else COLUMNS
-    columns = max(1, chunk * min(vocabulary, most) // -(-gathered // pieces))
-    # Padded tokens score target 0; their values are cut off, and their cotangents are 0.
-    padding = shards * own - count
+    most_columns = _CPU_COLUMNS if platform() == "cpu" else COLUMNS
+    columns = max(1, chunk * min(vocabulary, most_columns) // -(-gathered // pieces))
+    # Padding has target 0; its values are cut off, and its cotangents are 0.
+    padding = shards * per_device - count
     hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
     ids = jnp.pad(targets.astype(jnp.int32), (0, padding))
-    score = _frozen if frozen_head else _trained
-    return score(hidden, head, ids, _Setting(layout, pieces, columns, soft_cap))[:count]
+    logps = _logps_frozen_head if frozen_head else _logps
+    return logps(hidden, head, ids, _Settings(layout, pieces, columns, soft_cap))[:count]
 
 
-class _Setting(NamedTuple):
-    """What is static: the layout, pieces a device's tokens are cut into, columns of a tile at most, the soft cap."""
+class _Settings(NamedTuple):
+    """What is static. pieces: number of pieces of a device's tokens. columns: of a tile, at most."""
 
     layout: _Layout
     pieces: int
@@ -157,83 +160,86 @@ class _Setting(NamedTuple):
     soft_cap: float | None
 
 
-def _spread(function: Any, setting: _Setting, inputs: str, outputs: str) -> Any:
-    """`function` of each device's part: "t" is split over tokens, "h" as the head is stored. On one device, itself."""
-    layout = setting.layout
-    function = functools.partial(function, setting)
+def _spread(function: Callable[..., _Result], settings: _Settings, inputs: str, outputs: str) -> Callable[..., _Result]:
+    """Returns `function(settings, ...)` applied to each device's part; on one device, to everything.
+
+    inputs, outputs: a letter per array. "t" is split over tokens, "h" as the head is stored.
+    """
+    layout = settings.layout
+    on_device = functools.partial(function, settings)
     if not layout.sizes:
-        return function
+        return on_device
     rows = tuple(axis for axis in layout.vocabulary if axis not in layout.exchanged)
     head = PartitionSpec(rows or None, layout.exchanged or None)
     specs = {"t": PartitionSpec(layout.tokens or None), "h": head}
     out = tuple(specs[kind] for kind in outputs)
-    return jax.shard_map(function, in_specs=tuple(specs[kind] for kind in inputs), out_specs=out, check_vma=False)
+    return jax.shard_map(on_device, in_specs=tuple(specs[kind] for kind in inputs), out_specs=out, check_vma=False)
 
 
-def _cut(setting: _Setting, *arrays: Array) -> tuple[Array, ...]:
-    """Each array's tokens as [pieces, size, ...], padded with 0 where they do not divide."""
-    size = -(-arrays[0].shape[0] // setting.pieces)
-    padding = setting.pieces * size - arrays[0].shape[0]
+def _split(settings: _Settings, *arrays: Array) -> tuple[Array, ...]:
+    """Returns the tokens of each array as [pieces, size, ...], padded with 0."""
+    size = -(-arrays[0].shape[0] // settings.pieces)
+    padding = settings.pieces * size - arrays[0].shape[0]
     padded = (jnp.pad(x, ((0, padding), *((0, 0) for _ in x.shape[1:]))) for x in arrays)
-    return tuple(x.reshape(setting.pieces, size, *x.shape[1:]) for x in padded)
+    return tuple(x.reshape(settings.pieces, size, *x.shape[1:]) for x in padded)
 
 
-def _joined(like: Array, pieces: Array) -> Array:
-    """What `_cut` cut, without its padding: as many tokens as `like` has."""
+def _join(like: Array, pieces: Array) -> Array:
+    """Undoes `_split`: returns as many tokens as `like` has."""
     return pieces.reshape(-1, *pieces.shape[2:])[: like.shape[0]]
 
 
-def _gathered(setting: _Setting, x: Array) -> Array:
-    """A piece's tokens of all the devices that work on it together."""
-    axes = setting.layout.shared
+def _gather(settings: _Settings, x: Array) -> Array:
+    """Gathers the tokens of a piece from the devices that compute it together."""
+    axes = settings.layout.shared
     return jax.lax.all_gather(x, axes, tiled=True) if axes else x
 
 
-def _own(setting: _Setting, x: Array) -> Array:
-    """This device's tokens of a gathered piece."""
-    axes = setting.layout.shared
+def _local(settings: _Settings, x: Array) -> Array:
+    """Returns this device's tokens of a gathered piece."""
+    axes = settings.layout.shared
     if not axes:
         return x
-    size = x.shape[0] // setting.layout.count(axes)
+    size = x.shape[0] // settings.layout.count(axes)
     return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axes) * size, size)
 
 
-def _summed(axes: tuple[str, ...], x: Array) -> Array:
+def _sum_over(axes: tuple[str, ...], x: Array) -> Array:
     return jax.lax.psum(x, axes) if axes else x
 
 
 class _Part(NamedTuple):
-    """This device's part of the vocabulary, of `size` rows. take(first, count): that many of the head's, [count, d]."""
+    """This device's part of the vocabulary, of `size` rows. take(first, count): returns rows of the head [count, d]."""
 
     size: int
-    take: Callable[[Any, int], Array]
+    take: Callable[[Array | int, int], Array]
 
 
-def _stored(setting: _Setting, weights: Array) -> Array:
-    """What a device stores of the head as [devices, rows that each of them works on, own width]."""
-    return weights.reshape(setting.layout.count(setting.layout.exchanged), -1, weights.shape[1])
+def _stored(settings: _Settings, weights: Array) -> Array:
+    """Returns what a device stores of the head, as [devices, rows that each of them computes, stored width]."""
+    return weights.reshape(settings.layout.count(settings.layout.exchanged), -1, weights.shape[1])
 
 
-def _part(setting: _Setting, weights: Array) -> _Part:
-    """The part exchanged whole: one array besides the stored one, of which tiles alone are laid out anew."""
-    axes, whole = setting.layout.exchanged, _stored(setting, weights)
+def _part(settings: _Settings, weights: Array) -> _Part:
+    """Returns the part, exchanged all at once; only its tiles change their layout, so there is just one more array."""
+    axes, weights = settings.layout.exchanged, _stored(settings, weights)
     if axes:
-        whole = jax.lax.all_to_all(whole, axes, 0, 0, tiled=True)
+        weights = jax.lax.all_to_all(weights, axes, 0, 0, tiled=True)
 
-    def take(first: Any, count: int) -> Array:
-        tile = jax.lax.dynamic_slice_in_dim(whole, first, count, 1)
-        return (
-            with_layout_constraint(tile, Layout((0, 1, 2))).transpose(1, 0, 2).reshape(count, -1) if axes else tile[0]
-        )
+    def take(first: Array | int, count: int) -> Array:
+        tile = jax.lax.dynamic_slice_in_dim(weights, first, count, 1)
+        if not axes:
+            return tile[0]
+        return with_layout_constraint(tile, Layout((0, 1, 2))).transpose(1, 0, 2).reshape(count, -1)
 
-    return _Part(whole.shape[1], take)
+    return _Part(weights.shape[1], take)
 
 
-def _part_by_tiles(setting: _Setting, weights: Array) -> _Part:
-    """The part exchanged a tile at a time."""
-    axes, stored = setting.layout.exchanged, _stored(setting, weights)
+def _part_by_tiles(settings: _Settings, weights: Array) -> _Part:
+    """Returns the part, exchanged one tile at a time."""
+    axes, stored = settings.layout.exchanged, _stored(settings, weights)
 
-    def take(first: Any, count: int) -> Array:
+    def take(first: Array | int, count: int) -> Array:
         tile = jax.lax.dynamic_slice_in_dim(stored, first, count, 1)
         return (jax.lax.all_to_all(tile, axes, 0, 2, tiled=True) if axes else tile)[0]
 
@@ -241,8 +247,10 @@ def _part_by_tiles(setting: _Setting, weights: Array) -> _Part:
 
 
 class _Tile(NamedTuple):
-    """Columns of this device's vocabulary. first: of the slice, in it; fresh: the column from which on they are new
-    (the last tile begins early enough to be as wide as the others), None where all are.
+    """Some columns of this device's vocabulary.
+
+    The last tile starts early enough to be as wide as the others. first: the tile's first column, in the device's
+    vocabulary. fresh: the first column of the tile that no other tile has, in the tile; None if that is column 0.
     """
 
     first: Array
@@ -250,10 +258,10 @@ class _Tile(NamedTuple):
     weights: Array  # [columns, d]
 
 
-def _over_tiles(setting: _Setting, part: _Part, function: Any, carry: Any) -> Any:
-    """function(carry, tile) -> carry over the tiles of a part of the vocabulary; no loop where there is only one."""
+def _over_tiles(settings: _Settings, part: _Part, function: Callable[[_Carry, _Tile], _Carry], carry: _Carry) -> _Carry:
+    """Calls function(carry, tile) -> carry for each tile of the part; without a loop if there is only one."""
     vocabulary = part.size
-    count = -(-vocabulary // min(setting.columns, vocabulary))
+    count = -(-vocabulary // min(settings.columns, vocabulary))
     size = -(-vocabulary // count)
     if size > _LANES and count > 1:
         size = -(-size // _LANES) * _LANES
@@ -261,223 +269,232 @@ def _over_tiles(setting: _Setting, part: _Part, function: Any, carry: Any) -> An
     if count == 1:
         return function(carry, _Tile(jnp.zeros((), jnp.int32), None, part.take(0, vocabulary)))
 
-    def one(number: Array, carry: Any) -> Any:
+    def next_tile(number: Array, carry: _Carry) -> _Carry:
         fresh = number * size
         first = jnp.minimum(fresh, vocabulary - size)
         return function(carry, _Tile(first, fresh - first if vocabulary % size else None, part.take(first, size)))
 
-    return jax.lax.fori_loop(0, count, one, carry)
+    return jax.lax.fori_loop(0, count, next_tile, carry)
 
 
 def _columns(tile: _Tile, tokens: int) -> Array:
     return jax.lax.broadcasted_iota(jnp.int32, (tokens, tile.weights.shape[0]), 1)
 
 
-def _is_target(setting: _Setting, ids: Array, tile: _Tile, vocabulary: int) -> Array:
-    """[tokens, columns] bool, by comparison: a gather would need the whole vocabulary."""
-    axes = setting.layout.vocabulary
+def _is_target(settings: _Settings, ids: Array, tile: _Tile, vocabulary: int) -> Array:
+    """Returns [tokens, columns] bool, by comparison: a gather would need the complete vocabulary."""
+    axes = settings.layout.vocabulary
     first = jax.lax.axis_index(axes) * vocabulary if axes else 0
     columns = _columns(tile, ids.shape[0])
-    found = (ids - first - tile.first)[:, None] == columns
-    return found if tile.fresh is None else found & (columns >= tile.fresh)
+    is_target = (ids - first - tile.first)[:, None] == columns
+    return is_target if tile.fresh is None else is_target & (columns >= tile.fresh)
 
 
-def _einsum(how: str, a: Array, b: Array) -> Array:
-    """A product summed in float32."""
-    return jnp.einsum(how, a, b, precision=precision(a.dtype), preferred_element_type=jnp.float32)
+def _einsum(subscripts: str, a: Array, b: Array) -> Array:
+    """A product that accumulates in float32."""
+    return jnp.einsum(subscripts, a, b, precision=precision(a.dtype), preferred_element_type=jnp.float32)
 
 
-def _logits(setting: _Setting, hidden: Array, tile: _Tile) -> Array:
-    """[tokens, columns] float32, soft-capped; minus infinity where another tile has them."""
+def _logits(settings: _Settings, hidden: Array, tile: _Tile) -> Array:
+    """Returns [tokens, columns] float32, soft-capped; minus infinity in columns that another tile has."""
     logits = _einsum("td,vd->tv", hidden, tile.weights)
-    if setting.soft_cap is not None:
-        logits = setting.soft_cap * jnp.tanh(logits / setting.soft_cap)
+    if settings.soft_cap is not None:
+        logits = settings.soft_cap * jnp.tanh(logits / settings.soft_cap)
     return logits if tile.fresh is None else jnp.where(_columns(tile, hidden.shape[0]) < tile.fresh, -jnp.inf, logits)
 
 
-def _slope(setting: _Setting, values: Array, logits: Array) -> Array:
-    """Gradients with respect to capped logits made those with respect to the logits before the cap."""
-    if setting.soft_cap is None:
-        return values
-    # Where another tile has the logit, values are 0 and so must this be.
-    return jnp.where(values == 0, 0.0, values * (1.0 - jnp.square(logits / setting.soft_cap)))
+def _through_cap(settings: _Settings, gradient: Array, logits: Array) -> Array:
+    """Turns the gradient with respect to capped logits into that with respect to the logits before the cap."""
+    if settings.soft_cap is None:
+        return gradient
+    # In columns of another tile the gradient is 0 and the logits are not finite: the result must be 0.
+    return jnp.where(gradient == 0, 0.0, gradient * (1.0 - jnp.square(logits / settings.soft_cap)))
 
 
 def _product(gradient: Array, weights: Array) -> Array:
-    """[tokens, columns] with [columns, d] -> [tokens, d] float32, in the weights' dtype."""
+    """[tokens, columns] with [columns, d] -> [tokens, d] float32, multiplied in the weights' dtype."""
     return _einsum("tv,vd->td", gradient.astype(weights.dtype), weights)
 
 
-def _score(setting: _Setting, hidden: Array, part: _Part, ids: Array, slopes: bool = False) -> tuple[Array, ...]:
-    """(log p(target), log-sum-exp) [tokens]; slopes: also d log p / d hidden [tokens, d], of this device's columns."""
-    axes, tokens = setting.layout.vocabulary, hidden.shape[0]
+def _score(settings: _Settings, hidden: Array, part: _Part, ids: Array, slopes: bool = False) -> tuple[Array, ...]:
+    """Returns (log p(target), log-sum-exp) [tokens].
 
-    def add(carry: Any, tile: _Tile) -> Any:
-        top, total, hit, *rest = carry
-        logits = _logits(setting, hidden, tile)
-        target = _is_target(setting, ids, tile, part.size)
+    slopes: also returns d log p / d hidden [tokens, d], over this device's columns.
+    """
+    axes, tokens = settings.layout.vocabulary, hidden.shape[0]
+
+    def add_tile(carry: tuple[Array, ...], tile: _Tile) -> tuple[Array, ...]:
+        # The highest logit, the sum of exp(logit - highest), the target's logit; for slopes the gradients of the
+        # log-sum-exp (times that sum) and of the target's logit.
+        top, total, hit, *gradients = carry
+        logits = _logits(settings, hidden, tile)
+        target = _is_target(settings, ids, tile, part.size)
         higher = jnp.maximum(top, jnp.max(logits, axis=-1))
         rescale = jnp.exp(top - higher)
         exponentials = jnp.exp(logits - higher[:, None])
         total = total * rescale + jnp.sum(exponentials, axis=-1)
         hit = hit + jnp.sum(jnp.where(target, logits, 0.0), axis=-1)
-        if rest:
-            expected, own = rest
-            expected = expected * rescale[:, None] + _product(_slope(setting, exponentials, logits), tile.weights)
-            own = own + _product(_slope(setting, jnp.where(target, 1.0, 0.0), logits), tile.weights)
-            rest = [expected, own]
-        return (higher, total, hit, *rest)
+        if gradients:
+            of_lse, of_hit = gradients
+            of_lse = of_lse * rescale[:, None]
+            of_lse = of_lse + _product(_through_cap(settings, exponentials, logits), tile.weights)
+            of_hit = of_hit + _product(_through_cap(settings, jnp.where(target, 1.0, 0.0), logits), tile.weights)
+            gradients = [of_lse, of_hit]
+        return (higher, total, hit, *gradients)
 
     zeros = jnp.zeros((tokens,), jnp.float32)
-    wide = [jnp.zeros(hidden.shape, jnp.float32)] * 2 if slopes else []
-    top, total, hit, *rest = _over_tiles(setting, part, add, (zeros - jnp.inf, zeros, zeros, *wide))
+    no_gradients = [jnp.zeros(hidden.shape, jnp.float32)] * 2 if slopes else []
+    start = (zeros - jnp.inf, zeros, zeros, *no_gradients)
+    top, total, hit, *gradients = _over_tiles(settings, part, add_tile, start)
     highest = jax.lax.pmax(top, axes) if axes else top
-    total = _summed(axes, total * jnp.exp(top - highest))
+    total = _sum_over(axes, total * jnp.exp(top - highest))
     lse = highest + jnp.log(total)
-    logps = _summed(axes, hit) - lse
+    logps = _sum_over(axes, hit) - lse
     if not slopes:
         return logps, lse
-    expected, own = rest
-    return logps, lse, own - expected * (jnp.exp(top - highest) / total)[:, None]
+    of_lse, of_hit = gradients
+    return logps, lse, of_hit - of_lse * (jnp.exp(top - highest) / total)[:, None]
 
 
-def _to_hidden(setting: _Setting, partial: Array) -> Array:
-    """A piece's gradient with respect to this device's hidden states of it, summed over the vocabulary."""
-    layout = setting.layout
-    partial = _summed(tuple(axis for axis in layout.vocabulary if axis not in layout.shared), partial)
+def _to_hidden(settings: _Settings, partial: Array) -> Array:
+    """Sums the gradient of a piece's hidden states over the vocabulary; returns that of this device's tokens."""
+    layout = settings.layout
+    partial = _sum_over(tuple(axis for axis in layout.vocabulary if axis not in layout.shared), partial)
     return jax.lax.psum_scatter(partial, layout.shared, tiled=True) if layout.shared else partial
 
 
-def _forward(setting: _Setting, hidden: Array, weights: Array, ids: Array) -> tuple[Array, Array]:
-    """(log p(target), log-sum-exp) of this device's tokens."""
-    part = _part(setting, weights)
+def _forward(settings: _Settings, hidden: Array, weights: Array, ids: Array) -> tuple[Array, Array]:
+    """Returns (log p(target), log-sum-exp) of this device's tokens."""
+    part = _part(settings, weights)
 
-    def piece(inputs: Any) -> tuple[Array, Array]:
-        hidden_c, ids_c = (_gathered(setting, x) for x in inputs)
-        logps, lse = _score(setting, hidden_c, part, ids_c)
-        return _own(setting, logps), _own(setting, lse)
+    def score_piece(piece: tuple[Array, ...]) -> tuple[Array, Array]:
+        hidden, ids = (_gather(settings, x) for x in piece)
+        logps, lse = _score(settings, hidden, part, ids)
+        return _local(settings, logps), _local(settings, lse)
 
-    logps, lse = _map(piece, _cut(setting, hidden, ids))
-    return _joined(ids, logps), _joined(ids, lse)
+    logps, lse = _map(score_piece, _split(settings, hidden, ids))
+    return _join(ids, logps), _join(ids, lse)
 
 
-def _map(function: Any, pieces: tuple[Array, ...]) -> Any:
-    """`function` of each piece; no loop where there is only one."""
+def _map(function: Callable[[tuple[Array, ...]], _Result], pieces: tuple[Array, ...]) -> _Result:
+    """Applies `function` to each piece; without a loop if there is only one."""
     if pieces[0].shape[0] > 1:
         return jax.lax.map(function, pieces)
     return jax.tree.map(lambda x: x[None], function(tuple(x[0] for x in pieces)))
 
 
 def _backward(
-    setting: _Setting, hidden: Array, weights: Array, ids: Array, lse: Array, cotangent: Array, dtype: Any
+    settings: _Settings, hidden: Array, weights: Array, ids: Array, lse: Array, cotangent: Array, dtype: DTypeLike
 ) -> tuple[Array, Array]:
-    """Gradients of this device's hidden states, and of the part of the head that it stores, `weights`."""
-    axes, part = setting.layout.exchanged, _part_by_tiles(setting, weights)
-    pieces = _cut(setting, hidden, ids, lse, cotangent)
+    """Returns the gradients of this device's hidden states, and of the part of the head that it stores (`weights`)."""
+    axes, part = settings.layout.exchanged, _part_by_tiles(settings, weights)
+    pieces = _split(settings, hidden, ids, lse, cotangent)
 
     def as_stored(gradient: Array) -> Array:
-        """A tile's [d, columns] -> [devices, columns, own width]."""
+        """The gradient of a tile [d, columns] -> [devices, columns, stored width]."""
         rows = gradient.T[None]
         return jax.lax.all_to_all(rows, axes, 2, 0, tiled=True) if axes else rows
 
-    def tile_gradients(carry: Any, tile: _Tile) -> Any:
-        """Tiles outside, pieces inside: the float32 sum over all tokens is no larger than a tile of the head."""
-
-        def piece(number: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            inputs = (jax.lax.dynamic_index_in_dim(x, number, 0, keepdims=False) for x in pieces)
-            hidden_c, ids_c, lse_c, cotangent_c = (_gathered(setting, x) for x in inputs)
-            logits = _logits(setting, hidden_c, tile)
-            target = _is_target(setting, ids_c, tile, part.size)
-            gradient = jnp.where(target, 1.0, 0.0) - jnp.exp(logits - lse_c[:, None])
-            gradient = (_slope(setting, gradient, logits) * cotangent_c[:, None]).astype(hidden.dtype)
-            # The small operand is the one that is transposed, and really so: folded into the product, it is half as
-            # fast on a CPU.
-            across = jax.lax.optimization_barrier(hidden_c.T)
-            own = _einsum("dt,tv->dv", across, gradient)
+    def add_tile(carry: tuple[Array, Array], tile: _Tile) -> tuple[Array, Array]:
+        # Tiles are the outer loop, pieces the inner: the float32 sum over all tokens is no larger than a tile.
+        def add_piece(number: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            piece = (jax.lax.dynamic_index_in_dim(x, number, 0, keepdims=False) for x in pieces)
+            piece_hidden, ids, lse, cotangent = (_gather(settings, x) for x in piece)
+            logits = _logits(settings, piece_hidden, tile)
+            target = _is_target(settings, ids, tile, part.size)
+            gradient = jnp.where(target, 1.0, 0.0) - jnp.exp(logits - lse[:, None])
+            gradient = (_through_cap(settings, gradient, logits) * cotangent[:, None]).astype(hidden.dtype)
+            # The small operand is transposed, and written out: as a part of the product it is half as fast on a CPU.
+            transposed = jax.lax.optimization_barrier(piece_hidden.T)
+            of_head = _einsum("dt,tv->dv", transposed, gradient)
             head_gradient, hidden_gradient = carry
-            through = _to_hidden(setting, _product(gradient, tile.weights))
-            held = jax.lax.dynamic_index_in_dim(hidden_gradient, number, 0, keepdims=False) + through
-            return head_gradient + own, jax.lax.dynamic_update_index_in_dim(hidden_gradient, held, number, 0)
+            of_piece = _to_hidden(settings, _product(gradient, tile.weights))
+            of_piece = jax.lax.dynamic_index_in_dim(hidden_gradient, number, 0, keepdims=False) + of_piece
+            return head_gradient + of_head, jax.lax.dynamic_update_index_in_dim(hidden_gradient, of_piece, number, 0)
 
         head_gradient, hidden_gradient = carry
         inner = jnp.zeros(tile.weights.shape[::-1], jnp.float32), hidden_gradient
-        if setting.pieces == 1:
-            own, hidden_gradient = piece(0, inner)
+        if settings.pieces == 1:
+            of_tile, hidden_gradient = add_piece(0, inner)
         else:
-            own, hidden_gradient = jax.lax.fori_loop(0, setting.pieces, piece, inner)
-        own = as_stored(own.astype(head_gradient.dtype))
-        if own.shape != head_gradient.shape:
+            of_tile, hidden_gradient = jax.lax.fori_loop(0, settings.pieces, add_piece, inner)
+        of_tile = as_stored(of_tile.astype(head_gradient.dtype))
+        if of_tile.shape != head_gradient.shape:
             # Columns that two tiles have are 0 in one of them.
-            own = own + jax.lax.dynamic_slice_in_dim(head_gradient, tile.first, own.shape[1], 1)
-            own = jax.lax.dynamic_update_slice_in_dim(head_gradient, own, tile.first, 1)
-        return own, hidden_gradient
+            of_tile = of_tile + jax.lax.dynamic_slice_in_dim(head_gradient, tile.first, of_tile.shape[1], 1)
+            of_tile = jax.lax.dynamic_update_slice_in_dim(head_gradient, of_tile, tile.first, 1)
+        return of_tile, hidden_gradient
 
-    # Devices that hold the same rows of the head and other tokens: summed once, after all tiles.
-    others = tuple(axis for axis in setting.layout.tokens if axis not in setting.layout.shared)
-    head_gradient = jnp.zeros(_stored(setting, weights).shape, jnp.float32 if others else dtype)
+    # Over devices with the same part of the head and other tokens, gradients are summed once, after all tiles.
+    others = tuple(axis for axis in settings.layout.tokens if axis not in settings.layout.shared)
+    head_gradient = jnp.zeros(_stored(settings, weights).shape, jnp.float32 if others else dtype)
     carry = head_gradient, jnp.zeros(pieces[0].shape, jnp.float32)
-    head_gradient, hidden_gradient = _over_tiles(setting, part, tile_gradients, carry)
-    hidden_gradient = _joined(ids, hidden_gradient).astype(hidden.dtype)
-    return hidden_gradient, _summed(others, head_gradient).reshape(weights.shape).astype(dtype)
+    head_gradient, hidden_gradient = _over_tiles(settings, part, add_tile, carry)
+    hidden_gradient = _join(ids, hidden_gradient).astype(hidden.dtype)
+    return hidden_gradient, _sum_over(others, head_gradient).reshape(weights.shape).astype(dtype)
 
 
-def _forward_slopes(setting: _Setting, hidden: Array, weights: Array, ids: Array) -> tuple[Array, Array]:
-    """(log p(target), its gradient with respect to the hidden state) of this device's tokens."""
-    part = _part(setting, weights)
+def _forward_slopes(settings: _Settings, hidden: Array, weights: Array, ids: Array) -> tuple[Array, Array]:
+    """Returns (log p(target), its gradient with respect to the hidden state) of this device's tokens."""
+    part = _part(settings, weights)
 
-    def piece(inputs: Any) -> tuple[Array, Array]:
-        hidden_c, ids_c = (_gathered(setting, x) for x in inputs)
-        logps, _, slopes = _score(setting, hidden_c, part, ids_c, slopes=True)
-        return _own(setting, logps), _to_hidden(setting, slopes).astype(hidden.dtype)
+    def score_piece(piece: tuple[Array, ...]) -> tuple[Array, Array]:
+        hidden, ids = (_gather(settings, x) for x in piece)
+        logps, _, slopes = _score(settings, hidden, part, ids, slopes=True)
+        return _local(settings, logps), _to_hidden(settings, slopes).astype(hidden.dtype)
 
-    logps, slopes = _map(piece, _cut(setting, hidden, ids))
-    return _joined(ids, logps), _joined(ids, slopes)
+    logps, slopes = _map(score_piece, _split(settings, hidden, ids))
+    return _join(ids, logps), _join(ids, slopes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _trained(hidden: Array, head: Array, ids: Array, setting: _Setting) -> Array:
-    return _spread(_forward, setting, "tht", "tt")(hidden, head.astype(hidden.dtype), ids)[0]
+def _logps(hidden: Array, head: Array, ids: Array, settings: _Settings) -> Array:
+    return _spread(_forward, settings, "tht", "tt")(hidden, head.astype(hidden.dtype), ids)[0]
 
 
-def _trained_forward(hidden: Array, head: Array, ids: Array, setting: _Setting) -> tuple[Array, Any]:
-    logps, lse = _spread(_forward, setting, "tht", "tt")(hidden, head.astype(hidden.dtype), ids)
+def _logps_forward(
+    hidden: Array, head: Array, ids: Array, settings: _Settings
+) -> tuple[Array, tuple[Array, Array, Array, Array]]:
+    logps, lse = _spread(_forward, settings, "tht", "tt")(hidden, head.astype(hidden.dtype), ids)
     return logps, (hidden, head, ids, lse)
 
 
-def _trained_backward(setting: _Setting, saved: Any, cotangent: Array) -> tuple[Array, Array, None]:
+def _logps_backward(
+    settings: _Settings, saved: tuple[Array, Array, Array, Array], cotangent: Array
+) -> tuple[Array, Array, None]:
     hidden, head, ids, lse = saved
     weights = head.astype(hidden.dtype)
-    run = _spread(functools.partial(_backward, dtype=head.dtype), setting, "thttt", "th")
+    run = _spread(functools.partial(_backward, dtype=head.dtype), settings, "thttt", "th")
     hidden_gradient, head_gradient = run(hidden, weights, ids, lse, cotangent)
     return hidden_gradient, head_gradient, None
 
 
-_trained.defvjp(_trained_forward, _trained_backward)
+_logps.defvjp(_logps_forward, _logps_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _frozen(hidden: Array, head: Array, ids: Array, setting: _Setting) -> Array:
-    return _trained(hidden, head, ids, setting)
+def _logps_frozen_head(hidden: Array, head: Array, ids: Array, settings: _Settings) -> Array:
+    return _logps(hidden, head, ids, settings)
 
 
-def _frozen_forward(hidden: Array, head: Array, ids: Array, setting: _Setting) -> tuple[Array, Array]:
-    return _spread(_forward_slopes, setting, "tht", "tt")(hidden, head.astype(hidden.dtype), ids)
+def _frozen_head_forward(hidden: Array, head: Array, ids: Array, settings: _Settings) -> tuple[Array, Array]:
+    return _spread(_forward_slopes, settings, "tht", "tt")(hidden, head.astype(hidden.dtype), ids)
 
 
-def _frozen_backward(setting: _Setting, slopes: Array, cotangent: Array) -> tuple[Array, None, None]:
+def _frozen_head_backward(settings: _Settings, slopes: Array, cotangent: Array) -> tuple[Array, None, None]:
     return (slopes * cotangent[:, None]).astype(slopes.dtype), None, None
 
 
-_frozen.defvjp(_frozen_forward, _frozen_backward)
+_logps_frozen_head.defvjp(_frozen_head_forward, _frozen_head_backward)
 
 
 def sequence_logps(
     token_logps: Float[Array, " C"], completion_segments: Int[Array, " C"], num_segments: int
 ) -> Float[Array, " S"]:
-    """Sum of each response's token log-probabilities, float32, in nats.
+    """Returns the sum of the token log-probabilities of each response, float32, in nats.
 
-    `completion_segments` [C] holds each token's response in 0..S-1; S = `num_segments` marks padding, which is dropped.
-    A response without tokens sums to 0.
+    completion_segments: each token's response in 0..S-1; S = `num_segments` marks padding, which is dropped. The sum of
+    a response without tokens is 0.
     """
     sums = jax.ops.segment_sum(token_logps.astype(jnp.float32), completion_segments, num_segments=num_segments + 1)
     return sums[:num_segments]
