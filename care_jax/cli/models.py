@@ -4,10 +4,11 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Mapping
-from typing import Any
 
+from care_jax.cli.answerers import make_answerer
 from care_jax.cli.command import Subparsers, add_endpoint_options, command
-from care_jax.errors import INTERRUPTED, UserError
+from care_jax.errors import UserError
+from care_jax.evaluation.answers.prompts import PromptRow
 from care_jax.evaluation.answers.settings import GenerationSettings
 
 _MODEL = "a folder, a hub id, a run directory, or `sample`"
@@ -136,35 +137,9 @@ def _translate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _answer(arguments: argparse.Namespace, asked: list[Any], dropped: Mapping[str, int]) -> int:
-    if arguments.base_url is not None:
-        return _ask_endpoint(arguments, asked, dropped)
-
-    from care_jax import sharding
-    from care_jax.distributed import say
-    from care_jax.evaluation.answers import generate as answer
-    from care_jax.evaluation.model import open_model
-    from care_jax.stopping import Interrupted, StopSignal
-
-    mesh = sharding.make_mesh()
-    opened = open_model(arguments.model, mesh, arguments.dtype)
-    settings = _generation(arguments)
-    try:
-        with StopSignal() as stop:
-            held, total = answer.generate_file(
-                opened, asked, arguments.out, settings, mesh, check=lambda: stop.check("between two answers")
-            )
-    except Interrupted as stopped:
-        print(f"care-jax: {stopped}", file=sys.stderr)
-        return INTERRUPTED
-    lost = _lost(dropped)
-    went_on = f", {held} of them there before" if held else ""
-    say(f"{arguments.out}: {total} answers to {len(asked)} rows{went_on}; dropped: {lost}")
-    return 0
-
-
-def _generation(arguments: argparse.Namespace) -> GenerationSettings:
-    return GenerationSettings(
+def _answer(arguments: argparse.Namespace, prompts: list[PromptRow], dropped: Mapping[str, int]) -> int:
+    answerer = make_answerer(arguments)
+    settings = GenerationSettings(
         temperature=arguments.temperature,
         top_p=arguments.top_p,
         max_tokens=arguments.max_tokens,
@@ -173,23 +148,11 @@ def _generation(arguments: argparse.Namespace) -> GenerationSettings:
         chat_template=arguments.chat_template,
         date=arguments.template_date,
     )
-
-
-def _lost(dropped: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count) or "nothing"
-
-
-def _ask_endpoint(arguments: argparse.Namespace, asked: list[Any], dropped: Mapping[str, int]) -> int:
-    from care_jax.cli.command import open_endpoint, progress_bar
-    from care_jax.evaluation.answers.ask import ask_file
-    from care_jax.stopping import interruptible
-
-    served = open_endpoint(arguments, arguments.model)
-    with interruptible() as status, progress_bar(len(asked) * arguments.n, "answers") as update:
-        counts = ask_file(served, asked, arguments.out, _generation(arguments), update)
-        shown = ", ".join(f"{count} {name}" for name, count in counts.items())
-        print(f"{arguments.out}: {len(asked)} rows; dropped: {_lost(dropped)}; {shown}", file=sys.stderr)
-    return status.value
+    status, summary = answerer.answer(prompts, pathlib.Path(arguments.out), settings)
+    if not status and answerer.is_writer():
+        lost = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count)
+        print(f"{arguments.out}: {summary}; dropped: {lost or 'nothing'}", file=sys.stderr, flush=True)
+    return status
 
 
 def _export(arguments: argparse.Namespace) -> int:

@@ -1,29 +1,34 @@
-"""What a task is made of: items to be answered, and what a scorer makes of the answers."""
+"""The data types of a task: its options, the items to be answered, and their scores."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from care_jax.errors import UserError, nearest
+from care_jax.textfiles import JsonObject
 
 Mode = Literal["parity", "strict"]
 Method = Literal["auto", "logprob", "generate"]
+QueryLanguage = Literal["native", "english"]
+Status = Literal["scored", "missing", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a task is read, asked and scored.
+    """How a task is read, asked and scored; the command line, a run's configuration and a study use these names.
 
-    mode: parity computes as the published script does, its quirks too; strict does what that script meant.
-    method: how options are chosen; auto takes what the task's authors do where the answerer can. language: only the
-    items of this language or country. prompt: which of a task's own prompts. columns: field -> column of the data.
-    num_fewshot: questions with their answers before each question, the first of `fewshot`, a file or dataset.
+    mode: parity computes what the published script computes, including its quirks; strict computes what that script
+    was meant to. method: how options are chosen; auto does what the task's authors do if the answerer can. language:
+    only the items of this language or country. prompt: which of the task's prompts. translations: a file of the
+    questions in English. columns: field -> column of the data. limit: the number of items. num_fewshot: solved
+    examples before each question, the first ones of `fewshot`, a file or dataset.
     """
 
     mode: Mode = "parity"
     method: Method = "auto"
-    query_language: Literal["native", "english"] = "native"
+    query_language: QueryLanguage = "native"
     language: str | None = None
     prompt: str | None = None
     translations: str | None = None
@@ -32,15 +37,26 @@ class Options:
     num_fewshot: int = 0
     fewshot: str | None = None
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """Returns the names of all options."""
+        return [option.name for option in dataclasses.fields(cls)]
+
+    @classmethod
+    def select(cls, values: JsonObject) -> "Options":
+        """Takes the options from a mapping that may hold other keys too; None stands for the default."""
+        return cls(**{name: values[name] for name in cls.names() if values.get(name) is not None})
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to be answered.
+    """One question of a task.
 
-    prompt: what a model is given, as a user's message, or as it stands where no template renders it. groups: dimension
-    -> value, for the means by group. choices: texts whose log-probabilities are compared: behind `prompt`, or `whole`
-    (texts of their own). letters: what names a choice in words; right: indices of the right choices. unit: items of
-    one unit count together. fields: stand in the answers' lines; secret: only the scorer reads it.
+    prompt: the user's message, or the whole text if no template renders it. groups: dimension -> value, for means by
+    group. choices: texts whose log-probabilities are compared, each as a continuation of `prompt`, or, if
+    `standalone`, as a text of its own. letters: what an answer in words calls each choice. right: indices of the right
+    choices. wordings: the options' own texts, which an answer may repeat. unit: items of one unit are scored together.
+    fields: copied to the lines of the answers. annotation: further data for the task's scorer.
     """
 
     id: str
@@ -50,16 +66,17 @@ class Item:
     choices: tuple[str, ...] = ()
     letters: tuple[str, ...] = ()
     right: tuple[int, ...] = ()
-    whole: bool = False
+    standalone: bool = False
+    wordings: tuple[str, ...] = ()
     unit: str | None = None
     language: str | None = None
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    secret: Any = None
+    fields: Mapping[str, object] = field(default_factory=dict)
+    annotation: object = None
 
 
 @dataclass(frozen=True, slots=True)
 class TaskItems:
-    """The items of a task out of its files; excluded: those that do not count, by reason."""
+    """The items that a task reads. excluded: how many questions do not count, by reason. notes: for the user."""
 
     items: list[Item]
     excluded: Counter[str] = field(default_factory=Counter)
@@ -67,21 +84,24 @@ class TaskItems:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """One item's score. status: missing (no answer) and failed (nothing could be made of it) items are counted."""
+class ItemScore:
+    """The score of an item. status: missing without an answer, failed if nothing could be read from the answers.
+
+    prediction: what was read from the answers. measures: further scores of the item, by name.
+    """
 
     item: Item
     value: float | None
-    status: Literal["scored", "missing", "failed"] = "scored"
+    status: Status = "scored"
     prediction: str | None = None
-    more: Mapping[str, float] = field(default_factory=dict)
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The scores of a task. scores: other measures by name; by: dimension -> group -> score; by_n: how many items."""
+    """The scores of a task. scores: further measures by name. by: dimension -> group -> score. by_n: item counts."""
 
-    scored: list[Scored]
+    item_scores: list[ItemScore]
     metric: str
     score: float | None
     scores: Mapping[str, float | None]
@@ -89,56 +109,70 @@ class Outcome:
     by_n: Mapping[str, Mapping[str, int]]
 
 
-def limited(items: list[Item], options: Options, place: str) -> list[Item]:
-    """The items of the wanted language or country, then the first `limit` of them."""
+@runtime_checkable
+class Grouped(Protocol):
+    """Anything with groups: an item, or what an item is made of."""
+
+    @property
+    def groups(self) -> Mapping[str, str]: ...
+
+
+G = TypeVar("G", bound=Grouped)
+
+
+def select_items(items: list[G], options: Options, source: str) -> list[G]:
+    """Returns the items of the wanted language or country, the first `limit` of them. source: for messages."""
     if options.language is not None:
-        wanted = options.language.casefold().replace(" ", "_")
-        present = sorted({value for item in items for value in _places(item)})
-        items = [item for item in items if wanted in (value.casefold().replace(" ", "_") for value in _places(item))]
+        wanted = _fold(options.language)
+        present = sorted({value for item in items for value in _languages_and_countries(item)})
+        items = [item for item in items if wanted in map(_fold, _languages_and_countries(item))]
         if not items:
             raise UserError(
-                f"--language: {place} has no {options.language!r}{nearest(options.language, present)}; "
+                f"--language: {source} has no {options.language!r}{nearest(options.language, present)}; "
                 f"it has {', '.join(present) or 'none'}"
             )
     return items if options.limit is None else items[: options.limit]
 
 
-def _places(item: Item) -> list[str]:
+def _fold(name: str) -> str:
+    return name.casefold().replace(" ", "_")
+
+
+def _languages_and_countries(item: Grouped) -> list[str]:
     return [value for key in ("language", "country", "culture") if (value := item.groups.get(key))]
 
 
-def mean(values: list[float]) -> float | None:
-    """The mean, or None over nothing."""
-    return sum(values) / len(values) if values else None
+_Values: TypeAlias = dict[str, list[float]]
 
 
-def summarize(scored: list[Scored], metric: str, scale: float = 1.0, worst: float | None = 0.0) -> Outcome:
-    """Means over all items and by each dimension of their groups, times `scale`.
+def summarize(item_scores: list[ItemScore], metric: str, scale: float = 1.0, worst: float | None = 0.0) -> Outcome:
+    """Returns the means over all items and over the groups of each dimension, times `scale`.
 
-    worst: what a missing or failed item counts as; None: such items have no part in the means.
+    worst: the value of missing and failed items; None leaves these items out of the means.
     """
-    values = [(one, worst if one.value is None else one.value) for one in scored]
-    counted = [(one, value) for one, value in values if value is not None]
-    groups: dict[str, dict[str, list[float]]] = {}
-    for one, value in counted:
-        for dimension, name in one.item.groups.items():
-            groups.setdefault(dimension, {}).setdefault(name, []).append(value)
-    more: dict[str, list[float]] = {}
-    for one, _ in counted:
-        for name, value in one.more.items():
-            more.setdefault(name, []).append(value)
-    whole = mean([value for _, value in counted])
+    values: list[float] = []
+    by: dict[str, _Values] = {}
+    measures: _Values = {}
+    for score in item_scores:
+        value = worst if score.value is None else score.value
+        if value is None:
+            continue
+        values.append(value)
+        for dimension, group in score.item.groups.items():
+            by.setdefault(dimension, {}).setdefault(group, []).append(value)
+        for name, measure in score.measures.items():
+            measures.setdefault(name, []).append(measure)
     return Outcome(
-        scored,
+        item_scores,
         metric,
-        None if whole is None else whole * scale,
-        {name: sum(found) / len(counted) * scale for name, found in more.items()},
+        sum(values) / len(values) * scale if values else None,
+        {name: sum(numbers) / len(values) * scale for name, numbers in measures.items()},
         {
-            dimension: {name: sum(found) / len(found) * scale for name, found in sorted(names.items())}
-            for dimension, names in sorted(groups.items())
+            dimension: {group: sum(numbers) / len(numbers) * scale for group, numbers in sorted(groups.items())}
+            for dimension, groups in sorted(by.items())
         },
         {
-            dimension: {name: len(found) for name, found in sorted(names.items())}
-            for dimension, names in sorted(groups.items())
+            dimension: {group: len(numbers) for group, numbers in sorted(groups.items())}
+            for dimension, groups in sorted(by.items())
         },
     )

@@ -15,8 +15,8 @@ from care_jax import config as configs
 from care_jax.config import Config, blocks, files
 from care_jax.config.types import Block, Count, Integer, InvalidValue, Switch, Text, error_message, tag_lists, tag_texts
 from care_jax.errors import UserError, nearest
+from care_jax.evaluation import tasks
 from care_jax.evaluation.items import Options
-from care_jax.evaluation.tasks import registry
 from care_jax.textfiles import JsonObject
 
 
@@ -248,4 +248,4 @@ def evaluation_folder(folder: pathlib.Path, system: System, task: TaskConfig) ->
 
 def answers_folder(folder: pathlib.Path, system: System, task: TaskConfig) -> pathlib.Path:
     """The folder that care-jax evaluate makes in `evaluation_folder`, named after the task."""
-    return evaluation_folder(folder, system, task) / registry.find(task.task, Options())[0].name
+    return evaluation_folder(folder, system, task) / tasks.find(task.task, Options())[0].name

@@ -10,9 +10,9 @@ import yaml
 
 from care_jax import config as configs
 from care_jax.errors import UserError
+from care_jax.evaluation import tasks
 from care_jax.evaluation.answers.snippets import SnippetFilter, keep_best, read_snippets
 from care_jax.evaluation.items import Options
-from care_jax.evaluation.tasks import registry
 from care_jax.study import jobs as processes
 from care_jax.study import results, tables
 from care_jax.study.jobs import Command
@@ -75,7 +75,7 @@ def run(study: Study, *, jobs: int = 1, only: str | None = None) -> pathlib.Path
 def check_tasks(study: Study) -> None:
     """Raises UserError for an unknown task, or a task that needs a judge and has none, before anything runs."""
     for task in study.evaluate:
-        known, _ = registry.find(task.task, Options())
+        known, _ = tasks.find(task.task, Options())
         if known.kind == "judged" and task.judge is None:
             raise UserError(f"evaluate: {task.task} is rated by a judge: set `judge: files`, or {{model, base_url}}")
 
@@ -168,17 +168,12 @@ def _log(folder: pathlib.Path, command: str, system: System, task: TaskConfig) -
 def _options(task: TaskConfig) -> list[str]:
     """The options of care-jax evaluate that a task sets."""
     words = []
-    keys = (
-        *("data", "translations", "language", "prompt", "limit", "num_fewshot", "fewshot"),
-        *("temperature", "max_tokens", "chat_template"),
-    )
-    for key in keys:
+    for key in ("data", *Options.names(), "temperature", "max_tokens", "chat_template", "n"):
         value = getattr(task, key)
+        if key == "columns" and value is not None:
+            value = ",".join(f"{name}={column}" for name, column in value.items())
         if value is not None:
             words += [f"--{key.replace('_', '-')}", str(value)]
-    if task.columns is not None:
-        words += ["--columns", ",".join(f"{name}={column}" for name, column in task.columns.items())]
-    words += ["--query-language", task.query_language, "--method", task.method, "--mode", task.mode, "--n", str(task.n)]
     return words
 
 
@@ -188,10 +183,10 @@ def _import_answers(folder: pathlib.Path, system: System, task: TaskConfig) -> N
     out = answers_folder(folder, system, task) / "responses.jsonl"
     if answers is None or out.is_file():
         return
-    known, options = registry.find(
+    known, options = tasks.find(
         task.task, Options(query_language=task.query_language, language=task.language, translations=task.translations)
     )
-    items = registry.read(known, task.data, options).items
+    items = tasks.read(known, task.data, options).items
     english = task.query_language == "english"
     wanted = SnippetFilter(answers.best_of, answers.engine, answers.language, english)
     lines = read_snippets(answers.path, items, system.name, wanted)

@@ -155,7 +155,7 @@ def test_several_tasks_and_the_list(tmp_path, capsys):
         ([], "--task: which one?"),
         (["--task", "mcq"], "expected one of --model, --base-url, --responses"),
         (["--task", "mcq", "--responses", "none.jsonl", "--data", "questions.jsonl"], "no such file: none.jsonl"),
-        (["--task", "mcq", "--responses", "questions.jsonl", "--model", "m"], "leave --model and --base-url away"),
+        (["--task", "mcq", "--responses", "questions.jsonl", "--model", "m"], "leave --model and --base-url out"),
         (["--task", "mcq", "--responses", "questions.jsonl", "--data", "questions.jsonl"], "no response"),
         (["--task", "cloze", "--base-url", "http://127.0.0.1:9", "--model", "m", "--data", "c.jsonl"], "need --model"),
         (["--task", "mcq", "--model", "m", "--columns", "question"], "expected field=column"),

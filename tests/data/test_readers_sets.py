@@ -8,8 +8,9 @@ from care_jax.data import readers
 from care_jax.data.curation.catalogue import datasets, list_text
 from care_jax.data.readers.blend import country_language
 from care_jax.errors import UserError
+from care_jax.evaluation import tasks
 from care_jax.evaluation.items import Options
-from care_jax.evaluation.tasks import blend, registry
+from care_jax.evaluation.tasks import blend
 from tests.data.rows import write
 
 
@@ -218,7 +219,7 @@ def test_the_table_names_every_dataset_once_and_only_readers_that_exist():
         if data.status in ("preferences", "sft", "reader"):
             assert data.reader in readers.READERS
         if data.status == "evaluation":
-            assert all(name in registry.TASKS for name in data.reader.split(", "))
+            assert all(name in tasks.TASKS for name in data.reader.split(", "))
         if data.status in ("out", "reader"):
             assert data.note
     text = list_text()

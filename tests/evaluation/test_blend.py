@@ -6,9 +6,10 @@ import re
 import pytest
 
 from care_jax.errors import UserError
+from care_jax.evaluation import tasks
 from care_jax.evaluation.answers.responses import Answer
 from care_jax.evaluation.items import Options
-from care_jax.evaluation.tasks import blend, registry
+from care_jax.evaluation.tasks import blend
 
 
 def entry(answers=(), *, idk=0, no_answer=0, not_applicable=0, **more):
@@ -28,8 +29,8 @@ def answer(id_, text, **row):
 
 
 def score(path, answers, **options):
-    task, own = registry.find("blend_sa", Options(**options))
-    return registry.score(task, registry.read(task, path, own), answers, own)[0]
+    task, own = tasks.find("blend_sa", Options(**options))
+    return tasks.score(task, tasks.read(task, path, own), answers, own)[0]
 
 
 def test_exclusions_are_the_authors(tmp_path):
@@ -94,20 +95,20 @@ def test_the_last_of_several_lines_is_a_sample_of_the_mean(tmp_path):
     ],
 )
 def test_matching_and_the_quirks_that_strict_mends(said, response, parity, strict):
-    assert blend.matches(said, response, "English") is parity
-    assert blend.matches(said, response, "English", strict=True) is strict
+    assert blend.contains_answer(said, response, "English") is parity
+    assert blend.contains_answer(said, response, "English", strict=True) is strict
 
 
 def test_arabic_is_compared_without_vowel_signs_and_forms():
-    assert blend.matches("الكُسْكُسي", "كسكسى لذيذ", "Arabic")
-    assert not blend.matches("شاي", "قهوة", "Arabic")
+    assert blend.contains_answer("الكُسْكُسي", "كسكسى لذيذ", "Arabic")
+    assert not blend.contains_answer("شاي", "قهوة", "Arabic")
 
 
 def test_responses_are_cleaned_as_the_script_does():
     prompt = "阅读问题。\n\n问题：早餐吃什么？\n答案："
-    assert blend.cleaned(f"{prompt}豆浆。", prompt) == "豆浆"
-    assert blend.cleaned("答案： 豆浆、油条。", prompt) == "豆浆,油条"
-    assert blend.cleaned("Note: Soup.", prompt) == "note: soup"  # a word that the prompt has not stays
+    assert blend.clean_response(f"{prompt}豆浆。", prompt) == "豆浆"
+    assert blend.clean_response("答案： 豆浆、油条。", prompt) == "豆浆,油条"
+    assert blend.clean_response("Note: Soup.", prompt) == "note: soup"  # a word that the prompt has not stays
 
 
 def test_the_hubs_list_and_the_files_dict_are_one(tmp_path):
@@ -216,8 +217,8 @@ def test_multiple_choice_micro_and_per_id(tmp_path):
     path = choices_file(tmp_path)
     answers = [answer("a_0", '{"answer_choice":"B"}'), answer("a_1", "The answer is B"), answer("b_0", "A")]
     for mode, micro, macro in (("parity", 2 / 3, (0.5 + 1) / 2), ("strict", 1.0, 1.0)):
-        task, options = registry.find("blend_mc", Options(mode=mode))
-        result, _ = registry.score(task, registry.read(task, path, options), answers, options)
+        task, options = tasks.find("blend_mc", Options(mode=mode))
+        result, _ = tasks.score(task, tasks.read(task, path, options), answers, options)
         assert result["score"] == pytest.approx(micro)
         assert result["scores"]["acc per ID (macro)"] == pytest.approx(macro)
         assert result["failed"] == (1 if mode == "parity" else 0)  # 'T' is no option

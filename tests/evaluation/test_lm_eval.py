@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from care_jax.evaluation import tasks
 from care_jax.evaluation.items import Options
-from care_jax.evaluation.tasks import registry
 
 PEER = """
 import json, pathlib, sys
@@ -80,8 +80,8 @@ def test_prompts_are_lm_evals_text(tmp_path, language, file, domain, shots):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     expected = json.loads(done.stdout.split("OUT")[-1])
-    task, options = registry.find("include", Options(num_fewshot=shots, fewshot=examples))
-    items = registry.read(task, path, options).items
+    task, options = tasks.find("include", Options(num_fewshot=shots, fewshot=examples))
+    items = tasks.read(task, path, options).items
     assert len(items) == len(expected) == len(QUESTIONS)
     for item, peer in zip(items, expected):
         assert item.prompt == peer["context"]

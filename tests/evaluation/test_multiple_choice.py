@@ -5,9 +5,9 @@ import json
 import pytest
 
 from care_jax.errors import UserError
+from care_jax.evaluation import tasks
 from care_jax.evaluation.answers.responses import Answer
 from care_jax.evaluation.items import Options
-from care_jax.evaluation.tasks import registry
 
 
 def write(path, text):
@@ -24,13 +24,13 @@ def said(id_, text=None, logps=None):
 
 
 def read(name, path, **options):
-    task, own = registry.find(name, Options(**options))
-    return task, own, registry.read(task, path, own)
+    task, own = tasks.find(name, Options(**options))
+    return task, own, tasks.read(task, path, own)
 
 
 def result(name, path, answers, **options):
     task, own, taken = read(name, path, **options)
-    return registry.score(task, taken, answers, own)[0]
+    return tasks.score(task, taken, answers, own)[0]
 
 
 INCLUDE = {
@@ -71,7 +71,7 @@ def test_examples_stand_before_a_question_and_are_of_its_kind(tmp_path):
     assert item.prompt == f"{about}c{options} C\n\nd{options} D\n\na{options}"  # never the question itself
     (plain,) = read("mcq", path, num_fewshot=1, fewshot=examples)[2].items
     assert plain.prompt.startswith("c\nA. 一\nB. 二\nC. 三\nD. 四\nAnswer: C\n\na\nA.")
-    with pytest.raises(UserError, match=r"b.jsonl has 2 example\(s\) of Chinese, STEM beside a, expected 3"):
+    with pytest.raises(UserError, match=r"b.jsonl has 2 example\(s\) of Chinese, STEM besides a, expected 3"):
         read("include", path, num_fewshot=3, fewshot=examples)
     # Only the questions that are asked need examples; one asked twice is one example.
     both = jsonl(tmp_path / "c.jsonl", rows[:2])
@@ -123,7 +123,7 @@ def test_fork_has_two_options(tmp_path):
     )
     task, own, taken = read("fork", path)
     assert taken.items[0].choices == (" A", " B")
-    assert registry.score(task, taken, [said("7", "hands")], own)[0]["score"] == 1.0
+    assert tasks.score(task, taken, [said("7", "hands")], own)[0]["score"] == 1.0
 
 
 def test_geomlama_counts_the_overlap_of_the_best_n(tmp_path):
@@ -136,7 +136,7 @@ def test_geomlama_counts_the_overlap_of_the_best_n(tmp_path):
     _, _, taken = read("geomlama", path)
     assert [item.choices[0] for item in taken.items] == ["In China people eat with forks.", "In Japan tea is drunk."]
     ids = [item.id for item in taken.items]
-    assert all(item.whole for item in taken.items)
+    assert all(item.standalone for item in taken.items)
     found = result("geomlama", path, [said(ids[0], logps=(-1.0, -2.0, -3.0)), said(ids[1], "Coffee, then tea")])
     assert found["score"] == pytest.approx((0.5 + 0.0) / 2)
 
@@ -172,7 +172,7 @@ def test_cloze_is_the_share_of_pairs_that_prefer_the_foreign_name(tmp_path):
         ],
     )
     _, _, taken = read("cloze", path)
-    assert taken.items[0].whole
+    assert taken.items[0].standalone
     assert taken.items[0].choices[2] == "أكلت pizza اليوم"
     assert (taken.items[1].prompt, taken.items[1].choices[1]) == ("My friend", " John")
     found = result("cloze", path, [said("0", logps=(-1.0, -3.0, -2.0)), said("1", logps=(-1.0, -2.0, -3.0))])
@@ -199,9 +199,9 @@ def test_statement_pairs(tmp_path):
 
 def test_a_task_that_is_none(tmp_path):
     with pytest.raises(UserError, match=r"found 'inclade' \(did you mean 'include'\?\)"):
-        registry.find("inclade", Options())
+        tasks.find("inclade", Options())
     with pytest.raises(UserError, match="fork needs its file"):
-        registry.read(registry.TASKS["fork"], None, Options())
+        tasks.read(tasks.TASKS["fork"], None, Options())
 
 
 def test_care_eval_items_and_ratings(shared):
@@ -215,5 +215,5 @@ def test_care_eval_items_and_ratings(shared):
         Answer({"rating": None, "judge_failed": "no rating"}, taken.items[2].id, None, "x", None, None),
         Answer({}, taken.items[3].id, None, "x", None, None),
     ]
-    found, _ = registry.score(task, taken, answers, own)
+    found, _ = tasks.score(task, taken, answers, own)
     assert (found["score"], found["n"], found["missing"], found["failed"]) == (6.5, 450, 446, 1)

@@ -57,9 +57,9 @@ def encode_item(tokenizer: Tokenizer, item: Item, template: str = "none", date: 
     """Returns the token ids of an item's prompt and choices.
 
     As in lm-evaluation-harness, prompt and choice are tokenized together, and the ids after those of the prompt are the
-    choice. An item of whole texts has no prompt: BOS, or EOS if there is no BOS, takes its place.
+    choice. An item of standalone texts has no prompt: BOS, or EOS if there is no BOS, takes its place.
     """
-    if item.whole:
+    if item.standalone:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if start is None:
             raise UserError(f"item {item.id}: a text without a prompt needs BOS or EOS, and the tokenizer has neither")

@@ -2,15 +2,15 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
-from care_jax.data.rows.fields import Fields
-from care_jax.data.rows.files import open_rows
 from care_jax.data.rows.row import Row
+from care_jax.data.rows.table import open_table, require_fields
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import Matched
-from care_jax.evaluation.items import Item, Options, Outcome, Scored, TaskItems, limited, summarize
+from care_jax.evaluation.items import Item, ItemScore, Options, Outcome, TaskItems, select_items, summarize
+from care_jax.textfiles import JsonObject
 
 _MASKS = ("[MASK]", "<mask>", "<MASK>")
 _CLOZE = {
@@ -36,137 +36,151 @@ _PAIRS = {
 }
 _FOREIGN = ("western", "foreign", "other")
 
+Preference: TypeAlias = Callable[[float, float], bool]  # (logp of a right text, logp of another text) -> counts as 1
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
 
 def read_cloze(path: str, options: Options) -> TaskItems:
-    """Rows of a prompt, native and foreign names (a name, a JSON list, or names between |); or CAMeL's two tables.
+    """Reads rows of a prompt, native and foreign names (a name, a JSON list, or names between |), or CAMeL's tables.
 
-    A folder of prompts*.csv (prompt, type) and entities*.csv (entity, type, culture) is CAMeL's, its workbooks saved as
-    CSV: each prompt gets the names of its type. Where a prompt has a mask the name is put there and the whole text
-    scored, else the name behind the prompt, given it.
+    A folder of prompts*.csv (prompt, type) and entities*.csv (entity, type, culture) is CAMeL's: its workbooks saved as
+    CSV. Each prompt gets the names of its type. If a prompt has a mask, the names replace it and the whole text is
+    scored; otherwise the name is scored as a continuation of the prompt.
     """
-    place = pathlib.Path(path).expanduser()
-    prompts = sorted(place.rglob("*prompts*.csv")) if place.is_dir() else []
-    items = _camel(place, prompts, options) if prompts else _rows(path, options)
-    return TaskItems(limited(items, options, path))
+    folder = pathlib.Path(path).expanduser()
+    prompt_files = sorted(folder.rglob("*prompts*.csv")) if folder.is_dir() else []
+    items = _read_camel(folder, prompt_files, options) if prompt_files else _read_rows(path, options)
+    return TaskItems(select_items(items, options, path))
 
 
-def _rows(path: str, options: Options) -> list[Item]:
-    fields, items = Fields.make(_CLOZE, options.columns), []
-    for row, found in _found(path, fields, "prompt", "native", "foreign"):
-        native, foreign = (_names(found[key], row, key) for key in ("native", "foreign"))
-        items.append(_cloze(str(found.get("id") or row.number), str(found["prompt"]), native, foreign, found))
+def _read_rows(path: str, options: Options) -> list[Item]:
+    items = []
+    for row, values in open_table(path, _CLOZE, options.columns):
+        require_fields(row, values, "prompt", "native", "foreign")
+        native, foreign = (_names(values[key], row, key) for key in ("native", "foreign"))
+        items.append(_cloze_item(str(values.get("id") or row.number), values, native, foreign))
     return items
 
 
-def _camel(place: pathlib.Path, prompts: list[pathlib.Path], options: Options) -> list[Item]:
-    entities: dict[str, dict[bool, list[str]]] = {}
-    fields = Fields.make(_ENTITIES, None)
-    files = [file for file in sorted(place.rglob("*entit*.csv")) if file not in prompts]
-    if not files:
-        raise UserError(f"{place}: prompts, but no file named *entit*.csv (entity, type, culture)")
-    for file in files:
-        for _, found in _found(str(file), fields, "entity", "side"):
-            kind = str(found.get("type") or file.stem).casefold()
-            foreign = str(found["side"]).strip().casefold() in _FOREIGN
-            entities.setdefault(kind, {True: [], False: []})[foreign].append(str(found["entity"]).strip())
-    items, fields = [], Fields.make(_CLOZE, options.columns)
-    for file in prompts:
-        for row, found in _found(str(file), fields, "prompt", "type"):
-            names = entities.get(str(found["type"]).casefold())
-            if names is None or not names[True] or not names[False]:
+def _read_camel(folder: pathlib.Path, prompt_files: Sequence[pathlib.Path], options: Options) -> list[Item]:
+    native, foreign = _read_entities(folder, prompt_files)
+    items = []
+    for file in prompt_files:
+        for row, values in open_table(str(file), _CLOZE, options.columns):
+            require_fields(row, values, "prompt", "type")
+            kind = str(values["type"]).casefold()
+            if kind not in native or kind not in foreign:
                 raise UserError(
-                    f"{row.place}: no native and foreign names of type {found['type']!r}; there are "
-                    f"{', '.join(sorted(entities))}"
+                    f"{row.place}: no native and foreign names of type {values['type']!r}; there are "
+                    f"{', '.join(sorted({*native, *foreign}))}"
                 )
-            items.append(_cloze(f"{file.stem}:{row.row}", str(found["prompt"]), names[False], names[True], found))
+            items.append(_cloze_item(f"{file.stem}:{row.row}", values, native[kind], foreign[kind]))
     return items
 
 
-def _cloze(id_: str, prompt: str, native: list[str], foreign: list[str], found: Mapping[str, Any]) -> Item:
-    mask = next((one for one in _MASKS if one in prompt), None)
+def _read_entities(
+    folder: pathlib.Path, prompt_files: Sequence[pathlib.Path]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Returns the native and the foreign names, by type."""
+    native: dict[str, list[str]] = {}
+    foreign: dict[str, list[str]] = {}
+    files = [file for file in sorted(folder.rglob("*entit*.csv")) if file not in prompt_files]
+    if not files:
+        raise UserError(f"{folder}: prompts, but no file named *entit*.csv (entity, type, culture)")
+    for file in files:
+        for row, values in open_table(str(file), _ENTITIES):
+            require_fields(row, values, "entity", "side")
+            kind = str(values.get("type") or file.stem).casefold()
+            names = foreign if str(values["side"]).strip().casefold() in _FOREIGN else native
+            names.setdefault(kind, []).append(str(values["entity"]).strip())
+    return native, foreign
+
+
+def _cloze_item(id_: str, values: JsonObject, native: list[str], foreign: list[str]) -> Item:
+    prompt = str(values["prompt"])
+    mask = next((mask for mask in _MASKS if mask in prompt), None)
     names = [*native, *foreign]
-    joined = [prompt.replace(mask, name) for name in names] if mask else [f" {name}" for name in names]
     return Item(
         id=id_,
         question=prompt,
         prompt="" if mask else prompt.rstrip(),
-        groups={key: str(found[key]) for key in ("type", "culture") if found.get(key)},
-        choices=tuple(joined),
+        groups={key: str(values[key]) for key in ("type", "culture") if values.get(key)},
+        choices=tuple(prompt.replace(mask, name) if mask else f" {name}" for name in names),
         letters=tuple(names),
         right=tuple(range(len(native))),
-        whole=mask is not None,
+        standalone=mask is not None,
     )
 
 
-def _names(value: Any, row: Row, key: str) -> list[str]:
+def _names(value: object, row: Row, key: str) -> list[str]:
     if isinstance(value, str) and value.strip().startswith("["):
         try:
             value = json.loads(value)
         except ValueError as error:
             raise UserError(f"{row.place}, {key}: not a JSON list: {error}") from None
-    names = [str(one).strip() for one in (value if isinstance(value, list | tuple) else str(value or "").split("|"))]
-    if not any(names):
+    parts = value if isinstance(value, list | tuple) else str(value or "").split("|")
+    names = [name for part in parts if (name := str(part).strip())]
+    if not names:
         raise UserError(f"{row.place}, {key}: no name")
-    return [name for name in names if name]
-
-
-def _found(path: str, fields: Fields, *needed: str) -> Any:
-    for row in open_rows(path):
-        if row.value is None:
-            raise UserError(f"{row.place}: {row.problem}")
-        found = fields.of(row.value)
-        lacking = [key for key in needed if key not in found]
-        if lacking:
-            keys = ", ".join(map(str, row.value))
-            raise UserError(f"{row.place}: no {', '.join(lacking)}; its columns are {keys} (name them by --columns)")
-        yield row, found
+    return names
 
 
 def read_pairs(path: str, options: Options) -> TaskItems:
-    """Rows of a stereotyped statement and its contrast, both scored whole (SHADES, by a column map)."""
-    fields, items = Fields.make(_PAIRS, options.columns), []
-    for row, found in _found(path, fields, "stereotyped", "contrast"):
-        texts = (str(found["stereotyped"]), str(found["contrast"]))
+    """Reads rows of a stereotyped statement and its contrast, each scored as a whole (SHADES, by a map of columns)."""
+    items = []
+    for row, values in open_table(path, _PAIRS, options.columns):
+        require_fields(row, values, "stereotyped", "contrast")
+        statements = (str(values["stereotyped"]), str(values["contrast"]))
         items.append(
             Item(
-                id=str(found.get("id") or row.number),
-                question=texts[0],
+                id=str(values.get("id") or row.number),
+                question=statements[0],
                 prompt="",
-                groups={key: str(found[key]) for key in ("language", "category", "country") if found.get(key)},
-                choices=texts,
+                groups={key: str(values[key]) for key in ("language", "category", "country") if values.get(key)},
+                choices=statements,
                 letters=("stereotyped", "contrast"),
                 right=(0,),
-                language=found.get("language"),
-                whole=True,
+                language=values.get("language"),
+                standalone=True,
             )
         )
-    return TaskItems(limited(items, options, path))
+    return TaskItems(select_items(items, options, path))
 
 
-def score_comparisons(taken: TaskItems, matched: Matched, options: Options) -> Outcome:
-    """The mean over items of the share of pairs (native, foreign) in which the foreign text is likelier: CAMeL's
-    Cultural Bias Score (Naous et al. 2024)."""
-    return _score(taken, matched, "cultural bias score", lambda native, foreign: foreign > native)
+# --- scoring ---------------------------------------------------------------------------------------------------------
 
 
-def score_pairs(taken: TaskItems, matched: Matched, options: Options) -> Outcome:
-    """The share of pairs in which the stereotyped statement is the likelier; half of them is neutral."""
-    return _score(taken, matched, "stereotype preferred", lambda stereotyped, contrast: stereotyped > contrast)
+def score_comparisons(task_items: TaskItems, matched: Matched, options: Options) -> Outcome:
+    """Returns CAMeL's Cultural Bias Score (Naous et al. 2024): per item, the share of pairs (native, foreign) in which
+    the foreign text is likelier; the mean over items."""
+    return _score(task_items, matched, "cultural bias score", lambda native, foreign: foreign > native)
 
 
-def _score(taken: TaskItems, matched: Matched, metric: str, prefers: Any) -> Outcome:
-    scored = []
-    for item in taken.items:
+def score_pairs(task_items: TaskItems, matched: Matched, options: Options) -> Outcome:
+    """Returns the share of pairs in which the stereotyped statement is likelier; one half is neutral."""
+    return _score(task_items, matched, "stereotype preferred", lambda stereotyped, contrast: stereotyped > contrast)
+
+
+def _score(task_items: TaskItems, matched: Matched, metric: str, prefers: Preference) -> Outcome:
+    scores = []
+    for item in task_items.items:
         answers = matched.answers.get(item.id, [])
-        given = [one.logps for one in answers if one.logps is not None and len(one.logps) == len(item.choices)]
-        if not given:
-            scored.append(Scored(item, None, "failed" if answers else "missing"))
-            continue
-        others = [index for index in range(len(item.choices)) if index not in item.right]
         shares = [
-            sum(prefers(logps[own], logps[other]) for own in item.right for other in others)
-            / (len(item.right) * len(others))
-            for logps in given
+            _share(item, answer.logps, prefers)
+            for answer in answers
+            if answer.logps is not None and len(answer.logps) == len(item.choices)
         ]
-        scored.append(Scored(item, sum(shares) / len(shares)))
-    return summarize(scored, metric, worst=None)
+        if shares:
+            scores.append(ItemScore(item, sum(shares) / len(shares)))
+        else:
+            scores.append(ItemScore(item, None, "failed" if answers else "missing"))
+    return summarize(scores, metric, worst=None)
+
+
+def _share(item: Item, logps: Sequence[float], prefers: Preference) -> float:
+    """Returns the share of pairs (right, other) for which `prefers` holds."""
+    others = [index for index in range(len(item.choices)) if index not in item.right]
+    count = sum(prefers(logps[right], logps[other]) for right in item.right for other in others)
+    return count / (len(item.right) * len(others))

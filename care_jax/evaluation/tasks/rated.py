@@ -1,21 +1,28 @@
-"""Tasks whose answers a judge rates: CARE's own questions, and LLM-GLOBE's open ones."""
+"""Tasks whose answers a judge rates: CARE's evaluation questions, and LLM-GLOBE's open questions."""
 
 from collections import Counter
-from typing import Any
 
 from care_jax.data import readers
 from care_jax.data.questions import culture_id, plain_text
-from care_jax.data.rows.fields import Fields
-from care_jax.data.rows.files import open_rows
+from care_jax.data.rows.table import open_table
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.responses import Matched
-from care_jax.evaluation.items import Item, Options, Outcome, Scored, TaskItems, limited, summarize
+from care_jax.evaluation.answers.responses import Answer, Matched
+from care_jax.evaluation.items import Item, ItemScore, Options, Outcome, TaskItems, select_items, summarize
+from care_jax.textfiles import JsonObject
+
+_GLOBE = {
+    "id": ("id", "question_id"),
+    "question": ("question", "prompt", "item"),
+    "dimension": ("dimension", "domain", "category"),
+    "language": ("language", "lang"),
+    "culture": ("culture", "country"),
+}
 
 
 def read_care(path: str, options: Options) -> TaskItems:
-    """CARE's evaluation questions: {Arabic,Chinese,Japanese}-test.json, a folder of them, or the hub's rows.
+    """Reads CARE's evaluation questions: {Arabic,Chinese,Japanese}-test.json, a folder of them, or the hub's rows.
 
-    The id is `culture-number`, by the place in the culture's file. The reference stays the native one also when the
+    The id is `culture-number`, by the position in the culture's file. The reference is the native one even if the
     question is asked in English.
     """
     reading = readers.read(
@@ -23,19 +30,19 @@ def read_care(path: str, options: Options) -> TaskItems:
         columns=options.columns,
     )  # fmt: skip
     items = []
-    place: Counter[str] = Counter()
+    numbers: Counter[str] = Counter()
     for question in reading.questions:
         culture = question.culture or "none"
-        place[culture] += 1
+        numbers[culture] += 1
         groups = {"culture": culture, "category": question.category or "none"}
         if question.language:
             groups["language"] = question.language
-        asked = plain_text(question.prompt)
+        prompt = plain_text(question.prompt)
         items.append(
             Item(
-                id=f"{culture}-{place[culture]:04d}",
-                question=asked,
-                prompt=asked,
+                id=f"{culture}-{numbers[culture]:04d}",
+                question=prompt,
+                prompt=prompt,
                 groups=groups,
                 language="en" if options.query_language == "english" else question.language,
                 fields={
@@ -47,66 +54,55 @@ def read_care(path: str, options: Options) -> TaskItems:
             )
         )
     dropped = Counter({reason: count for reason, count in reading.report.dropped.items() if count})
-    return TaskItems(limited(items, options, path), dropped)
-
-
-_GLOBE = {
-    "id": ("id", "question_id"),
-    "question": ("question", "prompt", "item"),
-    "dimension": ("dimension", "domain", "category"),
-    "language": ("language", "lang"),
-    "culture": ("culture", "country"),
-}
+    return TaskItems(select_items(items, options, path), dropped)
 
 
 def read_globe(path: str, options: Options) -> TaskItems:
-    """LLM-GLOBE's items by a column map (question, dimension, language): rated 1 to 7 by the rubric `globe`.
+    """Reads LLM-GLOBE's questions by a map of columns (question, dimension, language); the rubric `globe` rates 1 to 7.
 
-    The published files were not seen; name the columns by --columns where they differ.
+    This was written without the published files: if their columns have other names, give these by --columns.
     """
-    fields, items = Fields.make(_GLOBE, options.columns), []
-    for row in open_rows(path):
-        found = {} if row.value is None else fields.of(row.value)
-        if not str(found.get("question") or "").strip():
+    items = []
+    for row, values in open_table(path, _GLOBE, options.columns):
+        if not str(values.get("question") or "").strip():
             raise UserError(f"{row.place}: no question; its columns are {', '.join(map(str, row.value or ()))}")
-        groups = {"category": str(found["dimension"])} if found.get("dimension") else {}
-        if found.get("culture"):
-            groups["culture"] = culture_id(str(found["culture"]))
-        if found.get("language"):
-            groups["language"] = str(found["language"])
-        about: dict[str, Any] = {key: groups[key] for key in ("culture", "category") if key in groups}
+        groups = {"category": str(values["dimension"])} if values.get("dimension") else {}
+        if values.get("culture"):
+            groups["culture"] = culture_id(str(values["culture"]))
+        if values.get("language"):
+            groups["language"] = str(values["language"])
+        fields: JsonObject = {key: groups[key] for key in ("culture", "category") if key in groups}
         items.append(
             Item(
-                id=str(found.get("id") or row.number),
-                question=str(found["question"]),
-                prompt=str(found["question"]),
+                id=str(values.get("id") or row.number),
+                question=str(values["question"]),
+                prompt=str(values["question"]),
                 groups=groups,
-                language=found.get("language"),
-                fields={**about, "rubric": "globe"},
+                language=values.get("language"),
+                fields={**fields, "rubric": "globe"},
             )
         )
-    return TaskItems(limited(items, options, path))
+    return TaskItems(select_items(items, options, path))
 
 
-def score_rated(taken: TaskItems, matched: Matched, options: Options) -> Outcome:
-    """The mean of the judge's ratings, which stand in the lines of `care-jax judge`'s output.
+def score_rated(task_items: TaskItems, matched: Matched, options: Options) -> Outcome:
+    """Returns the mean of the judge's ratings, which are in the lines that `care-jax judge` writes.
 
-    An answer that was not judged has no rating, and no part in the mean.
+    An answer without a rating is not in the mean.
     """
-    scored = []
-    for item in taken.items:
-        answers = matched.answers.get(item.id, [])
-        given = [_rating(one.row) for one in answers]
-        ratings = [value for value in given if value is not None]
-        if ratings:
-            scored.append(Scored(item, sum(ratings) / len(ratings)))
-        else:
-            judged = any("judge_failed" in one.row for one in answers)
-            status: Any = "failed" if judged else "scored" if answers else "missing"
-            scored.append(Scored(item, None, status))
-    return summarize(scored, "mean rating", worst=None)
+    return summarize([_score_item(item, matched) for item in task_items.items], "mean rating", worst=None)
 
 
-def _rating(row: Any) -> float | None:
-    value = row.get("rating")
+def _score_item(item: Item, matched: Matched) -> ItemScore:
+    answers = matched.answers.get(item.id, [])
+    ratings = [rating for answer in answers if (rating := _rating(answer)) is not None]
+    if ratings:
+        return ItemScore(item, sum(ratings) / len(ratings))
+    if any("judge_failed" in answer.row for answer in answers):
+        return ItemScore(item, None, "failed")
+    return ItemScore(item, None, "scored" if answers else "missing")
+
+
+def _rating(answer: Answer) -> float | None:
+    value = answer.row.get("rating")
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

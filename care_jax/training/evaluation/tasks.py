@@ -1,106 +1,116 @@
-"""Evaluation tasks in the middle of a run: the policy as it stands answers them, and they are scored."""
+"""Evaluation tasks during a run: the current policy answers them, and the answers are scored."""
 
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
 from care_jax.config import Config, steps_of
 from care_jax.config.blocks import TaskConfig
+from care_jax.data.chat import Tokenizer
 from care_jax.errors import UserError
+from care_jax.evaluation import tasks
 from care_jax.evaluation.answers import generate, logprobs
 from care_jax.evaluation.answers.prompts import item_prompts
 from care_jax.evaluation.answers.responses import Answer
 from care_jax.evaluation.answers.settings import GenerationSettings
 from care_jax.evaluation.items import Options, TaskItems
 from care_jax.evaluation.model import LoadedModel
-from care_jax.evaluation.tasks import registry
 from care_jax.models import lora
+from care_jax.models.decoder import Decoder
+from care_jax.textfiles import JsonObject
 from care_jax.training.step import State
 
 
 @dataclasses.dataclass(frozen=True)
-class _Prepared:
-    label: str
+class PreparedTask:
+    """A task of the configuration with its items."""
+
     config: TaskConfig
-    task: registry.Task
+    task: tasks.Task
     options: Options
-    taken: TaskItems
+    items: TaskItems
 
 
-def read_tasks(config: Config) -> list[_Prepared]:
-    """The items of the configured tasks, read before anything is trained.
+def read_tasks(config: Config) -> list[PreparedTask]:
+    """Reads the items of the configured tasks, before the training.
 
-    Raises UserError for a task that is none, cannot be read, or needs a judge.
+    Raises UserError for a task that does not exist, cannot be read, or needs a judge.
     """
-    return [] if config.evaluation is None else [_prepare(one) for one in config.evaluation.tasks]
+    return [] if config.evaluation is None else [_prepare(task) for task in config.evaluation.tasks]
 
 
-def _prepare(one: TaskConfig) -> _Prepared:
-    options = Options(
-        mode=one.mode, method=one.method, query_language=one.query_language, language=one.language,
-        prompt=one.prompt, translations=one.translations, columns=one.columns, limit=one.limit,
-        num_fewshot=one.num_fewshot or 0, fewshot=one.fewshot,
-    )  # fmt: skip
-    task, options = registry.find(one.task, options)
+def _prepare(config: TaskConfig) -> PreparedTask:
+    task, options = tasks.find(config.task, Options.select(dict(config)))
     if task.kind == "judged":
         raise UserError(f"evaluation.tasks: {task.name} is rated by a judge: evaluate the export, then judge it")
-    return _Prepared(one.label, one, task, options, registry.read(task, one.data, options))
+    return PreparedTask(config, task, options, tasks.read(task, config.data, options))
 
 
 def task_scores(
     config: Config,
-    prepared: Sequence[_Prepared],
-    model: Any,
-    tokenizer: Any,
+    prepared: Sequence[PreparedTask],
+    model: Decoder,
+    tokenizer: Tokenizer,
     source: pathlib.Path,
     mesh: jax.sharding.Mesh,
     total: int,
 ) -> "TaskScores | None":
-    """The tasks that `read_tasks` read, or None. source: the model's folder, whose files say what ends an answer."""
+    """Returns what scores the tasks of `read_tasks`, or None if the configuration has none.
+
+    source: the folder of the starting model, whose files tell which ids end an answer. total: steps of the run.
+    """
     if config.evaluation is None:
         return None
-    every = steps_of(config.evaluation.every, total)
-    return TaskScores(prepared, model, tokenizer, source, mesh, every, total, config)
+    start = LoadedModel(config.name, source, model, {}, tokenizer)
+    return TaskScores(config, prepared, start, mesh, total)
 
 
 class TaskScores:
-    """Answers and scores the tasks; answers in words are greedy unless the configuration gives a temperature."""
+    """Answers and scores the tasks. Answers in words are greedy unless the configuration sets a temperature."""
 
     def __init__(
-        self, prepared: Sequence[_Prepared], model: Any, tokenizer: Any, source: pathlib.Path,
-        mesh: jax.sharding.Mesh, every: int, total: int, config: Config,
-    ):  # fmt: skip
-        self._prepared, self._model, self._tokenizer = prepared, model, tokenizer
-        self._source, self._mesh, self._every, self._total, self._config = source, mesh, every, total, config
+        self, config: Config, prepared: Sequence[PreparedTask], start: LoadedModel, mesh: jax.sharding.Mesh, total: int
+    ):
+        """start: the model without weights."""
+        self._config, self._prepared, self._start, self._mesh, self._total = config, prepared, start, mesh, total
+        self._every = total if config.evaluation is None else steps_of(config.evaluation.every, total)
 
     def due(self, step: int) -> bool:
+        """Returns whether the tasks are scored after this step."""
         return step == self._total or step % self._every == 0
 
-    def run(self, state: State) -> dict[str, Any]:
-        """`eval/LABEL/score`, and `eval/LABEL/missing` and `failed`, of every task."""
-        params = state.params if state.lora is None else lora.merge(self._model, state.params, state.lora)
-        opened = LoadedModel(self._config.name, self._source, self._model, params, self._tokenizer)
-        found: dict[str, Any] = {}
-        for one in self._prepared:
-            result, _ = registry.score(one.task, one.taken, self._answers(one, opened), one.options)
-            found |= {f"eval/{one.label}/{name}": result[name] for name in ("score", "missing", "failed")}
-        return found
+    def run(self, state: State) -> JsonObject:
+        """Returns `eval/LABEL/score`, `eval/LABEL/missing` and `eval/LABEL/failed` of every task."""
+        model = self._start.model
+        params = state.params if state.lora is None else lora.merge(model, state.params, state.lora)
+        policy = dataclasses.replace(self._start, params=params)
+        metrics: JsonObject = {}
+        for prepared in self._prepared:
+            answers = self._answers(prepared, policy)
+            result, _ = tasks.score(prepared.task, prepared.items, answers, prepared.options)
+            label = prepared.config.label
+            metrics |= {f"eval/{label}/{name}": result[name] for name in ("score", "missing", "failed")}
+        return metrics
 
-    def _answers(self, one: _Prepared, opened: LoadedModel) -> list[Answer]:
-        items = one.taken.items
-        if registry.by_logprob(one.task, one.options, has_weights=True):
-            encoded = [logprobs.encode_item(opened.tokenizer, i, one.config.chat_template or "none") for i in items]
-            values = logprobs.score_items(opened.model, opened.params, encoded, self._mesh)
-            return [Answer({}, i.id, None, None, tuple(v), None) for i, v in zip(items, values, strict=True)]
+    def _answers(self, prepared: PreparedTask, policy: LoadedModel) -> list[Answer]:
+        items, task, config = prepared.items.items, prepared.task, prepared.config
+        if tasks.uses_logprobs(task, prepared.options, has_weights=True):
+            template = config.chat_template or "none"
+            encoded = [logprobs.encode_item(policy.tokenizer, item, template) for item in items]
+            scores = logprobs.score_items(policy.model, policy.params, encoded, self._mesh)
+            return [
+                Answer({}, item.id, None, None, tuple(logps), None) for item, logps in zip(items, scores, strict=True)
+            ]
         settings = GenerationSettings(
-            temperature=one.config.temperature or 0.0,
-            max_tokens=one.config.max_tokens or one.task.max_tokens,
+            temperature=config.temperature or 0.0,
+            max_tokens=config.max_tokens or task.max_tokens,
             seed=self._config.seed,
-            chat_template=one.config.chat_template or self._config.data.chat_template,
+            chat_template=config.chat_template or self._config.data.chat_template,
             date=self._config.data.template_date,
         )
-        lines = generate.generate_answers(opened, item_prompts(items, one.task.name), settings, self._mesh)
-        return [Answer(line, i.id, None, line["response"], None, None) for i, line in zip(items, lines, strict=True)]
+        lines = generate.generate_answers(policy, item_prompts(items, task.name), settings, self._mesh)
+        return [
+            Answer(line, item.id, None, line["response"], None, None) for item, line in zip(items, lines, strict=True)
+        ]

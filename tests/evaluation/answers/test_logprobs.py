@@ -36,7 +36,7 @@ def items():
     examples = "".join(f"Question {n}: what is drunk?\nA. tea\nB. rice\nAnswer: A\n\n" for n in range(4))
     lettered += [Item(f"s{n}", "q", f"{examples}Question: {n}?\nAnswer:", choices=(" A", " B")) for n in range(5)]
     worded = [Item("w", "q", "Guests are given", choices=(" green tea with mint", " bread", " nothing at all to eat"))]
-    whole = [Item("t", "q", "", choices=("喝茶是习惯", "He drank tea."), whole=True)]
+    whole = [Item("t", "q", "", choices=("喝茶是习惯", "He drank tea."), standalone=True)]
     return [*lettered, *worded, *whole]
 
 
