@@ -73,7 +73,7 @@ def _score(arguments: argparse.Namespace) -> int:
     from care_jax.distributed import is_writer, say
     from care_jax.evaluation.model import open_model
     from care_jax.textfiles import write_lines, writing
-    from care_jax.training.forward.score import account, score
+    from care_jax.training.forward.score import score, summarize
 
     mesh = sharding.make_mesh()
     opened = open_model(arguments.model, mesh, arguments.dtype)
@@ -86,7 +86,7 @@ def _score(arguments: argparse.Namespace) -> int:
         date=arguments.template_date,
         mesh=mesh,
     )
-    say(account(arguments.data, corpus, reading.report.rows, reading.report.dropped))
+    say(summarize(arguments.data, corpus, reading.report.rows, reading.report.dropped))
     if not lines:
         raise UserError(f"{arguments.data}: holds no response to score")
     if not is_writer():

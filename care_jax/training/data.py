@@ -1,4 +1,4 @@
-"""From the configuration's data block to a corpus, a stream of units, and the layout of every step to be run."""
+"""From the configuration's data block to a corpus, a stream of units, and the source of the steps."""
 
 import dataclasses
 import pathlib
@@ -29,7 +29,7 @@ class RunData:
     """Everything of a run's data that the loop needs.
 
     source: what the steps are made from. sequences: what the steps and the evaluation need, each once. files: the
-    SHA-256 of each file that was read. labels: of the unpaired view, how many of each, and what that means for the
+    SHA-256 of each file that was read. labels: in the unpaired view, how many of each, and what that means for the
     loss.
     """
 
@@ -246,7 +246,7 @@ def _make_units(config: Config, view: str, tokens: TokenizedQuestions, number: i
     return tokens.to_corpus(units, number)
 
 
-# ---- The plan of the steps, and of the evaluation
+# ---- The source of the steps, and what the evaluation needs
 
 
 def plan_steps(

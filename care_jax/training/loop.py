@@ -120,9 +120,9 @@ def _run(run: RunContext, start: Start) -> Run:
 
     # ---- The reference: its logps of every response that is needed, before the first step.
     abstract, shardings = abstract_state(trained, weights, mesh)
-    layout = pipeline.mismatched_shape(data.source.shape, data.corpus)
+    shape = pipeline.mismatched_shape(data.source.shape, data.corpus)
     reserved = bytes_per_device(with_shardings(abstract, shardings))
-    forward = ForwardPass(trained.model, data.corpus, layout, mesh, run.stop, reserved)
+    forward = ForwardPass(trained.model, data.corpus, shape, mesh, run.stop, reserved)
     reference = compute_reference(run, weights, data, forward)
     if start.step is None and reference.precomputed and reference.is_start:
         before_start.check_reference(reference, data, {"params": weights.params})

@@ -15,7 +15,7 @@ from care_jax.models.decoder import Decoder
 from care_jax.models.hf import safetensors_io
 from care_jax.training import placement
 from care_jax.training.forward.cache import fingerprint
-from care_jax.training.optimizer import Schedule, optimizer_and_schedule
+from care_jax.training.optimizer import optimizer_and_schedule
 from care_jax.training.step import State, init_state
 
 Shaped = jax.Array | jax.ShapeDtypeStruct
@@ -27,7 +27,7 @@ class ModelAndOptimizer:
 
     model: Decoder
     optimizer: optax.GradientTransformation
-    schedule: Schedule
+    schedule: optax.Schedule
     adapter_shardings: Params | None
 
 

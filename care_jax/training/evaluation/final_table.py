@@ -1,7 +1,8 @@
 """The table that ends a run: what it learned on held-out questions, by culture."""
 
 from collections.abc import Sequence
-from typing import Any
+
+from care_jax.textfiles import JsonObject
 
 COLUMNS = (
     ("accuracy by logps, before", "before", "logps/accuracies"),
@@ -13,11 +14,11 @@ COLUMNS = (
 )
 
 
-def final_table(lines: Sequence[dict[str, Any]]) -> str:
-    """Held-out accuracy and margin before and after, over all pairs and by culture and category.
+def final_table(lines: Sequence[JsonObject]) -> str:
+    """Returns held-out accuracy and margin before and after training, over all pairs and by culture and category.
 
-    lines: of metrics.jsonl. "by logps" compares log-probabilities a token, so it means something before training too;
-    an accuracy of rewards against the starting model itself is a tie everywhere, and shown as -.
+    lines: of metrics.jsonl. "by logps" compares log-probabilities per token, so it means something before training
+    too. Accuracy by rewards is a tie everywhere for a policy that is its own reference, and shown as -.
     """
     evaluations = [line for line in lines if "eval/loss" in line]
     if not evaluations:

@@ -27,17 +27,17 @@ from care_jax.training.step import Variables, make_logps
 class ForwardPass:
     """Lays sequences out in microbatches and runs one microbatch per call. Policy and reference go the same way.
 
-    layout: sized for single responses, so that any sequences fit. The first pass multiplies its rows by 8, 4 or 2 if
+    shape: sized for single responses, so that any sequences fit. The first pass multiplies its rows by 8, 4 or 2 if
     the devices have the memory; all passes then keep them. A backend that does not report its memory (the CPU) keeps
-    the layout. reserved: bytes per device that are or will be taken besides the arguments of the pass.
+    the given rows. reserved: bytes per device that are or will be taken besides the arguments of the pass.
     """
 
     def __init__(
-        self, model: Decoder, corpus: Corpus, layout: BatchShape, mesh: Mesh, stop: StopSignal, reserved: int = 0
+        self, model: Decoder, corpus: Corpus, shape: BatchShape, mesh: Mesh, stop: StopSignal, reserved: int = 0
     ):
         check_token_ids(corpus, model.arch.vocab_size)
         self._corpus, self._mesh, self._stop, self._reserved = corpus, mesh, stop, reserved
-        self._layout = dataclasses.replace(layout, microbatches=1)
+        self._shape = dataclasses.replace(shape, microbatches=1)
         self._plans: dict[tuple[SequenceId, ...], StepPlan] = {}
         self.logps = jax.jit(make_logps(model), out_shardings=sharding.replicated(mesh))
 
@@ -104,10 +104,10 @@ class ForwardPass:
         if key not in self._plans:
             limit = None if self._plans else memory.memory_limit()
             if limit is None:
-                plan = pipeline.plan_responses(self._corpus, sequences, self._layout)
+                plan = pipeline.plan_responses(self._corpus, sequences, self._shape)
             else:
                 plan = self._plan_within(limit, sequences, variables)
-            self._layout = plan.shape
+            self._shape = plan.shape
             self._plans[key] = plan
         return self._plans[key]
 
@@ -120,7 +120,7 @@ class ForwardPass:
 
             return program_fits(compile_program, limit - self._reserved)
 
-        return largest_plan(self._corpus, sequences, self._layout, fits)
+        return largest_plan(self._corpus, sequences, self._shape, fits)
 
 
 def _members(plan: StepPlan) -> list[np.ndarray]:

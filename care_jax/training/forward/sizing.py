@@ -13,20 +13,20 @@ from care_jax.data.packing.plans import StepPlan
 from care_jax.training.errors import out_of_memory
 from care_jax.training.memory import program_bytes
 
-_MULTIPLES = (8, 4, 2)  # of the layout's rows, that are tried
+_MULTIPLES = (8, 4, 2)  # of the rows of the given shape
 
 
 def largest_plan(
-    corpus: Corpus, sequences: Sequence[SequenceId], layout: BatchShape, fits: Callable[[StepPlan], bool]
+    corpus: Corpus, sequences: Sequence[SequenceId], shape: BatchShape, fits: Callable[[StepPlan], bool]
 ) -> StepPlan:
-    """Plans the sequences in the layout with the most rows that fit, of which the sequences fill more than half."""
+    """Plans the sequences with the most rows that fit, of which the sequences fill more than half."""
     for times in _MULTIPLES:
-        larger = {name: times * getattr(layout, name) for name in ("rows", "responses", "completions")}
-        plan = pipeline.plan_responses(corpus, sequences, dataclasses.replace(layout, **larger))
+        larger = {name: times * getattr(shape, name) for name in ("rows", "responses", "completions")}
+        plan = pipeline.plan_responses(corpus, sequences, dataclasses.replace(shape, **larger))
         filled = plan.tokens > plan.shape.rows * plan.shape.row_length // 2
         if filled and not distributed.anywhere(not fits(plan)):
             return plan
-    return pipeline.plan_responses(corpus, sequences, layout)
+    return pipeline.plan_responses(corpus, sequences, shape)
 
 
 def program_fits(compile_program: Callable[[], jax.stages.Compiled], limit: int) -> bool:
