@@ -13,7 +13,7 @@ from care_jax.training.errors import Diverged
 from care_jax.training.objective import make_objective
 from care_jax.training.step import init_state
 from tests.training.batches import groups, plain_batch, tiny_model
-from tests.training.test_runs import run
+from tests.training.test_loop import run
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

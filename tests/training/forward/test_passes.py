@@ -1,0 +1,44 @@
+"""Passes without a gradient: the rows of a microbatch, and the ids that a model knows."""
+
+import jax
+import numpy as np
+
+import care_jax.models as models
+from care_jax.data import pipeline
+from care_jax.data.chat import load_tokenizer
+from care_jax.data.packing.batch import BatchShape
+from care_jax.data.readers.registry import read
+from care_jax.data.rows.files import SAMPLE
+from care_jax.sharding import make_mesh
+from care_jax.stopping import StopSignal
+from care_jax.training import memory
+from care_jax.training.forward.passes import ForwardPass
+
+
+def test_a_pass_takes_the_largest_microbatch_that_the_memory_holds(monkeypatch):
+    """8 devices; the layout's rows are 8. Memory decides between them and 2, 4, 8 times them; the numbers are equal."""
+    tokenizer = load_tokenizer("sample")
+    corpus = pipeline.tokenize(read("care", "sample").questions, tokenizer, max_length=128)
+    counts = np.diff(corpus.first_response).tolist()
+    sequences = [(q, corpus.response_id(q, number)) for q, count in enumerate(counts) for number in range(count)]
+    model = models.from_config(SAMPLE / "model")
+    mesh = make_mesh(1, 8, 1)
+    layout = BatchShape(rows=8, row_length=128, responses=128, completions=1024)
+
+    def run(limit, reserved=0):
+        monkeypatch.setattr(memory, "memory_limit", lambda: limit)
+        one = ForwardPass(model, corpus, layout, mesh, StopSignal(), reserved)
+        found = one.run(sequences, {"params": params})
+        (plan,) = one._plans.values()
+        return plan.shape.rows, found
+
+    with jax.set_mesh(mesh):
+        params = models.init_params(model, 0, mesh)
+        rows, expected = run(None)
+        assert rows == 8
+        most, found = run(2**34)
+        assert most == 64
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        assert run(2**20)[0] == 8
+        assert run(2**34, reserved=2**34)[0] == 8
+        assert any(run(limit)[0] in (16, 32) for limit in range(4 * 2**20, 24 * 2**20, 2**21))
