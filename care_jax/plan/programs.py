@@ -13,9 +13,9 @@ import jax
 from care_jax import hardware, sharding
 from care_jax.plan import flops, hlo
 from care_jax.plan.shapes import Shapes
-from care_jax.training import memory
 from care_jax.training.errors import out_of_memory
-from care_jax.training.program import jit_step
+from care_jax.training.placement import bytes_per_device
+from care_jax.training.program import jit_step, program_bytes
 from care_jax.training.step import make_logps
 
 Say: TypeAlias = Callable[[str], None]  # takes one line of progress
@@ -52,7 +52,7 @@ def compile_train(shapes: Shapes, say: Say) -> tuple[Program, Compiled | None]:
     """The train step and its executable, which is None if the memory does not suffice."""
     say("compiling the train step")
     jitted = jit_step(shapes.config, shapes.objective, shapes.trained, shapes.state_shardings, shapes.batch_shardings)
-    array_bytes = {**state_bytes(shapes), "batch": memory.bytes_per_device(shapes.batch)}
+    array_bytes = {**state_bytes(shapes), "batch": bytes_per_device(shapes.batch)}
     with jax.set_mesh(shapes.mesh), _signs_of_life(say):
         return _compile("train", jitted, (shapes.state, shapes.batch), array_bytes, shapes, shapes.layout.microbatches)
 
@@ -62,7 +62,7 @@ def compile_forward(shapes: Shapes, say: Say) -> list[Program]:
     state = shapes.state
     say("compiling the pass of the reference and of the evaluation")
     jitted = jax.jit(make_logps(shapes.trained.model), out_shardings=sharding.replicated(shapes.mesh))
-    with_optimizer = state_bytes(shapes) | {"batch": memory.bytes_per_device(shapes.forward_batch)}
+    with_optimizer = state_bytes(shapes) | {"batch": bytes_per_device(shapes.forward_batch)}
     with jax.set_mesh(shapes.mesh), _signs_of_life(say):
         arguments = state.variables(), shapes.forward_batch
         evaluation, _ = _compile("evaluation", jitted, arguments, with_optimizer, shapes)
@@ -72,7 +72,7 @@ def compile_forward(shapes: Shapes, say: Say) -> list[Program]:
     if shapes.config.reference.mode == "precompute":  # before the optimizer's state exists
         array_bytes["optimizer"] = 0
         if shapes.config.reference.path is not None:  # a model other than the start, beside it
-            array_bytes["reference"] = memory.bytes_per_device(state.params)
+            array_bytes["reference"] = bytes_per_device(state.params)
     return [dataclasses.replace(evaluation, name="reference", array_bytes=array_bytes), evaluation]
 
 
@@ -80,11 +80,11 @@ def state_bytes(shapes: Shapes) -> dict[str, int]:
     """Bytes per device of what a run holds from its first step to its last."""
     state = shapes.state
     array_bytes = {
-        "parameters": memory.bytes_per_device(state.params),
-        "optimizer": memory.bytes_per_device(state.opt_state),
+        "parameters": bytes_per_device(state.params),
+        "optimizer": bytes_per_device(state.opt_state),
     }
     if state.lora is not None:
-        array_bytes["adapters"] = memory.bytes_per_device(state.lora)
+        array_bytes["adapters"] = bytes_per_device(state.lora)
     if shapes.objective.needs_ref and shapes.config.reference.mode == "online":
         array_bytes["reference"] = array_bytes["parameters"]
     return array_bytes
@@ -92,12 +92,12 @@ def state_bytes(shapes: Shapes) -> dict[str, int]:
 
 def smallest_need(shapes: Shapes) -> int:
     """Bytes per device that the train step needs however it is compiled: state, batch and gradients."""
-    gradients = memory.bytes_per_device(shapes.state.trainable())
+    gradients = bytes_per_device(shapes.state.trainable())
     width = {"float32": 4, "bfloat16": 2}
     if shapes.layout.microbatches > 1:
         ratio = width[shapes.config.optimizer.accumulate_dtype] / width[shapes.config.model.param_dtype]
         gradients = int(gradients * ratio) if shapes.state.lora is None else gradients
-    return sum(state_bytes(shapes).values()) + memory.bytes_per_device(shapes.batch) + gradients
+    return sum(state_bytes(shapes).values()) + bytes_per_device(shapes.batch) + gradients
 
 
 # How libtpu says that memory does not suffice: with a figure for everything, or for what comes beside the arguments.
@@ -132,11 +132,11 @@ def _compile(
         return Program(name, array_bytes, None, needed, operations, {}, time.perf_counter() - began), None
     seconds = time.perf_counter() - began
     # TPUs pad small dimensions.
-    padding = compiled.memory_analysis().argument_size_in_bytes - memory.bytes_per_device(arguments)
+    padding = compiled.memory_analysis().argument_size_in_bytes - bytes_per_device(arguments)
     program = Program(
         name,
         array_bytes,
-        memory.program_bytes(compiled) + padding,
+        program_bytes(compiled) + padding,
         None,
         operations,
         hlo.collectives(compiled.as_text()),

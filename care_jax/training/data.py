@@ -17,9 +17,15 @@ from care_jax.data.preferences import Unit
 from care_jax.data.questions import Question, Stored, is_ids
 from care_jax.errors import Leakage, UserError
 from care_jax.textfiles import JsonObject
-from care_jax.training.data_report import add_labels, count_labels, explain_no_units, labels_text, write_data_report
 from care_jax.training.evaluation.held_out import HeldOut, hold_out
 from care_jax.training.objective import Objective
+from care_jax.training.run.data_report import (
+    add_labels,
+    count_labels,
+    explain_no_units,
+    labels_text,
+    write_data_report,
+)
 
 _STORED_CHECKED = 64  # prompts of a token cache
 

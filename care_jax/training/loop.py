@@ -29,9 +29,8 @@ from care_jax.training.evaluation.tasks import read_tasks, task_scores
 from care_jax.training.export.huggingface import write_export
 from care_jax.training.forward.passes import ForwardPass
 from care_jax.training.forward.reference import compute_reference
-from care_jax.training.memory import bytes_per_device
 from care_jax.training.objective import objective_of
-from care_jax.training.placement import with_shardings
+from care_jax.training.placement import bytes_per_device, with_shardings
 from care_jax.training.program import TrainStep, compile_step, jit_step
 from care_jax.training.recording import StepRecords
 from care_jax.training.run.bucket import StoragePath
@@ -41,7 +40,7 @@ from care_jax.training.run.identity import Identity, identify
 from care_jax.training.run.manifest import write_manifest
 from care_jax.training.run.metrics import Recorder
 from care_jax.training.run.resume import Start, numerics_environment, open_run
-from care_jax.training.saving import SaveSchedule
+from care_jax.training.run.saving import SaveSchedule
 from care_jax.training.state import abstract_state, build, check_model_folder, new_state, restore_target
 from care_jax.training.step import State
 

@@ -1,7 +1,10 @@
-"""Batches on the mesh: which rows a process fills, how a batch is sharded, and from numpy to global arrays."""
+"""Batches on the mesh: which rows a process fills, how a batch is sharded, and from numpy to global arrays; bytes per
+device.
+"""
 
 import dataclasses
 import functools
+import math
 from typing import TypeVar
 
 import jax
@@ -56,3 +59,12 @@ def to_devices(batch: Batch, shardings: Batch, rows: int) -> Batch:
 def with_shardings(tree: Tree, shardings: Tree) -> Tree:
     """Returns the shapes and dtypes of a tree, each leaf with its sharding."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def bytes_per_device(tree: object) -> int:
+    """Returns the bytes that each device holds of a tree of arrays or of shapes with shardings."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
+        total += math.prod(shape) * np.dtype(leaf.dtype).itemsize
+    return total

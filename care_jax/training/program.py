@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from care_jax import sharding
+from care_jax import hardware, sharding
 from care_jax.config import Config
 from care_jax.data.packing.batch import Batch
 from care_jax.distributed import say
@@ -44,3 +44,17 @@ def compile_step(jitted: jax.stages.Wrapped, state: State, batch: Batch) -> tupl
     seconds = time.perf_counter() - began
     say(f"train step compiled in {seconds:.1f} s")
     return compiled, seconds
+
+
+def program_bytes(compiled: jax.stages.Compiled) -> int:
+    """Returns the bytes per device that a program needs at its peak in addition to its arguments: temporaries, code,
+    and results that are not written over an argument.
+    """
+    sizes = compiled.memory_analysis()
+    assert sizes is not None
+    results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    if hardware.platform() == "tpu":
+        # On TPUs temp_size_in_bytes is more than what is allocated: libtpu compiles programs for which it and the
+        # arguments exceed the chip's memory (docs/scale.md).
+        return sizes.peak_memory_in_bytes - sizes.argument_size_in_bytes + results + sizes.generated_code_size_in_bytes
+    return sizes.temp_size_in_bytes + results + sizes.generated_code_size_in_bytes

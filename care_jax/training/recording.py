@@ -11,13 +11,13 @@ from care_jax.distributed import say
 from care_jax.training.batches import StepBatch
 from care_jax.training.checks import before_start
 from care_jax.training.checks.alarms import Alarms
+from care_jax.training.checks.skipped import SkippedUpdates
 from care_jax.training.context import RunContext
 from care_jax.training.data import RunData
 from care_jax.training.forward.reference import Reference
 from care_jax.training.objective import LOG_RATIO
 from care_jax.training.run.metrics import Recorder
 from care_jax.training.run.profile import Trace
-from care_jax.training.skipped import SkippedUpdates
 from care_jax.training.state import ModelAndOptimizer
 from care_jax.training.step import State
 

@@ -8,7 +8,7 @@ import pytest
 
 from care_jax import cli, plan
 from care_jax.plan import Advice, Plan, Program, targets, text
-from care_jax.training.memory import bytes_per_device
+from care_jax.training.placement import bytes_per_device
 
 
 def test_a_plan_adds_up_and_says_so(tiny, step, capsys):

@@ -17,9 +17,9 @@ from care_jax.data.packing.plans import StepPlan
 from care_jax.distributed import is_writer
 from care_jax.models.decoder import Decoder
 from care_jax.stopping import StopSignal
-from care_jax.training import memory, placement
+from care_jax.training import placement
+from care_jax.training.forward import sizing
 from care_jax.training.forward.cache import ReferenceCache, digest, fill_cache
-from care_jax.training.forward.sizing import largest_plan, program_fits
 from care_jax.training.forward.vocabulary import check_token_ids
 from care_jax.training.step import Variables, make_logps
 
@@ -102,7 +102,7 @@ class ForwardPass:
     def _plan(self, sequences: Sequence[SequenceId], variables: Variables) -> StepPlan:
         key = tuple(sequences)
         if key not in self._plans:
-            limit = None if self._plans else memory.memory_limit()
+            limit = None if self._plans else sizing.memory_limit()
             if limit is None:
                 plan = pipeline.plan_responses(self._corpus, sequences, self._shape)
             else:
@@ -118,9 +118,9 @@ class ForwardPass:
             def compile_program() -> jax.stages.Compiled:
                 return self.logps.lower(variables, self._batch(plan, 0)).compile()
 
-            return program_fits(compile_program, limit - self._reserved)
+            return sizing.program_fits(compile_program, limit - self._reserved)
 
-        return largest_plan(self._corpus, sequences, self._shape, fits)
+        return sizing.largest_plan(self._corpus, sequences, self._shape, fits)
 
 
 def _members(plan: StepPlan) -> list[np.ndarray]:

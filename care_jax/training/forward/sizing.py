@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from care_jax import distributed
+from care_jax import distributed, hardware
 from care_jax.data import pipeline
 from care_jax.data.corpus import Corpus, SequenceId
 from care_jax.data.packing.batch import BatchShape
 from care_jax.data.packing.plans import StepPlan
 from care_jax.training.errors import out_of_memory
-from care_jax.training.memory import program_bytes
+from care_jax.training.program import program_bytes
 
 _MULTIPLES = (8, 4, 2)  # of the rows of the given shape
 
@@ -39,3 +39,9 @@ def program_fits(compile_program: Callable[[], jax.stages.Compiled], limit: int)
         return False
     sizes = program.memory_analysis()
     return sizes is not None and sizes.argument_size_in_bytes + program_bytes(program) <= limit
+
+
+def memory_limit() -> int | None:
+    """Returns the bytes of a device's memory that a run may use; None if the backend does not report its memory."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return None if limit is None else int(hardware.MEMORY_FRACTION * limit)

@@ -11,7 +11,7 @@ from care_jax.data.readers.registry import read
 from care_jax.data.rows.files import SAMPLE
 from care_jax.sharding import make_mesh
 from care_jax.stopping import StopSignal
-from care_jax.training import memory
+from care_jax.training.forward import sizing
 from care_jax.training.forward.passes import ForwardPass
 
 
@@ -26,7 +26,7 @@ def test_a_pass_takes_the_largest_microbatch_that_the_memory_holds(monkeypatch):
     layout = BatchShape(rows=8, row_length=128, responses=128, completions=1024)
 
     def run(limit, reserved=0):
-        monkeypatch.setattr(memory, "memory_limit", lambda: limit)
+        monkeypatch.setattr(sizing, "memory_limit", lambda: limit)
         one = ForwardPass(model, corpus, layout, mesh, StopSignal(), reserved)
         found = one.run(sequences, {"params": params})
         (plan,) = one._plans.values()
