@@ -4,10 +4,9 @@ import jax
 import numpy as np
 
 import care_jax.models as models
-from care_jax.data import pipeline
+from care_jax.data import pipeline, readers
 from care_jax.data.chat import load_tokenizer
 from care_jax.data.packing.batch import BatchShape
-from care_jax.data.readers.registry import read
 from care_jax.data.rows.files import SAMPLE
 from care_jax.sharding import make_mesh
 from care_jax.stopping import StopSignal
@@ -18,7 +17,7 @@ from care_jax.training.forward.passes import ForwardPass
 def test_a_pass_takes_the_largest_microbatch_that_the_memory_holds(monkeypatch):
     """8 devices; the layout's rows are 8. Memory decides between them and 2, 4, 8 times them; the numbers are equal."""
     tokenizer = load_tokenizer("sample")
-    corpus = pipeline.tokenize(read("care", "sample").questions, tokenizer, max_length=128)
+    corpus = pipeline.tokenize(readers.read("care", "sample").questions, tokenizer, max_length=128)
     counts = np.diff(corpus.first_response).tolist()
     sequences = [(q, corpus.response_id(q, number)) for q, count in enumerate(counts) for number in range(count)]
     model = models.from_config(SAMPLE / "model")
