@@ -2,7 +2,8 @@
 
 import pytest
 
-from care_jax.data.corpus import Encodings, build
+from care_jax.data.chat import Encoded
+from care_jax.data.corpus import build
 from care_jax.data.questions import Question, Response
 from care_jax.errors import UserError
 from care_jax.training.forward.vocabulary import check_token_ids
@@ -13,7 +14,7 @@ def corpus(prompt, completion):
         Question((1, 2), (Response((3,), 1.0, "", 0),), "first"),
         Question(tuple(prompt), (Response(tuple(completion), 1.0, "", 7),), "second"),
     ]
-    return build(questions, [Encodings([1, 2], [[3]]), Encodings(prompt, [completion])], 16)
+    return build(questions, [Encoded([1, 2], [[3]]), Encoded(prompt, [completion])], 16)
 
 
 def test_ids_of_the_model_are_fine():
