@@ -1,7 +1,8 @@
 """The fixture `tiny`: each family's golden model in turn."""
 
 import pytest
-from tiny_models import FAMILIES, Tiny, tiny_model
+
+from tests.models.tiny_models import FAMILIES, Tiny, tiny_model
 
 
 @pytest.fixture(params=FAMILIES)

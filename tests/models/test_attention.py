@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
-from tiny_models import GOLDEN
 
 import care_jax.models as models
 from care_jax import hardware, sharding
 from care_jax.errors import UserError
 from care_jax.models import attention, kernels
+from tests.models.tiny_models import GOLDEN
 
 LENGTH, HEADS, KV_HEADS, SIZE = 160, 4, 2, 16
 SEGMENTS = {1: 50, 2: 40, 3: 34, 4: 24, 0: 12}  # a prompt, two responses, one more sequence, padding

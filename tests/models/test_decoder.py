@@ -7,12 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny_models import GOLDEN, tiny_model
 
 import care_jax.models as models
 from care_jax import sharding
 from care_jax.models import attention
 from care_jax.plan import flops
+from tests.models.tiny_models import GOLDEN, tiny_model
 
 
 def test_flax_users_find_what_they_expect():

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from tiny_models import GOLDEN
 
 import care_jax.models as models
+from tests.models.tiny_models import GOLDEN
 
 
 def logps(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

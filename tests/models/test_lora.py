@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny_models import tiny_model
 
 from care_jax import sharding
 from care_jax.errors import UserError
 from care_jax.models import lora as lora_lib
+from tests.models.tiny_models import tiny_model
 
 
 def adapted(name="llama3", r=3, alpha=6.0, target_modules="all"):

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import FAMILIES, GOLDEN, tiny_model
 
 import care_jax.models as models
 from care_jax.models.hf.export import file_tensors, leaf_at
+from tests.models.tiny_models import FAMILIES, GOLDEN, tiny_model
 
 torch = pytest.importorskip("torch", reason="the parity extra")
 transformers = pytest.importorskip("transformers")

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import tiny_model
 
 from care_jax import sharding
 from care_jax.errors import UserError
 from care_jax.models import sampling
+from tests.models.tiny_models import tiny_model
 
 PROMPTS = [[int(x) for x in np.random.default_rng(n).integers(1, 64, size)] for n, size in enumerate((3, 17, 9, 1, 12))]
 
