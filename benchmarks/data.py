@@ -90,7 +90,8 @@ def from_cache(data: str, tokenizer: str, copies: int = 4) -> None:
         folder = pathlib.Path(name)
         repeated(data, copies * 2700, folder / "rows.jsonl")
         data_read = readers.read("care", str(folder / "rows.jsonl"))
-        token_cache.write(folder / "cache", data_read.questions, data_read.report, loaded, model=tokenizer, source={})
+        preparation = token_cache.Preparation(tokenizer, {})
+        token_cache.write(folder / "cache", data_read.questions, data_read.report, loaded, preparation)
         start = time.process_time()
         corpus = pipeline.tokenize(
             readers.read("prepared", str(folder / "cache")).questions, loaded, max_length=MAX_LENGTH

@@ -168,16 +168,13 @@ def _prepare(arguments: argparse.Namespace) -> int:
     options = {name: getattr(arguments, name) for name in ("query_language", "translations")}
     reading = _reading(arguments, arguments.data, **options)
     keys = ("data", "reader", "split", "name", "revision", "query_language", "translations")
-    about = token_cache.write(
-        folder,
-        reading.questions,
-        reading.report,
-        tokenizer,
+    preparation = token_cache.Preparation(
         model=arguments.model,
+        source={name: getattr(arguments, name) for name in keys} | {"sha256": dict(reading.files)},
         template=arguments.chat_template,
         date=arguments.date or datetime.date.today().isoformat(),
-        source={name: getattr(arguments, name) for name in keys} | {"sha256": dict(reading.files)},
     )
+    about = token_cache.write(folder, reading.questions, reading.report, tokenizer, preparation)
     print(f"{folder}: {about['questions']} questions, {about['responses']} responses, {about['tokens']} tokens")
     return 0
 

@@ -149,7 +149,7 @@ def test_mistakes(cache, tmp_path, capsys):
     broken.mkdir()
     (broken / "prepared.json").write_bytes((cache / "prepared.json").read_bytes())
     (broken / "index.npz").write_bytes(b"x")
-    with pytest.raises(UserError, match="is not the one that was prepared"):
+    with pytest.raises(UserError, match="has changed since it was prepared"):
         readers.read("prepared", str(broken))
 
 
