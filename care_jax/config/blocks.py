@@ -7,6 +7,7 @@ from pydantic import Field, Tag, model_serializer, model_validator
 
 from care_jax.config.types import (
     Block,
+    Boolean,
     Count,
     Fraction,
     Integer,
@@ -15,7 +16,6 @@ from care_jax.config.types import (
     NonNegative,
     Positive,
     Share,
-    Switch,
     Text,
     Warmup,
     abbreviate,
@@ -143,8 +143,8 @@ class DataConfig(Block):
     fraction: Share = 1.0
     epochs: Count | None = 1
     max_steps: Count | None = None
-    strict: Switch = False
-    shuffle: Switch = True
+    strict: Boolean = False
+    shuffle: Boolean = True
     max_length: Count = 2048
     chat_template: Text = "model"
     template_date: Text | None = None
@@ -161,9 +161,9 @@ class BatchConfig(Block):
     examples: Count = 128
     row_length: Count = 2048
     microbatch_rows: Count = 8
-    packing: Switch = True
-    share_responses: Switch = True
-    share_prompts: Switch = True
+    packing: Boolean = True
+    share_responses: Boolean = True
+    share_prompts: Boolean = True
     reduction: UnitName = "pair"
 
 

@@ -3,6 +3,7 @@
 What the keys mean is in `blocks`.
 """
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,8 @@ from care_jax.config.types import abbreviate
 from care_jax.errors import UserError, nearest
 from care_jax.textfiles import JsonObject
 
-Kind: TypeAlias = Literal["recipe", "machine"]
+Kind: TypeAlias = Literal["recipe", "machine", "study"]
+_FOLDERS = {"recipe": "", "machine": "machines", "study": "studies"}
 
 # Keys whose mapping offers alternatives: a new one replaces the old one, the two are not merged.
 ALTERNATIVES = {"data.eval", "limit"}
@@ -68,32 +70,28 @@ def _check_keys(value: object, where: str) -> None:
             _check_keys(inner, where)
 
 
-def shipped_folder() -> pathlib.Path:
-    """The folder of the shipped recipes and machines: inside the package in a wheel, beside it in a checkout."""
+def shipped_folder(kind: Kind) -> pathlib.Path:
+    """The folder of the shipped files of a kind: inside the package in a wheel, beside it in a checkout."""
     package = pathlib.Path(__file__).resolve().parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
+    parent = package if (package / "configs").is_dir() else package.parent
+    return parent / "configs" / _FOLDERS[kind]
 
 
 def shipped_names(kind: Kind) -> list[str]:
-    """Names of the recipes or machines that come with the package."""
-    folder = shipped_folder() / ("machines" if kind == "machine" else "")
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    """Names of the files of a kind that come with the package."""
+    return sorted(path.stem for path in shipped_folder(kind).glob("*.yaml"))
 
 
 def find_file(name: str | os.PathLike[str], kind: Kind) -> pathlib.Path:
     """The file that a path or a shipped name stands for. Raises UserError if there is none."""
     text = os.fspath(name)
-    if text in shipped_names(kind):
-        return shipped_folder() / ("machines" if kind == "machine" else "") / f"{text}.yaml"
-    path = pathlib.Path(text)
-    try:
-        exists = bool(text) and path.is_file()
-    except (OSError, ValueError):  # too long for a file name, or with a NUL in it
-        exists = False
-    if exists:
-        return path
     names = shipped_names(kind)
+    if text in names:
+        return shipped_folder(kind) / f"{text}.yaml"
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # too long, with a NUL in it, ~ of an unknown user
+        path = pathlib.Path(text).expanduser()
+        if text and path.is_file():
+            return path
     if text in shipped_names("machine"):
         raise UserError(f"{kind} {text!r} is a machine: name it after the recipe, as in care-jax train RECIPE {text}")
     raise UserError(
@@ -102,7 +100,7 @@ def find_file(name: str | os.PathLike[str], kind: Kind) -> pathlib.Path:
 
 
 def read(name: str | os.PathLike[str], kind: Kind) -> JsonObject:
-    """Reads the mapping in a recipe or machine file."""
+    """Reads the mapping in a file. Raises UserError if it cannot be read or is not a mapping."""
     path = find_file(name, kind)
     try:
         text = path.read_bytes().decode("utf-8-sig")

@@ -107,12 +107,12 @@ Count = Annotated[Integer, Field(ge=1)]
 Number = Annotated[float, BeforeValidator(_number)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
-Fraction = Annotated[Number, Field(ge=0, lt=1)]
-Share = Annotated[Number, Field(gt=0, le=1)]
-Warmup = Annotated[float, BeforeValidator(_interval)]
+Fraction = Annotated[Number, Field(ge=0, lt=1)]  # from 0, below 1
+Share = Annotated[Number, Field(gt=0, le=1)]  # above 0, up to 1
+Warmup = Annotated[float, BeforeValidator(_interval)]  # below 1 a fraction of the run, else steps
 Interval = Annotated[Warmup, Field(gt=0)]
 Text = Annotated[str, BeforeValidator(_text)]
-Switch = Annotated[bool, Strict()]
+Boolean = Annotated[bool, Strict()]
 
 
 # What a value may be, for keys whose type alone says too little.

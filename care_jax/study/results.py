@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from care_jax.evaluation.report import records
-from care_jax.study.spec import Study, StudyRun, System, TaskConfig, answers_folder, as_text, starting_systems
+from care_jax.study.spec import Study, StudyRun, StudyTask, System, answers_folder, as_text, starting_systems
 
 REWARDS, LOGPS = "preference accuracy", "preference accuracy by logps"
 
@@ -76,7 +76,7 @@ def _held_out(run: StudyRun) -> Iterator[Observation]:
                 )  # fmt: skip
 
 
-def _rated(folder: pathlib.Path, task: TaskConfig, system: System) -> Iterator[Observation]:
+def _rated(folder: pathlib.Path, task: StudyTask, system: System) -> Iterator[Observation]:
     """The mean score or rating of each question of a task; the best snippet of each if the answers are snippets."""
     answers = answers_folder(folder, system, task)
     file = next(

@@ -13,7 +13,17 @@ from pydantic import Field, Tag, ValidationError, model_validator
 
 from care_jax import config as configs
 from care_jax.config import Config, blocks, files
-from care_jax.config.types import Block, Count, Integer, InvalidValue, Switch, Text, error_message, tag_lists, tag_texts
+from care_jax.config.types import (
+    Block,
+    Boolean,
+    Count,
+    Integer,
+    InvalidValue,
+    Text,
+    error_message,
+    tag_lists,
+    tag_texts,
+)
 from care_jax.errors import UserError, nearest
 from care_jax.evaluation import tasks
 from care_jax.evaluation.items import Options
@@ -29,7 +39,7 @@ class JudgeConfig(Block):
     criteria: Literal["by_content", "as_published"] = "by_content"
 
 
-class TaskConfig(blocks.TaskConfig):
+class StudyTask(blocks.TaskConfig):
     """A task that every system answers. n: answers per question. judge: `files` pauses until the answers are there."""
 
     n: Count = 1
@@ -68,10 +78,10 @@ class Study(Block):
     arms: Annotated[dict[str, JsonObject], Field(min_length=1)] = {"base": {}}  # noqa: RUF012  # pydantic copies it
     grid: dict[str, tuple[object, ...]] = Field(default_factory=dict)
     seeds: Annotated[tuple[Annotated[Integer, Field(ge=0)], ...], Field(min_length=1)] = (0,)
-    evaluate: tuple[TaskConfig, ...] = ()
+    evaluate: tuple[StudyTask, ...] = ()
     responses: dict[str, AnswersConfig] = Field(default_factory=dict)
-    train: Switch = True
-    start: Switch = False
+    train: Boolean = True
+    start: Boolean = False
     baseline: Text | None = None
     x: Text | None = None
 
@@ -137,37 +147,12 @@ class System:
 
 def load_study(path: str | os.PathLike[str]) -> Study:
     """Reads a study from a YAML file, or by its name in configs/studies. Raises UserError if it is not valid."""
-    file = _find_file(path)
-    try:
-        values = files.parse(file.read_bytes().decode("utf-8-sig"), str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: a study is a mapping of base, arms, grid, seeds, evaluate")
-    values.setdefault("name", file.stem)
+    values = files.read(path, "study")
+    values.setdefault("name", pathlib.Path(path).stem)
     try:
         return Study.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{file}: {error_message(error, Study)}") from None
-
-
-def shipped_names() -> list[str]:
-    """Names of the studies that come with the package."""
-    return sorted(path.stem for path in (files.shipped_folder() / "studies").glob("*.yaml"))
-
-
-def _find_file(path: str | os.PathLike[str]) -> pathlib.Path:
-    text = os.fspath(path)
-    if text in shipped_names():
-        return files.shipped_folder() / "studies" / f"{text}.yaml"
-    file = pathlib.Path(text).expanduser()
-    if not file.is_file():
-        names = shipped_names()
-        raise UserError(
-            f"study {text!r}: no such file, and no study of that name{nearest(text, names)}; there are "
-            f"{', '.join(names)}"
-        )
-    return file
+        raise UserError(f"{os.fspath(path)}: {error_message(error, Study)}") from None
 
 
 def planned_runs(study: Study) -> list[StudyRun]:
@@ -241,11 +226,11 @@ def _starting_name(run: StudyRun) -> str:
     return f"start_{_as_name(pathlib.PurePath(run.config.model.path).name)}"
 
 
-def evaluation_folder(folder: pathlib.Path, system: System, task: TaskConfig) -> pathlib.Path:
+def evaluation_folder(folder: pathlib.Path, system: System, task: StudyTask) -> pathlib.Path:
     """Where care-jax evaluate writes a system's answers to a task (its --out)."""
     return folder / "evaluations" / system.name / task.label.replace("/", "_")
 
 
-def answers_folder(folder: pathlib.Path, system: System, task: TaskConfig) -> pathlib.Path:
+def answers_folder(folder: pathlib.Path, system: System, task: StudyTask) -> pathlib.Path:
     """The folder that care-jax evaluate makes in `evaluation_folder`, named after the task."""
     return evaluation_folder(folder, system, task) / tasks.find(task.task, Options())[0].name

@@ -20,8 +20,8 @@ from care_jax.study.spec import (
     JudgeConfig,
     Study,
     StudyRun,
+    StudyTask,
     System,
-    TaskConfig,
     answers_folder,
     evaluation_folder,
     list_systems,
@@ -148,7 +148,7 @@ def _run(folder: pathlib.Path, commands: Sequence[Command], jobs: int) -> None:
 # --- answers and judgements ------------------------------------------------------------------------------------------
 
 
-def _answer(folder: pathlib.Path, task: TaskConfig, systems: Sequence[System], jobs: int) -> None:
+def _answer(folder: pathlib.Path, task: StudyTask, systems: Sequence[System], jobs: int) -> None:
     commands = []
     for system in systems:
         if system.answers is not None:
@@ -161,11 +161,11 @@ def _answer(folder: pathlib.Path, task: TaskConfig, systems: Sequence[System], j
     _run(folder, commands, jobs)
 
 
-def _log(folder: pathlib.Path, command: str, system: System, task: TaskConfig) -> pathlib.Path:
+def _log(folder: pathlib.Path, command: str, system: System, task: StudyTask) -> pathlib.Path:
     return folder / "logs" / f"{command}_{system.name}_{task.label.replace('/', '_').replace(' ', '_')}.log"
 
 
-def _options(task: TaskConfig) -> list[str]:
+def _options(task: StudyTask) -> list[str]:
     """The options of care-jax evaluate that a task sets."""
     words = []
     for key in ("data", *Options.names(), "temperature", "max_tokens", "chat_template", "n"):
@@ -177,7 +177,7 @@ def _options(task: TaskConfig) -> list[str]:
     return words
 
 
-def _import_answers(folder: pathlib.Path, system: System, task: TaskConfig) -> None:
+def _import_answers(folder: pathlib.Path, system: System, task: StudyTask) -> None:
     """Writes the answers in a file as those of a system: its lines, or snippets joined with the task's questions."""
     answers = system.answers
     out = answers_folder(folder, system, task) / "responses.jsonl"
@@ -193,7 +193,7 @@ def _import_answers(folder: pathlib.Path, system: System, task: TaskConfig) -> N
     write_lines(out, [{**line, "task": known.name} for line in lines])
 
 
-def _judge(folder: pathlib.Path, task: TaskConfig, systems: Sequence[System], jobs: int) -> list[str]:
+def _judge(folder: pathlib.Path, task: StudyTask, systems: Sequence[System], jobs: int) -> list[str]:
     """Has the answers of every system rated; returns the files of a judge by files that are still missing."""
     commands, missing = [], []
     for system in systems:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from care_jax.config import files
 from care_jax.errors import UserError
 from care_jax.study import spec, stages
 from tests.study.example import study_of
@@ -20,7 +21,7 @@ def test_every_arm_point_and_seed_is_a_run(tmp_path):
     assert len({run.config.output_dir for run in runs}) == 8
 
 
-@pytest.mark.parametrize("name", spec.shipped_names())
+@pytest.mark.parametrize("name", files.shipped_names("study"))
 def test_the_shipped_studies_are_complete(name):
     study = spec.load_study(name)
     runs = spec.planned_runs(study)
