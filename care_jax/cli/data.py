@@ -1,86 +1,120 @@
-"""`care-jax data`: what is in a dataset, and what is made of it."""
+"""`care-jax data`: looks into datasets, and makes splits, sheets for raters and token caches of them."""
 
 import argparse
+import contextlib
 import datetime
 import json
 import pathlib
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from care_jax.cli.command import PICTURE_SUFFIXES, command
+from care_jax.cli.command import PICTURE_SUFFIXES, Subparsers, command
 from care_jax.errors import LEAKAGE, MISTAKE, UserError
+from care_jax.textfiles import write_lines, writing
+
+if TYPE_CHECKING:  # importing it takes the time that only some commands need
+    from care_jax.data.readers import Reading
 
 _DATA = "a file, a folder, a hub id, or `sample`"
 
 
-def add(commands) -> None:
+def add(commands: Subparsers) -> None:
     """Adds the commands to the parser."""
     data = command(commands, "data", _data, "look into datasets; sheets for raters, splits, token caches")
-    own = data.add_subparsers(metavar="COMMAND", dest="data_command")
+    subcommands = data.add_subparsers(metavar="COMMAND", dest="data_command")
 
-    command(own, "list", _list, "the readers, and every dataset with its status, licence and fields")
+    command(subcommands, "list", _list, "the readers, and every dataset with its status, licence and fields")
 
-    inspect = command(own, "inspect", _inspect, "what is in a dataset, what was dropped and why")
-    _source(inspect)
+    inspect = command(subcommands, "inspect", _inspect, "what is in a dataset, what was dropped and why")
+    _add_source(inspect)
     inspect.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    inspect.add_argument("--plot", metavar="FILE", help="draw ratings and responses a question (PNG, PDF, SVG)")
+    inspect.add_argument("--plot", metavar="FILE", help="draw ratings and responses per question (PNG, PDF, SVG)")
 
-    check = command(own, "check", _check, "whether questions stand in an evaluation set; exit status 3 if they do")
-    _source(check, "TRAIN")
+    check = command(
+        subcommands, "check", _check, "whether training questions are in an evaluation set; exit status 3 if they are"
+    )
+    _add_source(check, "TRAIN")
     check.add_argument("--against", metavar="EVAL", required=True, help="the evaluation set")
-    _options(check, "EVAL", "--against-")
-    check.add_argument("--json", action="store_true", help="one JSON object on stdout, every overlap in it")
+    _add_reader_options(check, "EVAL", "--against-")
+    check.add_argument("--json", action="store_true", help="one JSON object on stdout, with every overlap")
 
-    cache = command(own, "prepare", _prepare, "tokenize once for many runs: a token cache, read by `reader: prepared`")
-    _source(cache)
-    cache.add_argument("--model", required=True, metavar="M", help="whose tokenizer: a folder, a hub id, or `sample`")
-    cache.add_argument("--model-revision", metavar="REV", help="of a hub id")
-    cache.add_argument("--chat-template", default="model", metavar="T", help="model (default), none, or a jinja file")
-    cache.add_argument("--date", metavar="YYYY-MM-DD", help="for a template that asks for it (default: today)")
-    cache.add_argument("--query-language", default="native", metavar="L", help="native (default) or english")
-    cache.add_argument("--translations", metavar="F", help="question, culture, translated_question, for english")
-    cache.add_argument("--out", required=True, metavar="DIR", help="a folder of its own")
+    _add_prepare(subcommands)
 
-    split = command(own, "split", _split, "hold questions of every culture and category out: train.jsonl, eval.jsonl")
+    tfds = command(subcommands, "tfds", _tfds, "write CARE's rows as the TFDS dataset `care`, read by `reader: tfds`")
+    tfds.add_argument("data", metavar="D", help=f"CARE's rows: {_DATA}")
+    tfds.add_argument("--configs", nargs="+", metavar="C", help="all, arab, chinese, japanese (default: all with rows)")
+    _add_out(tfds)
+
+    split = command(
+        subcommands, "split", _split, "hold out questions of every culture and category: train.jsonl, eval.jsonl"
+    )
     split.add_argument("data", metavar="D", help="rows with question, associated_culture, cul_type")
     split.add_argument("--per-category", type=_count, required=True, metavar="N", help="questions held out of each")
     split.add_argument("--seed", type=int, default=0, metavar="N")
-    _out(split)
+    _add_out(split)
 
-    sheet = command(own, "sheet", _sheet, "answers of several systems as blind sheets for raters, and their key")
-    sheet.add_argument("data", metavar="QUESTIONS", help="rows with question")
-    sheet.add_argument(
-        "--responses", nargs="+", required=True, metavar="F", help="rows with question, response, system"
+    _add_sheet(subcommands)
+
+    back = command(
+        subcommands,
+        "import-annotations",
+        _import_annotations,
+        "filled sheets as rated rows, and the raters' agreement",
     )
-    sheet.add_argument("--raters", type=_count, default=1, metavar="N", help="sheets to write (default: 1)")
-    sheet.add_argument("--per-question", type=_count, metavar="N", help="at most so many answers to a question")
-    sheet.add_argument("--seed", type=int, default=0, metavar="N")
-    _out(sheet)
-
-    back = command(own, "import-annotations", _import, "filled sheets as rated rows, with the raters' agreement")
-    back.add_argument("sheets", metavar="SHEET", nargs="+", help="filled sheets, one a rater")
+    back.add_argument("sheets", metavar="SHEET", nargs="+", help="filled sheets, one per rater")
     back.add_argument("--key", required=True, metavar="F", help="the key.jsonl that was written with them")
     back.add_argument("--out", required=True, metavar="F", help="rows in CARE's schema, JSON lines")
     back.add_argument("--json", action="store_true", help="the agreement as one JSON object on stdout")
 
 
-def _source(one: argparse.ArgumentParser, metavar: str = "D") -> None:
-    one.add_argument("data", metavar=metavar, help=_DATA)
-    _options(one, metavar)
+def _add_prepare(subcommands: Subparsers) -> None:
+    prepare = command(
+        subcommands, "prepare", _prepare, "tokenize once for many runs: a token cache, read by `reader: prepared`"
+    )
+    _add_source(prepare)
+    prepare.add_argument(
+        "--model", required=True, metavar="M", help="the model of the tokenizer: a folder, a hub id, or `sample`"
+    )
+    prepare.add_argument("--model-revision", metavar="REV", help="of a hub id")
+    prepare.add_argument("--chat-template", default="model", metavar="T", help="model (default), none, or a jinja file")
+    prepare.add_argument("--date", metavar="YYYY-MM-DD", help="for a template that needs a date (default: today)")
+    prepare.add_argument("--query-language", default="native", metavar="L", help="native (default) or english")
+    prepare.add_argument("--translations", metavar="F", help="question, culture, translated_question, for english")
+    prepare.add_argument("--out", required=True, metavar="DIR", help="an empty folder for the cache")
 
 
-def _options(one: argparse.ArgumentParser, what: str, before: str = "--") -> None:
-    one.add_argument(f"{before}reader", default="care", metavar="R", help=f"how to read {what} (default: care)")
-    one.add_argument(f"{before}split", metavar="S", help="of a hub dataset or a folder")
-    one.add_argument(f"{before}name", metavar="N", help="the configuration of a hub dataset")
-    one.add_argument(f"{before}revision", metavar="REV", help="of a hub dataset")
-    one.add_argument(
-        f"{before}columns", nargs="+", default=[], metavar="FIELD=COLUMN", help="what one's own columns are called"
+def _add_sheet(subcommands: Subparsers) -> None:
+    sheet = command(
+        subcommands, "sheet", _sheet, "responses of several systems as blind sheets for raters, and their key"
+    )
+    sheet.add_argument("data", metavar="QUESTIONS", help="rows with question")
+    sheet.add_argument(
+        "--responses", nargs="+", required=True, metavar="F", help="rows with question, response, system"
+    )
+    sheet.add_argument("--raters", type=_count, default=1, metavar="N", help="sheets to write (default: 1)")
+    sheet.add_argument("--per-question", type=_count, metavar="N", help="responses per question, at most")
+    sheet.add_argument("--seed", type=int, default=0, metavar="N")
+    _add_out(sheet)
+
+
+def _add_source(parser: argparse.ArgumentParser, metavar: str = "D") -> None:
+    parser.add_argument("data", metavar=metavar, help=_DATA)
+    _add_reader_options(parser, metavar)
+
+
+def _add_reader_options(parser: argparse.ArgumentParser, source: str, prefix: str = "--") -> None:
+    parser.add_argument(f"{prefix}reader", default="care", metavar="R", help=f"how to read {source} (default: care)")
+    parser.add_argument(f"{prefix}split", metavar="S", help="of a hub dataset or a folder")
+    parser.add_argument(f"{prefix}name", metavar="N", help="the configuration of a hub dataset")
+    parser.add_argument(f"{prefix}revision", metavar="REV", help="of a hub dataset")
+    parser.add_argument(
+        f"{prefix}columns", nargs="+", default=[], metavar="FIELD=COLUMN", help="the names of the data's columns"
     )
 
 
-def _out(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--out", default=".", metavar="DIR", help="the folder to write into (default: this one)")
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default=".", metavar="DIR", help="the folder to write into (default: this one)")
 
 
 def _count(text: str) -> int:
@@ -90,25 +124,42 @@ def _count(text: str) -> int:
     return value
 
 
-_count.__name__ = "number above 0"  # what argparse calls it when it is none
+_count.__name__ = "number above 0"  # for the message of argparse
 
 
-def _reading(arguments: argparse.Namespace, path: str, before: str = "", **more: Any) -> Any:
-    """The reading of a source as the arguments say, those whose names begin with `before`."""
+def _read(
+    arguments: argparse.Namespace,
+    path: str,
+    prefix: str = "",
+    query_language: str = "native",
+    translations: str | None = None,
+) -> "Reading":
+    """Reads a source with the options whose names begin with `prefix`."""
     from care_jax.data import readers
 
-    def given(name: str) -> Any:
-        return getattr(arguments, before + name)
+    reader, split, name, revision, columns = (
+        getattr(arguments, prefix + option) for option in ("reader", "split", "name", "revision", "columns")
+    )
+    return readers.read(
+        reader,
+        path,
+        split=split,
+        name=name,
+        revision=revision,
+        columns=_column_map(columns, f"--{prefix}columns".replace("_", "-")),
+        query_language=query_language,
+        translations=translations,
+    )
 
+
+def _column_map(pairs: Sequence[str], option: str) -> dict[str, str | None] | None:
     columns: dict[str, str | None] = {}
-    for pair in given("columns"):
+    for pair in pairs:
         field, equals, column = pair.partition("=")
         if not equals:
-            option = f"--{before}columns".replace("_", "-")
             raise UserError(f"{option}: expected FIELD=COLUMN, found {pair!r}")
         columns[field] = None if column in ("", "null") else column
-    options = {name: given(name) for name in ("split", "name", "revision")}
-    return readers.read(given("reader"), path, columns=columns or None, **options, **more)
+    return columns or None
 
 
 def _data(arguments: argparse.Namespace) -> int:
@@ -128,12 +179,10 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     if arguments.plot and pathlib.Path(arguments.plot).suffix.lower() not in PICTURE_SUFFIXES:
         raise UserError(f"--plot: found {arguments.plot!r}, expected a file ending in {', '.join(PICTURE_SUFFIXES)}")
-    report = _reading(arguments, arguments.data).report
+    report = _read(arguments, arguments.data).report
     if arguments.plot:
-        try:
+        with writing("--plot", arguments.plot):
             inspection.inspect_picture([report], arguments.plot)
-        except OSError as error:
-            raise UserError(f"--plot: cannot write {arguments.plot!r}: {error.strerror}") from None
     if arguments.json:
         print(json.dumps(inspection.inspect([report]), ensure_ascii=False))
         return 0
@@ -149,8 +198,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from care_jax.data.curation import leakage
 
-    train = _reading(arguments, arguments.data).questions
-    against = _reading(arguments, arguments.against, "against_").questions
+    train = _read(arguments, arguments.data).questions
+    against = _read(arguments, arguments.against, "against_").questions
     overlaps = leakage.check(train, against)
     if arguments.json:
         print(json.dumps(leakage.check_json(overlaps), ensure_ascii=False))
@@ -165,8 +214,9 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
     folder = pathlib.Path(arguments.out)
     tokenizer = chat.load_tokenizer(arguments.model, arguments.model_revision)
-    options = {name: getattr(arguments, name) for name in ("query_language", "translations")}
-    reading = _reading(arguments, arguments.data, **options)
+    reading = _read(
+        arguments, arguments.data, query_language=arguments.query_language, translations=arguments.translations
+    )
     keys = ("data", "reader", "split", "name", "revision", "query_language", "translations")
     preparation = token_cache.Preparation(
         model=arguments.model,
@@ -179,6 +229,17 @@ def _prepare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _tfds(arguments: argparse.Namespace) -> int:
+    from care_jax.data import care_tfds
+
+    configs = tuple(arguments.configs) if arguments.configs else None
+    with writing("--out", arguments.out), contextlib.redirect_stdout(sys.stderr):  # TFDS prints its progress
+        questions = care_tfds.prepare(arguments.data, arguments.out, configs)
+    for config, count in questions.items():
+        print(f"care/{config} in {arguments.out}: {count} questions")
+    return 0
+
+
 def _split(arguments: argparse.Namespace) -> int:
     from care_jax.data.curation import sheets
 
@@ -187,8 +248,9 @@ def _split(arguments: argparse.Namespace) -> int:
     for name, rows in parts.items():
         path = folder / f"{name}.jsonl"
         if path.resolve() == pathlib.Path(arguments.data).resolve():
-            raise UserError(f"{path} is the file to split: choose another folder by --out")
-        _write(path, rows)
+            raise UserError(f"{path} is the file to split: choose another folder with --out")
+        with writing("--out", path):
+            write_lines(path, rows)
         print(f"{path}: {len(rows)} rows")
     return 0
 
@@ -197,24 +259,26 @@ def _sheet(arguments: argparse.Namespace) -> int:
     from care_jax.data.curation import sheets
 
     folder = pathlib.Path(arguments.out)
-    for there in sorted(folder.glob("sheet-*.csv")):
-        raise UserError(f"{there} is a sheet already, perhaps a filled one: choose another folder by --out")
-    count = sheets.write_sheets(
-        arguments.data, arguments.responses, str(folder), arguments.raters, arguments.seed, arguments.per_question
-    )
+    for earlier in sorted(folder.glob("sheet-*.csv")):
+        raise UserError(f"{earlier} is a sheet already, maybe a filled one: choose another folder with --out")
+    with writing("--out", folder):
+        count = sheets.write_sheets(
+            arguments.data, arguments.responses, str(folder), arguments.raters, arguments.seed, arguments.per_question
+        )
     for rater in range(1, arguments.raters + 1):
-        print(f"{folder / f'sheet-{rater}.csv'}: {count} answers to rate")
-    print(f"{folder / 'key.jsonl'}: whose they are; not for the raters")
+        print(f"{folder / f'sheet-{rater}.csv'}: {count} responses to rate")
+    print(f"{folder / 'key.jsonl'}: the system of each response; not for the raters")
     return 0
 
 
-def _import(arguments: argparse.Namespace) -> int:
+def _import_annotations(arguments: argparse.Namespace) -> int:
     from care_jax.data.curation import sheets
 
     rows, agreement = sheets.import_sheets(arguments.sheets, arguments.key)
     if not rows:
         raise UserError(f"{', '.join(arguments.sheets)}: no item is rated")
-    _write(pathlib.Path(arguments.out), rows)
+    with writing("--out", arguments.out):
+        write_lines(pathlib.Path(arguments.out), rows)
     if arguments.json:
         items = {
             item: {"raters": raters, "mean": mean, "range": spread}
@@ -223,22 +287,11 @@ def _import(arguments: argparse.Namespace) -> int:
         print(json.dumps({"alpha": agreement.alpha, "unrated": agreement.unrated, "items": items}))
         return 0
     print(f"{arguments.out}: {len(rows)} rated rows; {agreement.unrated} items unrated")
-    shared = {item: about for item, about in agreement.items.items() if about[0] > 1}
+    shared = {item: summary for item, summary in agreement.items.items() if summary[0] > 1}
     alpha = "not defined (it needs two raters and two ratings)" if agreement.alpha is None else f"{agreement.alpha:.3f}"
-    print(f"Krippendorff's alpha (ordinal): {alpha}, over {len(shared)} items of two raters or more")
+    print(f"Krippendorff's alpha (ordinal): {alpha}, over {len(shared)} items with two raters or more")
     texts = {row["item"]: row["response"] for row in rows}
-    for item, (raters, mean, spread) in sorted(shared.items(), key=lambda one: -one[1][2])[:10]:
+    for item, (raters, mean, spread) in sorted(shared.items(), key=lambda pair: -pair[1][2])[:10]:
         if spread:
             print(f"  {item}: {raters} raters, mean {mean:.1f}, range {spread:g}: {' '.join(texts[item].split())[:60]}")
     return 0
-
-
-def _write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """JSON lines, whole or not at all."""
-    from care_jax.textfiles import write_whole
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    except OSError as error:
-        raise UserError(f"--out: cannot write {path}: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""Questions and their rated responses: the one form that every reader yields and every view is made from."""
+"""Questions with rated responses: what every reader returns and every view of the losses is made from."""
 
 import functools
 import re
@@ -14,10 +14,11 @@ Message = Mapping[str, str]  # {"role", "content"}
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Ids that lie in a token cache (`prepared.TokenCache`): `length` of them in a record, from `start` on.
+    """Token ids in a token cache (`readers.token_cache`): `length` ids of a record, from `start` on.
 
-    identity: hash of the content that they were made from. words: what of a prompt is compared with other questions.
-    given_as_ids: the content was ids, which no template rendered. merges: boundary merges of a prompt's completions.
+    identity: hash of the content that they were made from. words: the text of a prompt that is compared with other
+    questions. given_as_ids: the content was ids, which no template rendered. merges: boundary merges of a prompt's
+    completions.
     """
 
     cache: Any
@@ -33,17 +34,17 @@ class Stored:
         return self.length
 
 
-Content = str | tuple[Message, ...] | tuple[int, ...] | Stored  # text, a conversation, token ids, or where ids lie
+Content = str | tuple[Message, ...] | tuple[int, ...] | Stored  # text, messages, token ids, ids in a cache
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One answer to a question.
+    """One response to a question.
 
     content: text, messages (usually one, of the assistant) or token ids; never changed on the way to the model.
-    rating: larger is better; 1-10 in CARE, 1 and 0 for chosen and rejected; None where there is none.
-    row: the row of the input it came from, counted from 0 over all files of the reading.
-    field: the column it stood in: response, chosen or rejected.
+    rating: larger is better; 1-10 in CARE, 1 and 0 for chosen and rejected; None if not rated.
+    source: a model or a human. row: the row of the input, from 0 over all files of the reading.
+    field: the field that it came from: response, answer, chosen or rejected.
     desirable: the label of unpaired data, else None.
     """
 
@@ -57,10 +58,10 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt with its responses: what is read together (a group).
+    """A prompt with its responses (a group).
 
-    key: `question_key` of the prompt as asked in its own language; decides split, fraction and leakage.
-    file: where its first row stood. translated: the English wording, where the data has one.
+    key: `question_key` of the prompt in its own language; decides split, fraction and leakage. reference: the reference
+    answer. file: the file of its first row. translated: the English wording, if the data have one.
     """
 
     prompt: Content
@@ -75,15 +76,15 @@ class Question:
     translated: str | None = None
 
 
-def is_ids(content: Any) -> TypeGuard[Sequence[int]]:
-    """Whether this content is token ids rather than text or messages."""
+def is_ids(content: Stored | Sequence[object]) -> TypeGuard[Sequence[int]]:
+    """Returns whether this content is token ids, not text or messages."""
     if isinstance(content, Stored):
         return content.given_as_ids
     return not isinstance(content, str) and len(content) > 0 and not isinstance(content[0], (dict, Mapping))
 
 
-def is_messages(content: Any) -> TypeGuard[Sequence[Message]]:
-    """Whether this content is a conversation rather than text or token ids."""
+def is_messages(content: Stored | Sequence[object]) -> TypeGuard[Sequence[Message]]:
+    """Returns whether this content is messages, not text or token ids."""
     return (
         not isinstance(content, Stored)
         and not isinstance(content, str)
@@ -93,12 +94,12 @@ def is_messages(content: Any) -> TypeGuard[Sequence[Message]]:
 
 
 def plain_text(content: Content) -> str:
-    """The words of a content: a lone message is its text, a conversation is 'role: text' lines, ids are numbers."""
+    """Returns a content as text: the text of a single message, 'role: text' lines of several, ids as numbers."""
     if isinstance(content, str):
         return content
     if isinstance(content, Stored):
         return content.words
-    if len(content) == 1 and isinstance(content[0], dict):  # nearly all of CARE, a million times
+    if len(content) == 1 and isinstance(content[0], dict):  # the usual case first: this is called per row
         return content[0]["content"]
     if is_ids(content):
         return " ".join(map(str, content))
@@ -109,12 +110,12 @@ def plain_text(content: Content) -> str:
 
 
 def normalise(text: str) -> str:
-    """Text for comparing, never for a model: NFKC, casefolded, white space collapsed."""
+    """Returns text for comparisons (not for a model): NFKC, casefolded, white space collapsed."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def question_key(prompt: Content, culture: str | None) -> str:
-    """The identity of a question: its culture (or nothing) and its normalised prompt."""
+    """Returns the identity of a question: its culture (or nothing), a tab, and its normalised prompt."""
     return f"{culture or ''}\t{normalise(plain_text(prompt))}"
 
 
@@ -136,7 +137,7 @@ CULTURES: dict[str, Culture] = {
     "chinese": Culture("chinese", ("china", "zh", "zho", "zh-cn", "zh-hans", "cmn", "中文", "中国"), "zh", "Hans"),
     "japanese": Culture("japanese", ("japan", "ja", "jp", "jpn", "日本", "日本語", "日本人"), "ja", "Jpan"),
 }
-# Further names taken as they are, so that a new culture needs no registration and a misspelt one is still noticed.
+# More names that need no registration; a name that is neither here nor registered is reported as a possible mistake.
 _MORE_CULTURES = frozenset(
     """
     african afghan albanian algerian american amharic argentine armenian assamese australian austrian azerbaijani
@@ -169,23 +170,23 @@ _RELATED = re.compile(r"(native|foreign)\s*\((.+)\)")
 
 @functools.lru_cache(maxsize=4096)
 def culture_id(name: str) -> str:
-    """The id of a culture's name or alias; any other name becomes its own id ('Sri Lankan' -> 'sri_lankan')."""
+    """Returns the id of a culture's name or alias; any other name becomes an id ('Sri Lankan' -> 'sri_lankan')."""
     name = normalise(name)
     return _CULTURE_IDS.get(name, re.sub(r"[^\w]+", "_", name).strip("_"))
 
 
 @functools.lru_cache(maxsize=4096)
 def category_id(name: str) -> str:
-    """The id of a category's name or alias; any other name becomes its own id."""
+    """Returns the id of a category's name or alias; any other name becomes an id."""
     name = normalise(re.sub(r"[_-]+", " ", name))
     return _CATEGORY_IDS.get(name, re.sub(r"[^\w]+", "_", name).strip("_"))
 
 
 def parse_culture(value: object, extra: frozenset[str] = frozenset()) -> tuple[str | None, str | None]:
-    """(relation, culture) of 'Native (Arab)', 'foreign(Chinese)' or a bare 'Japanese'; culture None when unknown.
+    """Returns (relation, culture) of 'Native (Arab)', 'foreign(Chinese)' or 'Japanese'; an unknown culture is None.
 
-    'Native (X)' and 'Foreign (X)' take any X; a bare name must be a known culture or stand in `extra` (what the user
-    asked for), so that a slip like 'Chinnese' is reported instead of becoming a culture.
+    'Native (X)' and 'Foreign (X)' accept any X. A name alone must be a known culture or in `extra` (what the user
+    selects), so that a misspelling like 'Chinnese' is reported and does not become a culture.
     """
     if not isinstance(value, str) or not value.strip():
         return None, None
@@ -198,7 +199,7 @@ def parse_culture(value: object, extra: frozenset[str] = frozenset()) -> tuple[s
 
 
 def parse_category(value: object, extra: frozenset[str] = frozenset()) -> str | None:
-    """The category's id ('Cultural entities' -> 'entities'), or None when it is neither known nor in `extra`."""
+    """Returns the category's id ('Cultural entities' -> 'entities'), or None if it is neither known nor in `extra`."""
     if not isinstance(value, str) or not value.strip():
         return None
     name = category_id(value)
@@ -206,28 +207,28 @@ def parse_category(value: object, extra: frozenset[str] = frozenset()) -> str | 
 
 
 def register_culture(path: str) -> Culture:
-    """Makes a culture known from a YAML file of `id`, and `names`, `language`, `script` as far as they are known."""
+    """Registers a culture from a YAML file of `id` and, optionally, `names`, `language`, `script`."""
     import yaml
 
     try:
         with open(path, encoding="utf-8") as file:
-            given = yaml.safe_load(file)
+            entry = yaml.safe_load(file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a culture's YAML file: {error}") from error
-    if not isinstance(given, dict) or not isinstance(given.get("id"), str) or not given["id"].strip():
-        raise UserError(f"{path}: expected id, names, language, script; found {given!r}"[:300])
-    for name in given:
+    if not isinstance(entry, dict) or not isinstance(entry.get("id"), str) or not entry["id"].strip():
+        raise UserError(f"{path}: expected an object of id, names, language, script; found {entry!r}"[:300])
+    for name in entry:
         if name not in ("id", "names", "language", "script"):
             raise UserError(f"{path}: unknown key {name!r}; a culture has id, names, language, script")
-    names = given.get("names") or ()
+    names = entry.get("names") or ()
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: names: expected a list of names, found {names!r}"[:300])
-    identity = re.sub(r"[^\w]+", "_", normalise(given["id"])).strip("_")
-    culture = Culture(identity, tuple(names), given.get("language"), given.get("script"))
+    identity = re.sub(r"[^\w]+", "_", normalise(entry["id"])).strip("_")
+    culture = Culture(identity, tuple(names), entry.get("language"), entry.get("script"))
     for name in (culture.id, *culture.names):
         other = _CULTURE_IDS.get(normalise(name), culture.id)
         if other != culture.id:
-            raise UserError(f"{path}: the name {name!r} already stands for the culture {other!r}")
+            raise UserError(f"{path}: the name {name!r} already belongs to the culture {other!r}")
     CULTURES[culture.id] = culture
     _CULTURE_IDS.update({normalise(name): culture.id for name in (culture.id, *culture.names)})
     culture_id.cache_clear()
@@ -235,5 +236,5 @@ def register_culture(path: str) -> Culture:
 
 
 def culture_language(culture: str | None) -> str | None:
-    """The language (BCP 47) that a culture's questions are asked in, where it is a registered one."""
+    """Returns the language (BCP 47) of a registered culture's questions, else None."""
     return CULTURES[culture].language if culture in CULTURES else None

@@ -127,7 +127,7 @@ def test_sheets_out_and_in(tmp_path, questions, capsys):
     out = tmp_path / "sheets"
     words = ["data", "sheet", questions, "--responses", *answers, "--raters", "2", "--out", str(out)]
     assert cli.main(words) == 0
-    assert "sheet-2.csv: 16 answers to rate" in capsys.readouterr().out
+    assert "sheet-2.csv: 16 responses to rate" in capsys.readouterr().out
     assert cli.main(words) == 2  # a filled sheet is never written over
     assert "a sheet already" in capsys.readouterr().err
     for number in (1, 2):
@@ -146,7 +146,7 @@ def test_sheets_out_and_in(tmp_path, questions, capsys):
     assert cli.main(back) == 0
     shown = capsys.readouterr().out
     assert "16 rated rows; 0 items unrated" in shown
-    assert "over 16 items of two raters or more" in shown
+    assert "over 16 items with two raters or more" in shown
     assert "2 raters, mean 3.5, range 1: b " in shown
     assert cli.main([*back, "--json"]) == 0
     assert 0.5 < json.loads(capsys.readouterr().out)["alpha"] < 1
@@ -154,3 +154,18 @@ def test_sheets_out_and_in(tmp_path, questions, capsys):
     account = json.loads(capsys.readouterr().out)
     assert account["ratings"] == {"3.5": 8, "8": 8}
     assert account["by"]["culture"] == {"korean": 8}
+
+
+def test_tfds(tmp_path, capsys):
+    pytest.importorskip("tensorflow_datasets")
+    path = write(tmp_path, [care_row(), care_row(question="لماذا", associated_culture="Foreign (Arab)")])
+    out = str(tmp_path / "tfds")
+    assert cli.main(["data", "tfds", path, "--out", out, "--configs", "all", "arab"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"care/all in {out}: 2 questions",
+        f"care/arab in {out}: 1 questions",
+    ]
+    assert cli.main(["data", "inspect", out, "--reader", "tfds", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["questions"] == 2
+    assert cli.main(["data", "tfds", path, "--out", out, "--configs", "korean"]) == 2
+    assert "no config 'korean'" in capsys.readouterr().err

@@ -64,7 +64,7 @@ def test_reports():
     overlaps = check([ask("a b c")], [ask("A b  c")])
     assert check_json(overlaps)["same"] == 1
     assert "1 the same, 0 near" in check_text(overlaps)
-    assert check_text([]).startswith("no question")
+    assert check_text([]).startswith("no training question")
 
 
 def test_real_training_rows_stand_in_the_evaluation_set(shared):

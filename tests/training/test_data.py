@@ -35,7 +35,7 @@ def test_training_questions_in_the_evaluation_set_end_the_run(tmp_path, capsys):
     assert cli.main(["train", str(recipe), f"output_dir={tmp_path / 'run'}"]) == 3
     out, err = capsys.readouterr()
     assert out == ""
-    assert "training questions stand in the evaluation data" in err
+    assert "training questions are in the evaluation data" in err
     assert "  same: " in err
     assert "Traceback" not in err
 
@@ -50,7 +50,7 @@ def test_another_evaluation_set_does_not(tmp_path):
 def test_care_with_its_own_evaluation_set_is_refused(tmp_path, shared):
     rated = {"reader": "care", "path": str(shared / "data" / "care_rated.jsonl")}
     held = {"reader": "care_eval", "path": str(shared / "data" / "care_eval")}
-    with pytest.raises(Leakage, match="450 training questions stand in the evaluation data: 450 the same"):
+    with pytest.raises(Leakage, match="450 training questions are in the evaluation data: 450 the same"):
         prepared(tmp_path, rated, held)
 
 

@@ -4,7 +4,8 @@
     care_tfds.prepare("care.jsonl", "~/tensorflow_datasets")      # configs all, arab, chinese, japanese
     source = care_tfds.source("~/tensorflow_datasets", "arab")    # random access: len(source), source[7]
 
-Importing this registers the builder, so `tfds.builder("care/arab")` works too. Training reads it by `reader: tfds`.
+`care-jax data tfds` writes it too, and training reads it with `reader: tfds`. Importing this registers the builder, so
+that `tfds.builder("care/arab")` works.
 """
 
 from care_jax.data.care_tfds.builder import Care, prepare

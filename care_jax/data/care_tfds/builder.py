@@ -1,10 +1,9 @@
-"""The builder: what a record holds, and how it comes from CARE's own files."""
+"""The TFDS builder of CARE: the features of a record, and records from CARE's files."""
 
 import math
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -12,15 +11,17 @@ import tensorflow_datasets as tfds
 from care_jax.data import readers
 from care_jax.data.questions import CULTURES, Question, plain_text
 from care_jax.errors import UserError
+from care_jax.textfiles import JsonObject
 
+_Examples = Iterator[tuple[int, JsonObject]]
 _DESCRIPTION = """\
-Questions about culture with human-rated responses (CARE, arXiv 2504.05154), one record a question. Texts are those of
-the source, byte for byte; an absent text is empty. Ratings are 1 to 10, the mean where a response was rated twice.
+Questions about culture with human-rated responses (CARE, arXiv 2504.05154), one record per question. Texts are those of
+the source, byte for byte; an absent text is empty. Ratings are 1 to 10, the mean if a response was rated twice.
 """
 
 
 class Care(tfds.core.GeneratorBasedBuilder):
-    """CARE by question. Set `rows` to the file, folder or hub id to build from, or put files into the manual folder."""
+    """CARE by question. `rows` is the file, folder or hub id to build from; if it is None, the manual folder."""
 
     name = "care"
     VERSION = tfds.core.Version("1.0.0")
@@ -31,9 +32,9 @@ class Care(tfds.core.GeneratorBasedBuilder):
             for name in ("arab", "chinese", "japanese")
         ),
     ]
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "Put CARE's JSON, CSV or parquet files here; or use care_tfds.prepare."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Put CARE's JSON, CSV or parquet files here, or use `care-jax data tfds`."
     rows: str | None = None
-    code_path = None  # TFDS would look beside the code for checksums and tags, of which there are none
+    code_path = None  # else TFDS looks next to the code for checksums and tags, which do not exist
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text
@@ -60,16 +61,16 @@ class Care(tfds.core.GeneratorBasedBuilder):
             description=_DESCRIPTION,
             features=tfds.features.FeaturesDict(features),
             homepage="https://arxiv.org/abs/2504.05154",
-            disable_shuffling=True,  # the order of the source: the stream has its own permutation
+            disable_shuffling=True,  # keep the order of the source: training has its own permutation
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, _Examples]:
         questions = readers.read("care", self.rows or str(dl_manager.manual_dir)).questions
         if self.builder_config.name != "all":
             questions = [q for q in questions if q.culture == self.builder_config.name]
         return {"train": self._generate_examples(questions)}
 
-    def _generate_examples(self, questions: list[Question]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, questions: list[Question]) -> _Examples:
         for number, q in enumerate(questions):
             yield (
                 number,
@@ -96,19 +97,20 @@ class Care(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(rows: str, data_dir: str | os.PathLike[str], configs: tuple[str, ...] | None = None) -> dict[str, int]:
-    """Builds the configs (all that have questions) from CARE's rows into the folder; returns config -> questions.
+    """Builds configs from CARE's rows into the folder; returns config -> number of questions.
 
-    rows: a file, a folder, a hub id, or `sample`. What stands there already is kept.
+    rows: a file, a folder, a hub id, or `sample`. configs: None builds all that have questions. A config that is in the
+    folder already is kept.
     """
     known = ("all", *(name for name in CULTURES if name in {c.name for c in Care.BUILDER_CONFIGS}))
     for name in configs or ():
         if name not in known:
             raise UserError(f"no config {name!r} of care; there are {', '.join(known)}")
     present = {"all", *(q.culture for q in readers.read("care", rows).questions)}
-    made = {}
+    questions = {}
     for name in configs or tuple(name for name in known if name in present):
         builder = Care(config=name, data_dir=str(pathlib.Path(data_dir).expanduser()), file_format="array_record")
         builder.rows = rows
         builder.download_and_prepare()
-        made[name] = int(builder.info.splits["train"].num_examples)
-    return made
+        questions[name] = int(builder.info.splits["train"].num_examples)
+    return questions

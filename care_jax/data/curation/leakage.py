@@ -1,9 +1,8 @@
-"""Whether training questions stand in an evaluation set: the same question, or a near copy of one.
+"""Finds training questions that are also in an evaluation set: the same question, or a near copy.
 
 Near: the character 3-grams of the two (letters and digits only, casefolded) have a Jaccard similarity of at least 0.8.
-Questions made from one template ('What is Hebei known for?', 'What is Henan known for?') are as near as that and yet
-different questions, so a pair that differs only by one thing named for another is left out, unless both have the same
-reference answer.
+Questions from one template ('What is Hebei known for?', 'What is Henan known for?') are as similar and yet different.
+So two questions that differ only in the things they name do not count, unless they have the same reference answer.
 """
 
 import difflib
@@ -13,17 +12,18 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from care_jax.data.questions import Question, is_ids, is_messages, normalise, plain_text
 from care_jax.data.rows.row import shorten
+from care_jax.textfiles import JsonObject
 
+# A word; in scripts without spaces between words, a character.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """A training question that an evaluation set holds too. kind: same or near; similarity: of the 3-grams."""
+    """A training question that is also in an evaluation set. kind: same or near. similarity: of the 3-grams."""
 
     kind: str
     similarity: float
@@ -35,55 +35,71 @@ class Overlap:
 
 
 def check(train: Sequence[Question], against: Sequence[Question], threshold: float = 0.8) -> list[Overlap]:
-    """The training questions that `against` holds too, each with its nearest; not across two cultures."""
-    exact: dict[str, list[int]] = defaultdict(list)
-    postings: dict[str, list[int]] = defaultdict(list)
-    grams: list[frozenset[str]] = []
-    owner: list[int] = []
-    for index, question in enumerate(against):
-        for text in _texts(question):
-            exact[text].append(index)
-            owner.append(index)
-            grams.append(frozenset() if is_ids(question.prompt) else _grams(text))
-            for gram in grams[-1]:
-                postings[gram].append(len(grams) - 1)
-    found = []
+    """Returns the training questions that `against` holds too, each with its nearest; never across two cultures.
+
+    threshold: the smallest similarity of near questions.
+    """
+    index = _Index(against, threshold)
+    overlaps = []
     for question in train:
-        same = [i for text in _texts(question) for i in exact.get(text, ()) if _one_culture(question, against[i])]
-        if same:
-            found.append(_overlap("same", 1.0, question, against[same[0]]))
-            continue
-        near = [] if is_ids(question.prompt) else _near(question, against, postings, grams, owner, threshold)
-        if near:
-            similarity, index = max(near, key=lambda pair: (pair[0], -pair[1]))
-            found.append(_overlap("near", similarity, question, against[index]))
-    return found
+        same = index.same(question)
+        if same is not None:
+            overlaps.append(_overlap("same", 1.0, question, same))
+        elif near := index.nearest(question):
+            overlaps.append(_overlap("near", near[0], question, near[1]))
+    return overlaps
 
 
-def _near(
-    question: Question,
-    against: Sequence[Question],
-    postings: dict[str, list[int]],
-    grams: list[frozenset[str]],
-    owner: list[int],
-    threshold: float,
-) -> list[tuple[float, int]]:
-    near = []
-    for text in _texts(question):
-        own = _grams(text)
-        # What is as near as the threshold shares one of the rarest grams at least: looking only at those is enough.
-        rarest = sorted(own, key=lambda gram: len(postings.get(gram, ())))
-        rarest = rarest[: len(own) - math.ceil(threshold * len(own)) + 1]
-        for place in {place for gram in rarest for place in postings.get(gram, ())}:
-            similarity = _jaccard(own, grams[place])
-            other = against[owner[place]]
-            if similarity >= threshold and _one_culture(question, other) and not _template(question, other):
-                near.append((similarity, owner[place]))
-    return near
+class _Index:
+    """Finds questions by their text and by their 3-grams."""
+
+    def __init__(self, questions: Sequence[Question], threshold: float):
+        self._questions, self._threshold = questions, threshold
+        self._by_text: dict[str, list[int]] = defaultdict(list)  # text -> questions
+        self._by_gram: dict[str, list[int]] = defaultdict(list)  # 3-gram -> texts
+        self._grams: list[frozenset[str]] = []  # of each text
+        self._owners: list[int] = []  # the question of each text
+        for number, question in enumerate(questions):
+            for text in _texts(question):
+                self._by_text[text].append(number)
+                self._owners.append(number)
+                self._grams.append(frozenset() if is_ids(question.prompt) else _grams(text))
+                for gram in self._grams[-1]:
+                    self._by_gram[gram].append(len(self._grams) - 1)
+
+    def same(self, question: Question) -> Question | None:
+        """Returns the first question with the same text."""
+        for text in _texts(question):
+            for number in self._by_text.get(text, ()):
+                if _same_culture(question, self._questions[number]):
+                    return self._questions[number]
+        return None
+
+    def nearest(self, question: Question) -> tuple[float, Question] | None:
+        """Returns the most similar question and its similarity, if it is at least the threshold."""
+        near = [] if is_ids(question.prompt) else self._near(question)
+        if not near:
+            return None
+        similarity, number = max(near, key=lambda pair: (pair[0], -pair[1]))
+        return similarity, self._questions[number]
+
+    def _near(self, question: Question) -> list[tuple[float, int]]:
+        near = []
+        for text in _texts(question):
+            grams = _grams(text)
+            # A text as similar as the threshold shares at least one of the rarest grams: only these are looked up.
+            rarest = sorted(grams, key=lambda gram: len(self._by_gram.get(gram, ())))
+            rarest = rarest[: len(grams) - math.ceil(self._threshold * len(grams)) + 1]
+            for candidate in {candidate for gram in rarest for candidate in self._by_gram.get(gram, ())}:
+                similarity = _jaccard(grams, self._grams[candidate])
+                other = self._questions[self._owners[candidate]]
+                if similarity >= self._threshold and _same_culture(question, other) and not _template(question, other):
+                    near.append((similarity, self._owners[candidate]))
+        return near
 
 
 def _texts(question: Question) -> list[str]:
-    """What is compared: the question in its own language, as it is asked, and its last turn, each once."""
+    """Returns the texts to compare: the question in its own language, the prompt, and its last turn, each once."""
     texts = [question.key.split("\t", 1)[-1], normalise(plain_text(question.prompt))]
     if is_messages(question.prompt):
         texts.append(normalise(question.prompt[-1]["content"]))
@@ -95,7 +111,7 @@ def _grams(text: str) -> frozenset[str]:
     return frozenset(letters[i : i + 3] for i in range(max(1, len(letters) - 2)))
 
 
-def _one_culture(a: Question, b: Question) -> bool:
+def _same_culture(a: Question, b: Question) -> bool:
     return a.culture is None or b.culture is None or a.culture == b.culture
 
 
@@ -104,7 +120,7 @@ def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 def _template(a: Question, b: Question) -> bool:
-    """Whether the two merely share a template: things named in one stand where unlike things stand in the other."""
+    """Returns whether the two only share a template: one names things where the other names different things."""
     if a.reference and b.reference and _jaccard(_grams(a.reference), _grams(b.reference)) >= 0.5:
         return False
     words, others = (_WORD.findall(normalise(plain_text(question.prompt))) for question in (a, b))
@@ -119,23 +135,23 @@ def _template(a: Question, b: Question) -> bool:
 
 
 def _overlap(kind: str, similarity: float, question: Question, other: Question) -> Overlap:
-    asked, there = (plain_text(q.prompt) for q in (question, other))
-    return Overlap(kind, round(similarity, 3), asked, there, question.culture, question.file, other.file)
+    prompt, other_prompt = plain_text(question.prompt), plain_text(other.prompt)
+    return Overlap(kind, round(similarity, 3), prompt, other_prompt, question.culture, question.file, other.file)
 
 
-def check_json(overlaps: Sequence[Overlap]) -> dict[str, Any]:
-    """`same`, `near` (counts) and `overlaps` (each pair), for `data check --json`."""
+def check_json(overlaps: Sequence[Overlap]) -> JsonObject:
+    """Returns the object of `data check --json`: the counts `same` and `near`, and `overlaps`, an entry per pair."""
     kinds = Counter(overlap.kind for overlap in overlaps)
     return {"same": kinds["same"], "near": kinds["near"], "overlaps": [asdict(overlap) for overlap in overlaps]}
 
 
 def check_text(overlaps: Sequence[Overlap], examples: int = 10) -> str:
-    """What was found, in words: the counts, and the first pairs."""
+    """Returns the counts and the first pairs as text."""
     if not overlaps:
-        return "no question of one stands in the other\n"
+        return "no training question is in the evaluation data\n"
     kinds = Counter(overlap.kind for overlap in overlaps)
     counts = f"{kinds['same']} the same, {kinds['near']} near"
-    lines = [f"{len(overlaps)} training questions stand in the evaluation data: {counts}"]
+    lines = [f"{len(overlaps)} training questions are in the evaluation data: {counts}"]
     for overlap in overlaps[:examples]:
         pair = shorten(overlap.question, 60)
         if overlap.kind == "near":

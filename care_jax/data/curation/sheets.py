@@ -1,10 +1,10 @@
-"""Annotation sheets for a new culture: the answers of several systems, blind and shuffled, out to raters and back.
+"""Annotation sheets for a new culture: blind, shuffled responses of several systems for raters, and their ratings.
 
     write_sheets("questions.jsonl", ["a.jsonl", "b.jsonl"], "sheets", raters=2)   # sheet-1.csv, sheet-2.csv, key.jsonl
     rows, agreement = import_sheets(["sheets/sheet-1.csv", "sheets/sheet-2.csv"], "sheets/key.jsonl")
 
-Raters see neither the systems nor how often an answer was given. Texts come back from the key, byte for byte, never
-from the sheet, which a spreadsheet may have changed.
+Raters see neither the systems nor how many of them gave a response. Texts are read back from the key, never from the
+sheet, as a spreadsheet program may change them.
 """
 
 import csv
@@ -15,18 +15,18 @@ import pathlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from care_jax.data.questions import parse_category, parse_culture, question_key
-from care_jax.data.rows import fields as f
+from care_jax.data.rows import fields
+from care_jax.data.rows.fields import BadField
 from care_jax.data.rows.files import open_rows
 from care_jax.data.rows.row import Row, describe
 from care_jax.data.rows.table import open_table
 from care_jax.errors import UserError
-from care_jax.textfiles import write_whole
+from care_jax.textfiles import JsonObject, write_lines, write_whole
 
 _COLUMNS = ("item", "question", "response", "rating", "comment")
-_SYSTEM = {"response": ("response",), "system": ("system", "source", "model"), "prompt": ("prompt",)}
+_RESPONSES = fields.RATED | {"response": ("response",), "system": ("system", "source", "model"), "prompt": ("prompt",)}
 
 
 def write_sheets(
@@ -37,106 +37,108 @@ def write_sheets(
     seed: int = 0,
     per_question: int | None = None,
 ) -> int:
-    """Pools the responses to the questions, and writes one CSV a rater and the key; returns how many items there are.
+    """Pools the responses to the questions, writes a CSV per rater and the key, and returns the number of items.
 
-    questions: rows of question, and culture, category, reference as far as they have them. responses: files of
-    question (or prompt), response and system, as `care-jax generate` writes them. The same words from two systems are
-    one item. Each rater's items are in an order of their own. per_question: at most so many, drawn by the seed.
+    questions: rows of question, optionally with culture, category, reference. responses: files of question (or prompt),
+    response and system, as `care-jax generate` writes them. The same text from two systems is one item. Each rater's
+    items have their own order. per_question: at most so many items per question, drawn by the seed.
     """
-    asked = {_key(found): (row, found) for row, found in _rows(questions, f.RATED, ("question",))}
-    pooled: dict[tuple[str, str], list[str]] = {}
-    strangers = 0
+    by_key = {_key(row, values): (row, values) for row, values in _read_rows(questions, fields.RATED)}
+    pooled: dict[tuple[str, str], list[str]] = {}  # (question key, response) -> systems
+    unmatched = 0
     for path in responses:
-        for row, found in _rows(path, f.RATED | _SYSTEM, ()):
-            key = _key(found | {"question": found.get("question", found.get("prompt"))}, row)
-            if key not in asked:
-                strangers += 1
+        for row, values in _read_rows(path, _RESPONSES, question_required=False):
+            key = _key(row, {"question": values.get("prompt"), **values})
+            if key not in by_key:
+                unmatched += 1
                 continue
-            text = found.get("response")
+            text = values.get("response")
             if not isinstance(text, str) or not text.strip():
-                continue  # an empty answer is nothing to rate; evaluation counts it
-            system = found.get("system") or pathlib.Path(path).stem
+                continue  # an empty response cannot be rated; evaluation counts it
+            system = values.get("system") or pathlib.Path(path).stem
             systems = pooled.setdefault((key, text), [])
             if system not in systems:
                 systems.append(system)
     if not pooled:
         raise UserError(
-            f"{', '.join(responses)}: no response to a question of {questions} ({strangers} to other questions)"
+            f"{', '.join(responses)}: no response to a question of {questions} ({unmatched} to other questions)"
         )
-    items = _items(asked, pooled, seed, per_question)
-    place = pathlib.Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    write_whole(place / "key.jsonl", "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
+    items = _items(by_key, pooled, seed, per_question)
+    out = pathlib.Path(folder)
+    write_lines(out / "key.jsonl", items)
     for rater in range(1, raters + 1):
         shuffled = random.Random(f"{seed} {rater}").sample(items, len(items))
-        write_whole(place / f"sheet-{rater}.csv", _sheet(shuffled))
+        write_whole(out / f"sheet-{rater}.csv", _sheet(shuffled))
     return len(items)
 
 
-def _rows(path: str, aliases: Mapping[str, tuple[str, ...]], needed: Sequence[str]) -> list[tuple[Row, dict[str, Any]]]:
-    """All rows of a file with their fields; a row that cannot be used ends it."""
-    rows = []
-    for row, found in open_table(path, aliases):
-        for name in needed:
-            if not isinstance(found.get(name), str) or not found[name].strip():
-                raise UserError(f"{row.place}, {name}: expected text, found {describe(found.get(name))}")
+def _read_rows(
+    path: str, aliases: Mapping[str, tuple[str, ...]], *, question_required: bool = True
+) -> list[tuple[Row, JsonObject]]:
+    """Returns all rows of a file with their fields; raises `UserError` for a row that cannot be used."""
+    rows = list(open_table(path, aliases))
+    for row, values in rows:
+        question = values.get("question")
+        if question_required and not (isinstance(question, str) and question.strip()):
+            raise UserError(f"{row.place}, question: expected text, found {describe(question)}")
         try:
             json.dumps(row.value, ensure_ascii=False, default=str).encode("utf-8")
         except UnicodeEncodeError:
             raise UserError(f"{row.place}: text that is not valid Unicode") from None
-        rows.append((row, found))
     return rows
 
 
-def _key(found: Mapping[str, Any], row: Row | None = None) -> str:
-    asked = found.get("question")
-    if isinstance(asked, list):
-        asked = asked[-1].get("content") if asked and isinstance(asked[-1], Mapping) else None
-    if not isinstance(asked, str):
-        raise UserError(f"{row.place if row else ''}, question: expected text, found {describe(found.get('question'))}")
-    return question_key(asked, None)
+def _key(row: Row, values: Mapping[str, object]) -> str:
+    """Returns the key of a row's question, which may be messages: then the last one counts."""
+    question = values.get("question")
+    if isinstance(question, list):
+        question = question[-1].get("content") if question and isinstance(question[-1], Mapping) else None
+    if not isinstance(question, str):
+        raise UserError(f"{row.place}, question: expected text, found {describe(values.get('question'))}")
+    return question_key(question, None)
 
 
 def _items(
-    asked: Mapping[str, tuple[Row, Mapping[str, Any]]],
+    by_key: Mapping[str, tuple[Row, JsonObject]],
     pooled: Mapping[tuple[str, str], list[str]],
     seed: int,
     per_question: int | None,
-) -> list[dict[str, Any]]:
-    by_question: dict[str, list[dict[str, Any]]] = {}
+) -> list[JsonObject]:
+    by_question: dict[str, list[JsonObject]] = {}
     for (key, text), systems in pooled.items():
         identity = hashlib.sha256(f"{seed}\0{key}\0{text}".encode()).hexdigest()[:12]
-        row, found = asked[key]
-        item = {"item": identity, "response": text, "systems": systems, "row": dict(row.value or {})}
-        by_question.setdefault(key, []).append(item | {"question": found["question"]})
+        row, values = by_key[key]
+        item = {"item": identity, "response": text, "systems": systems, "row": row.value or {}}
+        by_question.setdefault(key, []).append(item | {"question": values["question"]})
     items = []
-    for key in asked:
-        # Drawn by the items' hashes: which are drawn depends on the seed and not on the order of the files.
+    for key in by_key:
+        # Drawn by the hashes of the items: the draw depends on the seed and not on the order of the files.
         drawn = sorted(by_question.get(key, []), key=lambda item: item["item"])
         items += drawn[:per_question]
     return items
 
 
-def _sheet(items: Sequence[Mapping[str, Any]]) -> str:
-    """CSV with a byte order mark, without which spreadsheets take Arabic and Chinese for Latin."""
+def _sheet(items: Sequence[JsonObject]) -> str:
+    """Returns CSV with a byte order mark, as spreadsheet programs otherwise do not read Arabic and Chinese."""
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(_COLUMNS)
     for item in items:
-        table.writerow([item["item"], _harmless(item["question"]), _harmless(item["response"]), "", ""])
+        table.writerow([item["item"], _escape(item["question"]), _escape(item["response"]), "", ""])
     return "\ufeff" + text.getvalue()
 
 
-def _harmless(text: str) -> str:
-    """A cell that a spreadsheet does not take for a formula."""
+def _escape(text: str) -> str:
+    """Returns the text as a cell that a spreadsheet program does not take for a formula."""
     return "'" + text if text[:1] in "=+-@\t\r" and text[:1] else text
 
 
 @dataclass(frozen=True, slots=True)
 class SheetAgreement:
-    """How far raters agree. alpha: Krippendorff's, ordinal, over items of two ratings or more; None without such.
+    """The agreement of the raters.
 
-    items: item -> (raters, mean, range). unrated: items that nobody rated.
+    alpha: Krippendorff's alpha (ordinal) over items with at least two ratings; None if it is undefined. items: item ->
+    (raters, mean, range). unrated: number of items that nobody rated.
     """
 
     alpha: float | None
@@ -144,45 +146,55 @@ class SheetAgreement:
     unrated: int
 
 
-def import_sheets(sheets: Sequence[str], key: str) -> tuple[list[dict[str, Any]], SheetAgreement]:
-    """Rows in CARE's schema from filled sheets (human_rating is the raters' mean; `ratings` holds each), and agreement.
+def import_sheets(sheets: Sequence[str], key: str) -> tuple[list[JsonObject], SheetAgreement]:
+    """Returns the rows of filled sheets in CARE's schema, and the raters' agreement.
 
-    Blank ratings are not rated. `UserError` names the sheet and line of a rating that is none, or an unknown item.
+    human_rating is the mean over the raters; `ratings` holds each. A blank rating means not rated. Raises `UserError`
+    with sheet and line for an invalid rating or an unknown item.
     """
-    items: dict[str, dict[str, Any]] = {}
-    for row in open_rows(key):
-        value = row.value
-        if value is None or not all(name in value for name in ("item", "question", "response", "systems", "row")):
-            raise UserError(f"{row.place}: not a row of a sheet's key ({row.problem or 'fields are missing'})")
-        items[value["item"]] = dict(value)
-    ratings: dict[str, dict[str, float]] = {item: {} for item in items}
+    items = _read_key(key)
     raters = [pathlib.Path(sheet).stem for sheet in sheets]
     if len(set(raters)) < len(raters):
-        raise UserError(f"two sheets have one name, which stands for the rater: {', '.join(sheets)}")
+        raise UserError(f"two sheets have the same file name, which names the rater: {', '.join(sheets)}")
+    ratings: dict[str, dict[str, float]] = {item: {} for item in items}
     for sheet, rater in zip(sheets, raters):
-        for line, identity, cell in _filled(sheet):
+        for line, identity, cell in _read_sheet(sheet):
             if identity not in items:
                 raise UserError(f"{sheet} (line {line}): no item {identity!r} in {key}")
             if cell.strip():
                 try:
-                    ratings[identity][rater] = f.rating(cell, "rating", 1.0, 10.0)
-                except f.BadField as bad:
+                    ratings[identity][rater] = fields.rating(cell, "rating", 1.0, 10.0)
+                except BadField as bad:
                     raise UserError(f"{sheet} (line {line}), rating: expected 1 to 10, found {bad.value}") from bad
-    rows = []
-    for identity, given in ratings.items():
-        if given:
-            item = items[identity]
-            mean = sum(given.values()) / len(given)
-            rows.append(
-                {key: value for key, value in item["row"].items() if key not in ("response", "source", "human_rating")}
-                | {"response": item["response"], "human_rating": int(mean) if mean.is_integer() else mean}
-                | {"source": "+".join(item["systems"]), "ratings": given, "item": identity}
-            )
+    rows = [_rated_row(items[identity], by_rater) for identity, by_rater in ratings.items() if by_rater]
     return rows, _agreement(ratings, raters)
 
 
-def _filled(sheet: str) -> list[tuple[int, str, str]]:
-    """(line, item, rating) of each row of a filled sheet, whichever delimiter the spreadsheet saved it with."""
+def _read_key(path: str) -> dict[str, JsonObject]:
+    """Returns item -> its row of the key."""
+    items: dict[str, JsonObject] = {}
+    for row in open_rows(path):
+        item = row.value
+        if item is None or not all(name in item for name in ("item", "question", "response", "systems", "row")):
+            raise UserError(f"{row.place}: not a row of a sheet's key ({row.problem or 'fields are missing'})")
+        items[item["item"]] = item
+    return items
+
+
+def _rated_row(item: JsonObject, by_rater: dict[str, float]) -> JsonObject:
+    mean = sum(by_rater.values()) / len(by_rater)
+    return {
+        **{name: value for name, value in item["row"].items() if name not in ("response", "source", "human_rating")},
+        "response": item["response"],
+        "human_rating": int(mean) if mean.is_integer() else mean,
+        "source": "+".join(item["systems"]),
+        "ratings": by_rater,
+        "item": item["item"],
+    }
+
+
+def _read_sheet(sheet: str) -> list[tuple[int, str, str]]:
+    """Returns (line, item, rating) of each row of a filled sheet, with any of the usual delimiters."""
     try:
         text = pathlib.Path(sheet).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -190,7 +202,7 @@ def _filled(sheet: str) -> list[tuple[int, str, str]]:
     header = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    names = {f.fold(name): name for name in reader.fieldnames or () if name}
+    names = {fields.fold(name): name for name in reader.fieldnames or () if name}
     if "item" not in names or "rating" not in names:
         raise UserError(f"{sheet}: expected the columns {', '.join(_COLUMNS)}, found {header.strip()[:80]!r}")
     return [
@@ -201,50 +213,49 @@ def _filled(sheet: str) -> list[tuple[int, str, str]]:
 
 
 def _agreement(ratings: Mapping[str, Mapping[str, float]], raters: Sequence[str]) -> SheetAgreement:
-    items = {
-        item: (len(given), sum(given.values()) / len(given), max(given.values()) - min(given.values()))
-        for item, given in ratings.items()
-        if given
-    }
-    shared = [given for given in ratings.values() if len(given) > 1]
+    rated = {item: list(by_rater.values()) for item, by_rater in ratings.items() if by_rater}
+    items = {item: (len(r), sum(r) / len(r), max(r) - min(r)) for item, r in rated.items()}
+    shared = [by_rater for by_rater in ratings.values() if len(by_rater) > 1]
     alpha = None
-    if len({value for given in shared for value in given.values()}) > 1:
+    if len({value for by_rater in shared for value in by_rater.values()}) > 1:
         try:
             import krippendorff
         except ModuleNotFoundError as error:
             raise UserError("agreement between raters needs krippendorff: pip install krippendorff") from error
-        table = [[given.get(rater, float("nan")) for given in shared] for rater in raters]
+        table = [[by_rater.get(rater, float("nan")) for by_rater in shared] for rater in raters]
         alpha = float(krippendorff.alpha(reliability_data=table, level_of_measurement="ordinal"))
     return SheetAgreement(alpha, items, len(ratings) - len(items))
 
 
-def _cell(found: Mapping[str, Any]) -> tuple[str, str]:
-    """(culture, category) by their ids: 'Native (Arab)' and 'ar' are one culture, and unknown names are their own."""
-    culture, category = (str(found.get(name) or "none") for name in ("culture", "category"))
-    return parse_culture(culture)[1] or culture, parse_category(category) or category
+def split(path: str, per_category: int, seed: int = 0) -> tuple[list[JsonObject], list[JsonObject]]:
+    """Returns (training rows, evaluation rows), with `per_category` questions of each culture and category held out.
 
-
-def split(path: str, per_category: int, seed: int = 0) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(training rows, evaluation rows) of a file: per_category questions of each culture and category are held out.
-
-    All rows of a question go together, with every column as it stands. The questions are drawn by a hash of
-    (seed, key), so adding questions moves few. `UserError` where a category has too few questions to leave any.
+    All rows of a question stay together, with all their columns. The questions are drawn by a hash of (seed, key), so
+    that adding questions changes few. Raises `UserError` if a category has too few questions to leave any.
     """
-    rows = _rows(path, f.RATED, ("question",))
-    cells: dict[tuple[str, str], dict[str, str]] = {}
+    rows = _read_rows(path, fields.RATED)
+    ranks: dict[tuple[str, str], dict[str, str]] = {}  # (culture, category) -> question key -> hash
     keys = []
-    for _, found in rows:
-        culture, category = _cell(found)
-        key = question_key(found["question"], culture)
+    for _, values in rows:
+        culture, category = _culture_and_category(values)
+        key = question_key(values["question"], culture)
         keys.append(key)
-        cells.setdefault((culture, category), {})[key] = hashlib.sha256(f"{seed}\0{key}".encode()).hexdigest()
-    held: set[str] = set()
-    for (culture, category), ranks in cells.items():
-        if len(ranks) <= per_category:
+        ranks.setdefault((culture, category), {})[key] = hashlib.sha256(f"{seed}\0{key}".encode()).hexdigest()
+    held_out: set[str] = set()
+    for (culture, category), by_key in ranks.items():
+        if len(by_key) <= per_category:
             raise UserError(
-                f"{path}: {culture}, {category} has {len(ranks)} questions: {per_category} cannot be held out of them"
+                f"{path}: {culture}, {category} has {len(by_key)} questions: {per_category} cannot be held out of them"
             )
-        held.update(sorted(ranks, key=lambda key: ranks[key])[:per_category])
-    values = [dict(row.value or {}) for row, _ in rows]
-    train = [value for value, key in zip(values, keys) if key not in held]
-    return train, [value for value, key in zip(values, keys) if key in held]
+        held_out.update(sorted(by_key, key=lambda key: by_key[key])[:per_category])
+    train: list[JsonObject] = []
+    evaluation: list[JsonObject] = []
+    for (row, _), key in zip(rows, keys):
+        (evaluation if key in held_out else train).append(row.value or {})
+    return train, evaluation
+
+
+def _culture_and_category(values: JsonObject) -> tuple[str, str]:
+    """Returns the ids: 'Native (Arab)' and 'ar' are one culture; unknown names are kept."""
+    culture, category = (str(values.get(name) or "none") for name in ("culture", "category"))
+    return parse_culture(culture)[1] or culture, parse_category(category) or category
