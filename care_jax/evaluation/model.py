@@ -47,12 +47,21 @@ def system_name(path: str) -> str:
 
 
 def open_model(path: str, mesh: Mesh, dtype: str = "float32") -> LoadedModel:
-    """Loads a model; dtype: of its weights and of the computation. `sample` has random weights, always the same."""
-    folder = model_folder(path)
+    """Loads a model; dtype: of its weights and of the computation. `sample` has random weights, always the same.
+
+    path: as for `model_folder`, or a PEFT adapter folder, whose adapters are merged into the base that it names.
+    """
+    folder = adapter_folder = model_folder(path)
+    has_adapters = (folder / models.lora.CONFIG).is_file() and not (folder / "config.json").exists()
+    if has_adapters:
+        folder = local_folder(*models.lora.base_of(adapter_folder))
     tokenizer = load_tokenizer(str(folder))
     if path == "sample":
         model = models.from_config(folder, dtype=dtype)
         params = models.init_params(model, 0, mesh, param_dtype=dtype)
     else:
         model, params = models.from_pretrained(folder, dtype, mesh)
+    if has_adapters:
+        with_adapters, adapters = models.lora.load_adapter(adapter_folder, model, mesh)
+        params = models.lora.merge(with_adapters, params, adapters, dtype)
     return LoadedModel(system_name(path), folder, model, params, tokenizer)

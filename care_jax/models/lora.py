@@ -26,6 +26,7 @@ from care_jax.models.hf import export, weights
 from care_jax.models.hf.safetensors_io import read_header
 from care_jax.textfiles import JsonObject
 
+CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # the files of a PEFT adapter folder
 # PEFT's name of a linear map -> its place in a block's tree.
 TARGETS = {
     "q_proj": ("attn", "q"),
@@ -194,8 +195,29 @@ def save_adapter(
         tensors = export.file_tensors(declarations(model.arch, r, names))
         arrays = {tensor.name: np.ascontiguousarray(tensor.read(lora)) for tensor in tensors}
         if is_writer():
-            save_file(arrays, aside / "adapter_model.safetensors", metadata={"format": "pt"})
-            (aside / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            save_file(arrays, aside / _WEIGHTS, metadata={"format": "pt"})
+            (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_config(folder: str | pathlib.Path) -> JsonObject:
+    """Reads the configuration of a PEFT adapter folder."""
+    file = pathlib.Path(folder) / CONFIG
+    for needed in (file, file.with_name(_WEIGHTS)):
+        if not needed.is_file():
+            raise UserError(f"{needed}: no such file; a PEFT adapter folder holds {CONFIG} and {_WEIGHTS}")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON: {error}") from error
+
+
+def base_of(folder: str | pathlib.Path) -> tuple[str, str | None]:
+    """Returns the path or hub id of the model that a PEFT adapter folder was trained on, and its revision."""
+    config = _read_config(folder)
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{pathlib.Path(folder) / CONFIG}: has no base_model_name_or_path")
+    return str(base), config.get("revision")
 
 
 # Keys of a PEFT configuration that change the numbers, and the only values of them that are supported.
@@ -225,16 +247,8 @@ def load_adapter(
 
     Raises UserError if a file is missing or damaged, or an option or a tensor does not fit.
     """
-    folder = pathlib.Path(folder)
-    file = folder / "adapter_config.json"
-    weights_file = folder / "adapter_model.safetensors"
-    for needed in (file, weights_file):
-        if not needed.is_file():
-            raise UserError(f"{needed}: no such file; a PEFT adapter folder holds {file.name} and {weights_file.name}")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON: {error}") from error
+    file, weights_file = pathlib.Path(folder) / CONFIG, pathlib.Path(folder) / _WEIGHTS
+    config = _read_config(folder)
     for key, supported in _SUPPORTED.items():
         if config.get(key, supported[0]) not in supported:
             raise UserError(f"{file}: {key}: {config[key]!r} is not supported; expected {supported[0]!r}")

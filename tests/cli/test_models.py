@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from care_jax import cli, models, sharding
 from care_jax.data.chat import encode, load_tokenizer
 from care_jax.data.rows.files import SAMPLE
+from care_jax.evaluation.model import open_model
 from care_jax.training import loop
 
 CONFIG = {
@@ -223,6 +224,9 @@ def test_after_ten_steps_the_merged_export_equals_the_adapters_applied(adapted, 
     as_exported = model.apply({"params": models.from_pretrained(merged)[1]}, tokens)
     np.testing.assert_allclose(as_exported, applied, atol=1e-4)
     assert np.abs(applied - model.apply({"params": params}, tokens)).max() > 1e-2
+    opened = open_model(str(alone), sharding.make_mesh())
+    jax.tree.map(np.testing.assert_array_equal, opened.params, models.from_pretrained(merged)[1])
+    assert opened.folder == base, "the tokenizer and the stop tokens are those of the base"
     config = json.loads((alone / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (2, 8.0, str(base))
 
