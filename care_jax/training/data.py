@@ -1,10 +1,8 @@
-"""From the configuration's data block to a corpus, a stream of units, and the source of the steps."""
+"""From the configuration's data block to everything that the steps and the evaluation of a run are made from."""
 
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-
-import grain
 
 from care_jax.config import Config
 from care_jax.config.blocks import DataConfig, SourceConfig, Split
@@ -32,14 +30,13 @@ _STORED_CHECKED = 64  # prompts of a token cache
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """Everything of a run's data that the loop needs.
+    """The data of a run.
 
-    source: what the steps are made from. sequences: what the steps and the evaluation need, each once. files: the
+    source: what the steps are made from. sequences: all that the steps and the evaluation run, each once. files: the
     SHA-256 of each file that was read. labels: in the unpaired view, how many of each, and what that means for the
     loss.
     """
 
-    corpus: Corpus
     source: StepSource
     steps: int
     held_out: HeldOut | None
@@ -48,7 +45,12 @@ class RunData:
     files: dict[str, str]
     labels: JsonObject | None = None
 
+    @property
+    def corpus(self) -> Corpus:
+        return self.source.corpus
+
     def summary(self) -> str:
+        """Returns what a run prints about its data."""
         shape = self.source.shape
         return (
             f"data: {len(self.source.stream)} units per epoch, {self.held_out_questions} questions held out; "
@@ -81,18 +83,13 @@ def prepare(config: Config, tokenizer: Tokenizer, objective: Objective, folder: 
     if objective.view == "unpaired":
         labels = count_labels(config.losses, sources)
         add_labels(folder, labels)
-    stream = pipeline.mixture(sources, seed=config.seed, shuffle=config.data.shuffle)
-    steps = pipeline.number_of_steps(stream, config.batch.examples, config.data.epochs, config.data.max_steps)
-    source = plan_steps(config, objective, sources, stream, steps, tokens.corpus)
+    source, steps = plan_steps(config, objective, sources, tokens.corpus)
     held_out = make_held_out(config, objective, tokens)
-    needed = pipeline.needed_sequences(source, steps)
+    sequences = pipeline.needed_sequences(source, steps)
     if held_out is not None:
-        needed = sorted({*needed, *held_out.sequences})
+        sequences = sorted({*sequences, *held_out.sequences})
     files = {file: digest for reading in readings.all for file, digest in reading.files}
-    return RunData(
-        tokens.corpus, source, steps, held_out, len(tokens.corpora[-1]), needed, files,
-        labels,
-    )  # fmt: skip
+    return RunData(source, steps, held_out, len(tokens.corpora[-1]), sequences, files, labels)
 
 
 # ---- Reading
@@ -256,18 +253,16 @@ def _make_units(config: Config, view: str, tokens: TokenizedQuestions, number: i
 
 
 def plan_steps(
-    config: Config,
-    objective: Objective,
-    sources: Sequence[UnitSource],
-    stream: "grain.MapDataset[Unit]",
-    steps: int,
-    corpus: Corpus,
-) -> StepSource:
-    """Chooses the static sizes of the run's batches, and of KTO's mismatched completions if the loss names `kl`.
+    config: Config, objective: Objective, sources: Sequence[UnitSource], corpus: Corpus
+) -> tuple[StepSource, int]:
+    """Mixes the sources into a stream, and chooses the static sizes of the run's batches, and of KTO's mismatched
+    completions if the loss names `kl`. Returns what the steps are made from, and how many steps there are.
 
     Raises UserError if a question fits no row or no microbatch.
     """
-    batch = config.batch
+    data, batch = config.data, config.batch
+    stream = pipeline.mixture(sources, seed=config.seed, shuffle=data.shuffle)
+    steps = pipeline.number_of_steps(stream, batch.examples, data.epochs, data.max_steps)
     shape = pipeline.batch_shape(
         [unit for units, _ in sources for unit in units],
         corpus,
@@ -279,7 +274,7 @@ def plan_steps(
         longest_completion=int(corpus.completion_lengths.max()),
     )
     mismatched = pipeline.mismatched_shape(shape, corpus) if objective.needs_kl else None
-    return pipeline.plan_run(StepSource(stream, corpus, batch.examples, shape, mismatched), steps)
+    return pipeline.plan_run(StepSource(stream, corpus, batch.examples, shape, mismatched), steps), steps
 
 
 def make_held_out(config: Config, objective: Objective, tokens: TokenizedQuestions) -> HeldOut | None:

@@ -12,7 +12,7 @@ from care_jax.config import Config
 from care_jax.data import pipeline
 from care_jax.data.chat import load_tokenizer
 from care_jax.distributed import say
-from care_jax.evaluation.model import local_folder
+from care_jax.evaluation.model import LoadedModel, local_folder
 from care_jax.models import lora
 from care_jax.models.arch import Params
 from care_jax.models.decoder import Decoder
@@ -25,7 +25,7 @@ from care_jax.training.data import prepare
 from care_jax.training.errors import Diverged, RunFailed, explain_failures
 from care_jax.training.evaluation.final_table import final_table
 from care_jax.training.evaluation.schedule import EvaluationSchedule
-from care_jax.training.evaluation.tasks import read_tasks, task_scores
+from care_jax.training.evaluation.tasks import TaskScores, read_tasks
 from care_jax.training.export.huggingface import write_export
 from care_jax.training.forward.passes import ForwardPass
 from care_jax.training.forward.reference import compute_reference
@@ -94,6 +94,7 @@ def _open(config: Config, repeats: tuple[Identity, str] | None) -> Run:
 
 
 def _run(run: RunContext, start: Start) -> Run:
+    """Reads, builds, trains and exports."""
     config, mesh, directory, folder = run.config, run.mesh, run.directory, run.directory.folder
     if start.step is not None and start.meta["last"] == start.step and directory.has_export:
         say(f"{directory.home} holds a finished run of {start.step} steps")
@@ -133,7 +134,10 @@ def _run(run: RunContext, start: Start) -> Run:
         state = run.checkpoints.restore(start.step, restore_target(weights, abstract, shardings))
     del weights  # the state, or the reference, now holds what is needed of them
     recorder = Recorder(config, folder, start.step, data.steps, directory.upload)
-    tasks = task_scores(config, task_items, trained.model, tokenizer, source, mesh, data.steps)
+    tasks = None
+    if config.evaluation is not None:
+        answering = LoadedModel(config.name, source, trained.model, {}, tokenizer)
+        tasks = TaskScores(config, task_items, answering, mesh, data.steps)
     evaluations = EvaluationSchedule(run, data, reference, recorder, tasks)
     if start.step is not None:
         say(f"resumed at step {start.step} of {data.steps}")

@@ -1,14 +1,12 @@
 """Evaluation tasks during a run: the current policy answers them, and the answers are scored."""
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 
 import jax
 
 from care_jax.config import Config, steps_of
 from care_jax.config.blocks import TaskConfig
-from care_jax.data.chat import Tokenizer
 from care_jax.errors import UserError
 from care_jax.evaluation import tasks
 from care_jax.evaluation.answers import generate, logprobs
@@ -18,7 +16,6 @@ from care_jax.evaluation.answers.settings import GenerationSettings
 from care_jax.evaluation.items import Options, TaskItems
 from care_jax.evaluation.model import LoadedModel
 from care_jax.models import lora
-from care_jax.models.decoder import Decoder
 from care_jax.textfiles import JsonObject
 from care_jax.training.step import State
 
@@ -48,32 +45,15 @@ def _prepare(config: TaskConfig) -> PreparedTask:
     return PreparedTask(config, task, options, tasks.read(task, config.data, options))
 
 
-def task_scores(
-    config: Config,
-    prepared: Sequence[PreparedTask],
-    model: Decoder,
-    tokenizer: Tokenizer,
-    source: pathlib.Path,
-    mesh: jax.sharding.Mesh,
-    total: int,
-) -> "TaskScores | None":
-    """Returns what scores the tasks of `read_tasks`, or None if the configuration has none.
-
-    source: the folder of the starting model, whose files tell which ids end an answer. total: steps of the run.
-    """
-    if config.evaluation is None:
-        return None
-    start = LoadedModel(config.name, source, model, {}, tokenizer)
-    return TaskScores(config, prepared, start, mesh, total)
-
-
 class TaskScores:
     """Answers and scores the tasks. Answers in words are greedy unless the configuration sets a temperature."""
 
     def __init__(
         self, config: Config, prepared: Sequence[PreparedTask], start: LoadedModel, mesh: jax.sharding.Mesh, total: int
     ):
-        """start: the model without weights."""
+        """prepared: what `read_tasks` returned. start: the model without weights, whose folder tells which ids end an
+        answer. total: steps of the run.
+        """
         self._config, self._prepared, self._start, self._mesh, self._total = config, prepared, start, mesh, total
         self._every = total if config.evaluation is None else steps_of(config.evaluation.every, total)
 
