@@ -6,7 +6,7 @@ import json
 import pytest
 
 from care_jax import cli
-from tests.data.rows import care_row, write
+from tests.data.care_rows import care_row, write
 
 QUESTIONS = [
     {"question": f"{word}?", "answer": "음식", "cul_type": category, "associated_culture": "Native (Korean)"}

@@ -13,7 +13,7 @@ from care_jax.data.corpus import concatenate, tokenize
 from care_jax.data.curation import leakage
 from care_jax.data.readers.token_cache import TokenCache
 from care_jax.errors import UserError
-from tests.data.rows import care_row, write
+from tests.data.care_rows import care_row, write
 
 
 @pytest.fixture(scope="module")

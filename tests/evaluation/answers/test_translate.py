@@ -7,7 +7,7 @@ import pytest
 from care_jax import cli
 from care_jax.data import readers
 from care_jax.errors import UserError
-from tests.data.rows import care_row, write
+from tests.data.care_rows import care_row, write
 from tests.evaluation.servers import Server, completion
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from care_jax.data import readers
 from care_jax.errors import UserError
-from tests.data.rows import care_row
+from tests.data.care_rows import care_row
 
 VALUES = [
     None,

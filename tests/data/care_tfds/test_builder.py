@@ -7,7 +7,7 @@ import pytest
 
 from care_jax.data import care_tfds, readers
 from care_jax.errors import UserError
-from tests.data.rows import care_row, write
+from tests.data.care_rows import care_row, write
 
 
 @pytest.fixture(scope="module")

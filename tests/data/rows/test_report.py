@@ -10,7 +10,7 @@ from care_jax.config.blocks import PairsConfig
 from care_jax.data import readers
 from care_jax.data.preferences import POLICIES
 from care_jax.data.rows import report
-from tests.data.rows import care_row, write
+from tests.data.care_rows import care_row, write
 
 
 def test_the_account_of_real_rows(shared):

@@ -8,7 +8,7 @@ import pytest
 from care_jax.data import readers
 from care_jax.data.curation.sheets import import_sheets, split, write_sheets
 from care_jax.errors import UserError
-from tests.data.rows import write
+from tests.data.care_rows import write
 
 QUESTIONS = [
     {"question": "김치는?", "answer": "음식", "cul_type": "Cultural entities", "associated_culture": "Native (Korean)"},

@@ -4,7 +4,7 @@ import pytest
 
 from care_jax.data import readers
 from care_jax.data.curation.inspect import inspect, inspect_picture, inspect_text, script, statistics_of
-from tests.data.rows import care_row, write
+from tests.data.care_rows import care_row, write
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The readers of preference pairs, labelled responses, token ids and HH-RLHF's transcripts."""
 
 from care_jax.data import readers
-from tests.data.rows import write
+from tests.data.care_rows import write
 
 
 def test_real_hh_rlhf(shared):
