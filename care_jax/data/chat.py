@@ -143,10 +143,7 @@ def encode_question(
 
 
 def encode_many(
-    tokenizer: Tokenizer,
-    items: Sequence[PromptWithCompletions],
-    template: str = "model",
-    date: str | None = None,
+    tokenizer: Tokenizer, items: Sequence[PromptWithCompletions], template: str = "model", date: str | None = None
 ) -> list[Encoded]:
     """`encode` for many prompts, each with its completions. The tokenizer gets large batches, which is fastest."""
     style = _Style.make(tokenizer, template, date)
@@ -274,11 +271,7 @@ def _renderers(tokenizer: Tokenizer, template: str, date: str | None) -> tuple[t
     def frames(generation: bool) -> Frames:
         def render(conversations: list[Conversation]) -> list[str]:
             return tokenizer.apply_chat_template(
-                conversations,
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=generation,
-                **variables,
+                conversations, chat_template=template, tokenize=False, add_generation_prompt=generation, **variables
             )
 
         return Frames(template, explain_failures(render))

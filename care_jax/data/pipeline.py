@@ -27,26 +27,9 @@ from care_jax.data.questions import Question
 from care_jax.errors import UserError
 
 __all__ = [
-    "Batch",
-    "BatchShape",
-    "Corpus",
-    "StepPlan",
-    "StepSource",
-    "batch_shape",
-    "concatenate",
-    "fill",
-    "mismatched_sequences",
-    "mismatched_shape",
-    "mixture",
-    "needed_sequences",
-    "number_of_steps",
-    "plan_responses",
-    "plan_run",
-    "plan_step",
-    "step_units",
-    "steps",
-    "tokenize",
-    "units",
+    "Batch", "BatchShape", "Corpus", "StepPlan", "StepSource", "batch_shape", "concatenate", "fill",
+    "mismatched_sequences", "mismatched_shape", "mixture", "needed_sequences", "number_of_steps", "plan_responses",
+    "plan_run", "plan_step", "step_units", "steps", "tokenize", "units",
 ]  # fmt: skip
 
 _GRAIN_SEEDS = 2**32

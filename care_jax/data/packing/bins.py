@@ -56,16 +56,8 @@ class Bin:
     """
 
     __slots__ = (
-        "clusters",
-        "completions",
-        "free",
-        "groups",
-        "pairs",
-        "placed",
-        "prompt_lengths",
-        "prompts",
-        "slots",
-        "total",
+        *("clusters", "completions", "free", "groups", "pairs"),
+        *("placed", "prompt_lengths", "prompts", "slots", "total"),
     )
 
     def __init__(self, capacity: Capacity):

@@ -108,11 +108,7 @@ class Preparation:
 
 
 def write(
-    folder: pathlib.Path,
-    questions: Sequence[Question],
-    report: Report,
-    tokenizer: Tokenizer,
-    preparation: Preparation,
+    folder: pathlib.Path, questions: Sequence[Question], report: Report, tokenizer: Tokenizer, preparation: Preparation
 ) -> JsonObject:
     """Tokenizes questions into a new cache; returns its prepared.json, which is written last.
 
