@@ -4,9 +4,12 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
+from hypothesis import strategies as st
 
 from care_jax.data.chat import Encoded
 from care_jax.data.corpus import Corpus, build
+from care_jax.data.packing.batch import BatchShape
+from care_jax.data.packing.capacities import batch_shape
 from care_jax.data.preferences import Unit, make_units
 from care_jax.data.questions import Question, Response
 
@@ -110,3 +113,17 @@ VIEWS = {
 
 def units_of(corpus: Corpus, view: str) -> list[Unit]:
     return make_units(corpus.questions, **VIEWS[view])
+
+
+SHAPES = st.lists(
+    st.tuples(st.integers(1, 12), st.lists(st.integers(1, 20), min_size=2, max_size=6)), min_size=2, max_size=8
+)
+SWITCHES = [
+    {"packing": packing, "share_responses": responses, "share_prompts": prompts}
+    for packing, responses, prompts in itertools.product((True, False), repeat=3)
+]
+
+
+def shape_of(corpus: Corpus, units: list[Unit], **options) -> BatchShape:
+    """The shape of a run over these units, with 6 rows of 64 tokens unless options say otherwise."""
+    return batch_shape(units, corpus, **({"rows": 6, "row_length": 64} | options))
