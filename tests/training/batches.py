@@ -1,4 +1,4 @@
-"""Batches laid out the plain way, one sequence a row: what the packer's batches are compared with."""
+"""Batches laid out plainly, one sequence per row, with which the packer's batches are compared."""
 
 import json
 from dataclasses import dataclass

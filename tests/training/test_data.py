@@ -1,4 +1,4 @@
-"""What a run reads before anything is compiled: leakage ends it."""
+"""What a run reads before anything is compiled: leakage, labels, and the report of what was dropped."""
 
 import json
 
@@ -55,8 +55,8 @@ def test_care_with_its_own_evaluation_set_is_refused(tmp_path, shared):
 
 
 @pytest.mark.parametrize("length", [64, 7, 4])
-def test_a_pair_is_one_row_of_the_account(tmp_path, length):
-    """rows = responses + everything dropped, also where the length takes one side or both."""
+def test_a_pair_is_one_row_of_the_report(tmp_path, length):
+    """rows = responses + everything dropped, also if the maximum length drops one side of a pair or both."""
     rows = [
         {"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5], "rejected_ids": [6]},
         {"prompt_ids": [1, 2, 3, 4, 5, 6, 7], "chosen_ids": [4], "rejected_ids": [6, 7]},
@@ -86,7 +86,7 @@ def test_a_pair_is_one_row_of_the_account(tmp_path, length):
     ],
 )
 def test_labels_by_ratings(tmp_path, labels, desirable, undesirable):
-    """Both bounds belong to their label, what lies between is left out, and a bound not given is the default."""
+    """Both bounds are inclusive, ratings between them are left out, and a missing bound is the default."""
     ratings = [10, 7, 6.5, 4.5, 4, 1]
     about = {"cul_type": "Opinion", "associated_culture": "Native (Chinese)", "source": "human"}
     for name, kept in (("train", ratings), ("held", ratings[:1])):

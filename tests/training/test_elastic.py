@@ -1,4 +1,4 @@
-"""A run saved on eight devices goes on with two: the same units in the same order, the same losses to 1e-5."""
+"""A run saved on eight devices resumes on two: the same units in the same order, the same losses to 1e-5."""
 
 import functools
 import shutil
@@ -45,12 +45,12 @@ def test_eight_devices_then_two(tmp_path, monkeypatch, capsys):
     shutil.rmtree(run / "export")
     capsys.readouterr()
 
-    # What would train on something else is refused.
+    # A resume that would train on something else is refused.
     with pytest.raises(UserError, match=r"resume: never, but .* holds checkpoints already"):
         train(2, resume="never")
     with pytest.raises(UserError, match=r"loss.beta: 2.0 then, 0.5 now"):
         train(2, **{"loss.beta": 0.5})
-    (run / "config.yaml").unlink()  # the checkpoint knows too
+    (run / "config.yaml").unlink()  # the checkpoint holds the configuration too
     with pytest.raises(UserError, match=r"batch.examples: 8 then, 4 now"):
         train(2, **{"batch.examples": 4})
     content = data.read_bytes()
@@ -59,7 +59,7 @@ def test_eight_devices_then_two(tmp_path, monkeypatch, capsys):
         train(2)
     data.write_bytes(content)
 
-    # Other devices and rows are not.
+    # Other devices and rows are allowed.
     resumed = train(2, **{"batch.microbatch_rows": 4, "mesh.data": 2, "checkpoint.keep": 1, "resume": "must"})
     told = capsys.readouterr().err
     assert "resumed at step 2 of 4" in told

@@ -1,6 +1,6 @@
-"""Shared responses, shared prompts and packed rows change nothing: a step equals that of one sequence a row.
+"""Shared responses, shared prompts and packed rows change nothing: a step equals that of one sequence per row.
 
-Both are one program, for what differs is where the batch puts its tokens: one compilation a family and loss.
+Both run one program, since only the places of the tokens in the batch differ: one compilation per family and loss.
 """
 
 import functools
@@ -42,7 +42,7 @@ def corpus() -> Corpus:
 
 
 def batch(view: str, needs_kl: bool, **switches: bool) -> tuple[Batch, int]:
-    """One step over all questions, in a layout of sizes that hold whatever the switches; how many responses it runs."""
+    """One step over all questions, in a shape that fits with any switches; and how many responses it runs."""
     options = {"desirable_min": 1.0, "undesirable_max": 0.0} if view == "unpaired" else {}
     units = make_units(corpus().questions, view, policy="all", unit="group", **options)
     layout = BatchShape(18, 32, 18, 18 * 16, 16, 4, 3, microbatches=1, **switches)
@@ -56,7 +56,7 @@ def batch(view: str, needs_kl: bool, **switches: bool) -> tuple[Batch, int]:
 
 
 def covering() -> list:
-    """Every family and every loss once in the plain run, all of their combinations with --slow."""
+    """Every family and every loss once; all combinations with --slow."""
     return [
         pytest.param(family, name, marks=[] if place == at else pytest.mark.slow)
         for at, family in enumerate(FAMILIES)
@@ -65,7 +65,7 @@ def covering() -> list:
 
 
 def step(family: str, name: str):
-    """(what a step with this batch gives: loss, gradient; the loss's signature), compiled once."""
+    """A function from a batch to loss and gradient, the loss's signature, and the program, which is compiled once."""
     tiny, loss = tiny_model(family), losses.get(name)
     program = jax.jit(make_step(tiny.model, loss, KEEP_GRADIENT))
 
@@ -82,7 +82,7 @@ def test_packed_and_shared_is_one_row_a_sequence(family, name):
     together, few = batch(spec.view, spec.needs_kl, **TOGETHER)
     alone, many = batch(spec.view, spec.needs_kl, **ALONE)
     assert few == 9
-    assert many == (18 if spec.view == "pairs" else 9), "without sharing every pair runs both of its responses"
+    assert many == (18 if spec.view == "pairs" else 9), "without sharing, every pair runs both of its responses"
     assert np.count_nonzero(together.segment_ids.any(axis=-1)) < 9 <= np.count_nonzero(alone.segment_ids.any(axis=-1))
     (loss, gradient), (expected_loss, expected) = run(together), run(alone)
     assert program._cache_size() == 1

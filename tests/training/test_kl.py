@@ -1,4 +1,4 @@
-"""`kl` is what a plain computation on the same tokens gives, and no layout changes it."""
+"""`kl` equals a plain computation on the same tokens, whatever the shape of the batches."""
 
 import functools
 import json
@@ -32,11 +32,11 @@ def labelled_rows(count=20):
 
 
 def log_ratios(rows, places, policy, reference):
-    """log policy - log reference of every place's mismatched completion, padded rows through the plain model."""
+    """log policy - log reference of each mismatched completion, computed on padded rows by the plain model."""
     pairs = []
     for n, place in enumerate(places):
         prompt = rows[place]["prompt_ids"]
-        # The nearest earlier example of the step, cyclic, under another prompt.
+        # The nearest earlier example of the step (cyclic) with another prompt.
         earlier = (places[n - back] for back in range(1, len(places)))
         other = next(one for one in earlier if rows[one]["prompt_ids"] != prompt)
         pairs.append((prompt, rows[other]["completion_ids"]))
@@ -81,7 +81,7 @@ def test_kl_is_the_mean_log_ratio_of_mismatched_completions(tmp_path):
                 "batch": {"examples": EXAMPLES, **batch},
                 "loss": {"name": "kto"},
                 "reference": {"path": str(tmp_path / "other")},
-                # The policy stays where it is, so that every step's number is that of the same weights.
+                # The policy does not change, so every step has the same weights.
                 "optimizer": {"learning_rate": 0.0},
                 "checkpoint": {"every": None},
                 "trackers": [],
@@ -104,4 +104,4 @@ def test_kl_is_the_mean_log_ratio_of_mismatched_completions(tmp_path):
         for lines in (packed, plain):
             for name, value in expected.items():
                 np.testing.assert_allclose(lines[step][name], value, rtol=0, atol=1e-4, err_msg=name)
-    assert 0 < clamped < STEPS, "the clamp is to be seen at work, and not only that"
+    assert 0 < clamped < STEPS, "some steps must be clamped, and some not"

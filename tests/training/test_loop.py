@@ -1,4 +1,4 @@
-"""Short runs on the packaged sample, one for each kind of loss: finite, and what is known of the first step."""
+"""Short runs on the packaged sample, one for each kind of loss: finite numbers, known ones in the first step."""
 
 import gc
 import json
@@ -33,7 +33,7 @@ SMALL = {
 
 
 def run(folder, **changes):
-    """Two small steps on the sample's Chinese questions by the quickstart's recipe; the steps' lines of its metrics."""
+    """Two small steps of the quickstart recipe on the sample's Chinese questions; returns the metrics of the steps."""
     made = care_jax.train("quickstart", **{"output_dir": str(folder / "run"), **SMALL, **changes})
     steps = [line for line in made.metrics if "loss" in line]
     assert (steps == made.metrics) == ("evaluation" not in changes)
@@ -45,8 +45,8 @@ def run(folder, **changes):
     return steps
 
 
-def test_a_line_tells_time_and_memory_and_the_first_one_what_compiling_took(tmp_path, monkeypatch):
-    """On a device of known speed. With log_every 2 the first line is that of step 2."""
+def test_lines_hold_time_and_memory_and_the_first_one_the_compile_time(tmp_path, monkeypatch):
+    """On a device whose peak is known. With log_every 2 the first line is that of step 2."""
     chip = hardware.Chip("this CPU", 2**34, 1e12, "made up")
     monkeypatch.setitem(hardware.CHIPS, jax.devices()[0].device_kind, chip)
     monkeypatch.setattr(metrics, "memory_peak", lambda: 12345)
@@ -61,14 +61,14 @@ def test_a_line_tells_time_and_memory_and_the_first_one_what_compiling_took(tmp_
         assert line["input_wait_seconds"] >= 0
         assert line["tokens_per_second"] == pytest.approx(line["tokens"] / line["step_seconds"])
         flops = line["mfu"] * line["step_seconds"] * chip.flops * jax.device_count()
-        # 6 N a token in matrix products, N without the embedding; attention comes on top.
+        # 6 N per token in matrix products, with N parameters without the embedding; and attention.
         weights = num_params(made.model.arch) - made.model.arch.vocab_size * made.model.arch.hidden
         assert 1 <= flops / (6 * weights * line["tokens"]) < 1.5
 
 
 @pytest.mark.parametrize(("mode", "copies"), [("precompute", 3), ("online", 4)])
-def test_the_reference_is_not_held_once_it_has_spoken(tmp_path, monkeypatch, mode, copies):
-    """Weights and two moments; a fourth only where the reference runs at every step."""
+def test_a_precomputed_reference_keeps_no_weights(tmp_path, monkeypatch, mode, copies):
+    """Weights and two moments; a fourth copy only if the reference runs at every step."""
     seen = []
     compile_step = loop.compile_step
 
@@ -78,7 +78,7 @@ def test_the_reference_is_not_held_once_it_has_spoken(tmp_path, monkeypatch, mod
         return compile_step(jitted, state, batch)
 
     gc.collect()
-    kept = jax.live_arrays()  # other tests'
+    kept = jax.live_arrays()  # of other tests
     others = {id(x) for x in kept}
     monkeypatch.setattr(loop, "compile_step", counted)
     run(tmp_path, **{"reference.mode": mode})
@@ -100,8 +100,8 @@ def test_kto(tmp_path):
 @pytest.mark.slow  # test_trl.py trains with it too
 def test_simpo(tmp_path):
     first, _ = run(tmp_path, loss={"name": "simpo"})
-    assert first["rewards/chosen"] == pytest.approx(2 * -math.log(2048), rel=0.05), "weights of a random start"
-    # Near a tie everywhere: log(1 + exp(gamma)), gamma = 2 x 0.25.
+    assert first["rewards/chosen"] == pytest.approx(2 * -math.log(2048), rel=0.05), "the weights are random"
+    # Nearly a tie everywhere: log(1 + exp(gamma)), gamma = 2 x 0.25.
     assert first["loss"] == pytest.approx(math.log1p(math.exp(0.5)), abs=0.1)
 
 
@@ -122,7 +122,7 @@ def test_a_whole_step_loss_refuses_groups_before_anything_is_read(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_data_worker_that_dies_ends_the_run_with_its_reason(tmp_path, monkeypatch):
+def test_a_data_thread_that_fails_ends_the_run_with_its_reason(tmp_path, monkeypatch):
     def die(*_, **__):
         raise MemoryError("no memory left for the batch")
 
@@ -134,14 +134,14 @@ def test_a_data_worker_that_dies_ends_the_run_with_its_reason(tmp_path, monkeypa
 
 def test_nll_on_the_best_responses(tmp_path):
     first, _ = run(tmp_path, loss={"name": "nll"}, **{"data.labels": "best"})
-    assert first["loss"] == pytest.approx(math.log(2048), rel=0.05), "weights of a random start"
+    assert first["loss"] == pytest.approx(math.log(2048), rel=0.05), "the weights are random"
     assert first["logps/rejected"] is None
     labels = json.loads((tmp_path / "run" / "data_report.json").read_text())["labels"]
     assert labels["undesirable"] == 0
 
 
 def test_an_online_reference_and_a_mixture(tmp_path):
-    """dpo + sft with the reference computed before, and again with it computed at every step: the same numbers."""
+    """dpo + sft give the same numbers with a precomputed reference and with one computed at every step."""
     mixture = [{"name": "dpo"}, {"name": "sft", "weight": 0.5}]
     before = run(tmp_path / "before", loss=mixture)
     online = run(tmp_path / "online", loss=mixture, **{"reference.mode": "online"})
@@ -150,12 +150,12 @@ def test_an_online_reference_and_a_mixture(tmp_path):
         for name in ("loss", "grad_norm", "logps/chosen", "logps/rejected"):
             assert one[name] == pytest.approx(other[name], rel=1e-5), name
         for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
-            # beta times a difference of two sums of hundreds of nats, laid out in rows of their own in the one run.
+            # beta times a difference of two sums of hundreds of nats, which one of the runs lays out in other rows.
             assert one[name] == pytest.approx(other[name], abs=1e-4), name
 
 
 def test_tasks_are_evaluated_every_so_often_as_the_command_does(tmp_path, capsys):
-    """By letter behind an example, with a column map, and in words; the last numbers are those of the export."""
+    """By letter after an example, with a column map, and in words; the last numbers are those of the export."""
     rows = [
         {"ask": f"Number {n}?", "choices": ["one", "two", "three"], "answer": n % 3, "topic": "x"} for n in range(6)
     ]

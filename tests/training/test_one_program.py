@@ -1,4 +1,4 @@
-"""What a run's step is: one program, compiled once, without the reference, fed without implicit transfers."""
+"""The step of a run is one program: compiled once, without the reference's weights, without implicit transfers."""
 
 import logging
 import re
@@ -20,7 +20,7 @@ from tests.training.batches import groups, plain_batch, tiny_model
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("data", ["sample", pytest.param("care_rated.jsonl", marks=pytest.mark.slow)])
 def test_a_run_compiles_its_step_once(data, tmp_path, monkeypatch, caplog, request):
-    """A whole epoch, steps filled differently, every one of them under the transfer guard."""
+    """One epoch of steps that are filled differently, under the transfer guard."""
     source = {"reader": "care", "path": "sample", "cultures": ["chinese"], "limit": {"pairs": 64}}
     if data != "sample":
         source = {"reader": "care", "path": str(request.getfixturevalue("shared") / "data" / data)}
@@ -96,7 +96,7 @@ def test_the_program_does_not_grow_with_depth(tmp_path):
 @pytest.mark.slow  # compiles two programs at full optimization
 def test_memory_grows_with_the_vocabulary_by_the_head_alone(tmp_path, monkeypatch):
     """From 32k to 256k: temporaries grow by no more than the head and its gradient do."""
-    monkeypatch.setattr(logps, "_CPU_COLUMNS", 64)  # few tokens: both vocabularies go through in tiles all the same
+    monkeypatch.setattr(logps, "_CPU_COLUMNS", 64)  # few tokens: both vocabularies are computed in tiles nevertheless
     temporary, width = {}, 32
     for vocabulary in (32768, 262144):
         found = lowered(tmp_path / str(vocabulary), 2, vocabulary, tie_word_embeddings=True).compile().memory_analysis()
@@ -112,7 +112,7 @@ def test_compile_time_does_not_grow_with_depth(tmp_path):
     try:
         for number in range(3):
             for layers in seconds:
-                # Another constant each time: a program that is known costs nothing.
+                # Another constant each time, so that no compiled program is reused.
                 program = lowered(tmp_path / f"{layers}-{number}", layers, rate=1e-3 * (number + 1))
                 began = time.perf_counter()
                 program.compile()

@@ -1,4 +1,4 @@
-"""Optimizers: moments keep their dtype whatever the weights', and an update is computed in float32."""
+"""Optimizers: moments keep their dtype, whatever that of the weights; updates are computed in float32."""
 
 import itertools
 
@@ -15,7 +15,7 @@ RATE = 0.01
 
 
 def after(name, weights, moments, gradients, steps=3):
-    """Weights and state of each update, from weights of 0.5."""
+    """Weights after all steps, and the state after each, from weights of 0.5."""
     config = OptimizerConfig(name=name, learning_rate=RATE, warmup=0, schedule="constant", moment_dtype=moments)
     rule = make_optimizer(config, make_schedule(config, steps))
     params = {"w": jnp.full((8, 256), 0.5, weights)}
@@ -41,7 +41,7 @@ def test_moments_keep_their_dtype(name, weights, moments, accumulated):
     found, states = after(name, weights, moments, gradients)
     assert found.dtype == weights
     kinds = [jax.tree.map(lambda x: (x.shape, x.dtype), state) for state in states]
-    assert kinds[0] == kinds[1] == kinds[-1], "a step that is skipped has the state of one that is taken"
+    assert kinds[0] == kinds[1] == kinds[-1], "the state of a skipped step has the same shapes and dtypes"
     floats = [x.dtype for x in jax.tree.leaves(states[0]) if jnp.issubdtype(x.dtype, jnp.floating) and x.ndim]
     assert bool(floats) == (name != "sgd")
     assert all(dtype == moments for dtype in floats)

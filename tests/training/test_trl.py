@@ -1,4 +1,4 @@
-"""A run of `care_jax.train` is TRL's trainer step by step: golden/trl, made by make_golden_trl.py."""
+"""A run of `care_jax.train` has the numbers of TRL's trainer at every step: golden/trl, made by make_golden_trl.py."""
 
 import json
 import pathlib
@@ -45,14 +45,14 @@ def test_eight_steps_are_those_of_trl(name, tmp_path):
     for line, step in zip(lines, golden["steps"]):
         compared = {key: value for key, value in step.items() if key not in ("step", "rows")}
         if name == "simpo":
-            # CPOTrainer logs means a token as logps/*; ours are sums. What can be compared is the rewards, beta times
-            # the mean a token, and through them its logps.
+            # CPOTrainer logs means per token as logps/*; ours are sums. They are compared by the rewards, which are
+            # beta times the mean per token.
             for side in ("chosen", "rejected"):
                 per_token = compared.pop(f"logps/{side}")
                 beta = golden["loss"]["beta"]
                 np.testing.assert_allclose(line[f"rewards/{side}"] / beta, per_token, rtol=0, atol=1e-4)
         if name == "dpo" and step["step"] == 1 and line["rewards/accuracies"] != compared["rewards/accuracies"]:
-            assert abs(line["rewards/margins"]) < 1e-6, "the policy is its reference: only a rounding parts the rewards"
+            assert abs(line["rewards/margins"]) < 1e-6, "the policy is its reference: rewards differ by rounding only"
             compared.pop("rewards/accuracies")
         for key, value in compared.items():
             np.testing.assert_allclose(line[key], value, rtol=0, atol=1e-4, err_msg=f"step {step['step']}, {key}")

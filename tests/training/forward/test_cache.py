@@ -1,4 +1,4 @@
-"""The reference cache: by content, continued where it stopped, refused where it does not belong."""
+"""The reference cache: found by content, resumed where it stopped, refused if it is damaged or of another model."""
 
 import contextlib
 import shutil
@@ -73,7 +73,7 @@ def test_another_model_or_a_damaged_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_of_twenty_damaged_caches_none_gives_a_wrong_number(open_folder, seed):
-    """Either the reason is said, or what is missing is missing (and computed anew), or nothing that counts is hurt."""
+    """The damage is reported, or a part is missing and will be computed again, or no number is affected."""
     tmp_path, names = open_folder, digests(12)
     cache = ReferenceCache(tmp_path, KEY)
     for part in range(3):
@@ -92,7 +92,7 @@ def test_of_twenty_damaged_caches_none_gives_a_wrong_number(open_folder, seed):
     assert kind.startswith("delete") == (len(known) == 8)
     if kind.startswith("delete"):
         caught.add(digests(13)[12:], np.array([12.0]), write=True)
-        assert sum(name in ReferenceCache(tmp_path, KEY) for name in digests(13)) == 9, "no part is written over"
+        assert sum(name in ReferenceCache(tmp_path, KEY) for name in digests(13)) == 9, "no part is overwritten"
 
 
 def test_the_fingerprint_sees_values_and_places_and_no_mesh():

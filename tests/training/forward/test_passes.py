@@ -1,4 +1,4 @@
-"""Passes without a gradient: the rows of a microbatch, and the ids that a model knows."""
+"""Passes without a gradient take as many rows per microbatch as the memory has room for."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from care_jax.training.forward.passes import ForwardPass
 
 
 def test_a_pass_takes_the_largest_microbatch_that_the_memory_holds(monkeypatch):
-    """8 devices; the layout's rows are 8. Memory decides between them and 2, 4, 8 times them; the numbers are equal."""
+    """8 devices and 8 rows, which the memory allows to multiply by 2, 4 or 8; the numbers are equal."""
     tokenizer = load_tokenizer("sample")
     corpus = pipeline.tokenize(readers.read("care", "sample").questions, tokenizer, max_length=128)
     counts = np.diff(corpus.first_response).tolist()
