@@ -6,8 +6,6 @@ from care_jax.data.templates import Frames, explain_failures, insert_date, templ
 from care_jax.errors import UserError
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% if '</think>' in m.content %}!{% endif %}{% endfor %}"
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if '</think>' in m.content %}!{% endif %}{% endfor %}"
-)
 
 
 class Render:
