@@ -1,8 +1,8 @@
-"""In which language a text is written, by its script alone: enough to see whether an answer came in the question's."""
+"""The language of a text by its script: enough to see whether an answer is in the language of the question."""
 
 from care_jax.data.scripts import count_scripts, main_script
 
-# Letters that Persian or Urdu have and Arabic has not.
+# Letters of Persian and Urdu that Arabic does not have.
 _PERSIAN = set("پچژگکی")
 _ENGLISH = frozenset("the of and to in is are it that for as with was on a an this by or be".split())  # noqa: SIM905
 
@@ -13,7 +13,7 @@ _LANGUAGES = {
 }  # fmt: skip
 
 
-def detect(text: str) -> str:
+def detect_language(text: str) -> str:
     """Returns ar, fa, zh, ja, ko, ru, el, he, hi, th, en, `latin` (any other language) or `none` (no letters).
 
     fa differs from ar by its letters, en from `latin` by its most frequent words.

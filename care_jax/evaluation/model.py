@@ -1,36 +1,37 @@
-"""A finished model, opened to be asked or scored: weights on a mesh, tokenizer, and the name it goes by."""
+"""Models that answer or score: weights on a mesh, the tokenizer, and the name of the system in reports."""
 
 import pathlib
 from dataclasses import dataclass
-from typing import Any
 
 from jax.sharding import Mesh
 
 from care_jax import models
-from care_jax.data.chat import load_tokenizer
+from care_jax.data.chat import Tokenizer, load_tokenizer
 from care_jax.data.rows.files import SAMPLE
+from care_jax.models.arch import Params
+from care_jax.models.decoder import Decoder
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """name: what reports call it. folder: where its files lie on this machine."""
+    """A model, ready to be used. name: in reports. folder: the local folder of its files."""
 
     name: str
     folder: pathlib.Path
-    model: Any
-    params: Any
-    tokenizer: Any
+    model: Decoder
+    params: Params
+    tokenizer: Tokenizer
 
 
 def local_folder(path: str, revision: str | None = None) -> pathlib.Path:
-    """The local folder of `model.path`: the packaged sample's, a folder, or a hub id's download."""
+    """Returns the local folder of `model.path`: the packaged `sample`, a folder, or the download of a hub id."""
     return SAMPLE / "model" if path == "sample" else models.resolve(path, revision)
 
 
 def model_folder(path: str) -> pathlib.Path:
-    """The local folder of a model: a folder, a hub id, the packaged `sample`, or a run directory, whose export it is.
+    """Returns the local folder of a folder, a hub id, the packaged `sample`, or a run directory (its export).
 
-    Raises UserError where there is no such thing.
+    Raises UserError if there is none.
     """
     folder = local_folder(path)
     exported = folder / "export"
@@ -38,18 +39,18 @@ def model_folder(path: str) -> pathlib.Path:
 
 
 def system_name(path: str) -> str:
-    """`owner/name` of a hub id, the last name of a folder, and of a run's export the run's."""
-    place = pathlib.Path(path).expanduser()
-    if not place.exists():
+    """Returns the name of a model in reports: a hub id itself, the name of a folder, or of the run of an export."""
+    folder = pathlib.Path(path).expanduser()
+    if not folder.exists():
         return path
-    place = place.resolve()
-    return place.parent.name if place.name == "export" else place.name
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "export" else folder.name
 
 
 def open_model(path: str, mesh: Mesh, dtype: str = "float32") -> LoadedModel:
-    """Loads a model; dtype: of its weights and of the computation. `sample` has random weights, always the same.
+    """Loads a model. dtype: of the weights and the computation. The weights of `sample` are random, always the same.
 
-    path: as for `model_folder`, or a PEFT adapter folder, whose adapters are merged into the base that it names.
+    path: as in `model_folder`, or a folder of PEFT adapters, which are merged into the base model that it names.
     """
     folder = adapter_folder = model_folder(path)
     has_adapters = (folder / models.lora.CONFIG).is_file() and not (folder / "config.json").exists()

@@ -1,6 +1,6 @@
-"""Means with intervals, paired differences, and how far two raters agree.
+"""Means with intervals, paired differences, and the agreement of two raters.
 
-Intervals are bootstrap percentiles, made right for small samples: n-1 of n values are drawn, so that the spread of the
+Intervals are bootstrap percentiles, corrected for small samples: n-1 of n values are drawn, so that the spread of the
 means is that of an unbiased variance, and the percentiles are those of Student's t (Hesterberg 2015, "What Teachers
 Should Know About the Bootstrap", sections 3.2 and 5.3).
 """
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 REPLICATES = 4000
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean and its interval; low and high are None where a group has a single value."""
+    """A mean and its interval. low, high: None if a group has a single value. n: number of values."""
 
     mean: float
     low: float | None
@@ -25,9 +25,9 @@ class Interval:
 
 
 def interval(groups: Sequence[Sequence[float]], seed: int = 0, level: float = 0.95) -> Interval:
-    """The mean of the groups' means and its interval; values are drawn anew within each group.
+    """Returns the mean of the groups' means and its interval; each group is resampled by itself.
 
-    groups: one of all values for a plain mean, or a cell each (culture x category) for a macro average.
+    groups: one group of all values for a plain mean, or one per cell (culture x category) for a macro average.
     """
     arrays = [np.asarray(group, np.float64) for group in groups if len(group)]
     count = sum(len(array) for array in arrays)
@@ -42,7 +42,7 @@ def interval(groups: Sequence[Sequence[float]], seed: int = 0, level: float = 0.
 
 
 def _means(values: Float[np.ndarray, " n"], seed: int) -> Float[np.ndarray, " b"]:
-    """Means of n-1 values drawn of n, REPLICATES times."""
+    """Returns REPLICATES means, each of n-1 values drawn with replacement from the n."""
     size = len(values)
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(size - 1, np.full(size, 1 / size), size=REPLICATES)
@@ -50,6 +50,7 @@ def _means(values: Float[np.ndarray, " n"], seed: int) -> Float[np.ndarray, " b"
 
 
 def _percentiles(draws: Float[np.ndarray, " b"], freedom: int, level: float) -> tuple[float, float]:
+    """Returns the ends of the interval. freedom: degrees of freedom of Student's t."""
     from scipy import special
 
     tail = float(special.ndtr(-special.stdtrit(max(freedom, 1), (1 + level) / 2)))
@@ -57,17 +58,18 @@ def _percentiles(draws: Float[np.ndarray, " b"], freedom: int, level: float) -> 
     return float(low), float(high)
 
 
-def crossed(values: Float[np.ndarray, "s q"], seed: int = 0, level: float = 0.95) -> Interval:
-    """The mean over seeds and questions, and its interval over both: rows and columns are drawn anew, independently.
+def crossed_interval(values: Float[np.ndarray, "s q"], seed: int = 0, level: float = 0.95) -> Interval:
+    """Returns the mean over seeds and questions, and its interval over both; rows and columns are resampled
+    independently.
 
-    values: [seeds, questions], every question answered by every seed's model. With one seed the interval is over the
-    questions alone. With few seeds the spread between them is itself little known.
+    values: [seeds, questions], the score of each seed's model on each question. With one seed the interval is over the
+    questions alone. With few seeds, the estimate of the spread between them is itself uncertain.
     """
     seeds, questions = values.shape
     if questions < 2:
         return Interval(float(values.mean()), None, None, values.size)
     rng = np.random.default_rng(seed)
-    # Of few seeds all are drawn, since n-1 of 2 would double their variance's weight; questions as in `interval`.
+    # n seeds are drawn of n: n-1 of 2 would double the weight of their variance. Questions are drawn as in `interval`.
     rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=REPLICATES) / seeds
     columns = rng.multinomial(questions - 1, np.full(questions, 1 / questions), size=REPLICATES) / (questions - 1)
     draws = np.einsum("bs,sq,bq->b", rows, values, columns, optimize=True)
@@ -76,8 +78,8 @@ def crossed(values: Float[np.ndarray, "s q"], seed: int = 0, level: float = 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
-    """The difference of a system from a base over the items that both answered."""
+class PairedDifference:
+    """The difference between a system and a base, over the items that both answered, and how often each is better."""
 
     difference: Interval
     wins: int
@@ -85,11 +87,11 @@ class Paired:
     losses: int
 
 
-def paired(groups: Sequence[Sequence[tuple[float, float]]], seed: int = 0) -> Paired:
-    """groups: (system, base) values of the shared items, cell by cell."""
+def paired_difference(groups: Sequence[Sequence[tuple[float, float]]], seed: int = 0) -> PairedDifference:
+    """Returns the difference of the means. groups: (system, base) values of the shared items of each cell."""
     pairs = [pair for group in groups for pair in group]
     differences = [[system - base for system, base in group] for group in groups if group]
-    return Paired(
+    return PairedDifference(
         interval(differences, seed),
         sum(system > base for system, base in pairs),
         sum(system == base for system, base in pairs),
@@ -99,7 +101,7 @@ def paired(groups: Sequence[Sequence[tuple[float, float]]], seed: int = 0) -> Pa
 
 @dataclass(frozen=True, slots=True)
 class RaterAgreement:
-    """How two raters of the same items agree; a measure is None where it is not defined (a rater without variance)."""
+    """The agreement of two raters on n items. A measure is None if it is undefined (a rater without variance)."""
 
     n: int
     pearson: float | None
@@ -110,47 +112,48 @@ class RaterAgreement:
 
 
 def agreement(a: Sequence[float], b: Sequence[float]) -> RaterAgreement:
-    """Pearson, Spearman (ties by mean rank), Cohen's kappa plain and with quadratic weights, of ratings on one scale.
+    """Returns Pearson's and Spearman's correlation (mean rank for ties) and Cohen's kappa, plain and with quadratic
+    weights, of two raters on the same scale.
 
-    For kappa ratings are rounded to whole numbers. mean_difference: of a minus b.
+    For kappa, ratings are rounded to whole numbers. mean_difference is that of a - b.
     """
     if len(a) != len(b):
         raise ValueError(f"agreement: {len(a)} and {len(b)} ratings")
     if not a:
         return RaterAgreement(0, None, None, None, None, float("nan"))
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    rank = [_ranks(values) for values in (x, y)]
-    whole = [np.floor(values + 0.5).astype(int) for values in (x, y)]
+    ranks = [_ranks(values) for values in (x, y)]
+    rounded = [np.floor(values + 0.5).astype(int) for values in (x, y)]
     return RaterAgreement(
         len(a),
         _correlation(x, y),
-        _correlation(*rank),
-        _kappa(*whole, weighted=False),
-        _kappa(*whole, weighted=True),
+        _correlation(*ranks),
+        _kappa(*rounded, weighted=False),
+        _kappa(*rounded, weighted=True),
         float(np.mean(x - y)),
     )
 
 
 def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Ranks from 1; equal values share their mean rank."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[places]
+    """Returns ranks from 1; equal values share their mean rank."""
+    _, indices, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[indices]
 
 
-def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+def _correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float | None:
     x, y = x - x.mean(), y - y.mean()
     spread = float(np.sqrt((x @ x) * (y @ y)))
     return None if spread == 0 else float(x @ y) / spread
 
 
-def _kappa(x: np.ndarray, y: np.ndarray, *, weighted: bool) -> float | None:
-    """1 - observed disagreement / disagreement by chance (Cohen 1960, 1968)."""
+def _kappa(x: Int[np.ndarray, " n"], y: Int[np.ndarray, " n"], *, weighted: bool) -> float | None:
+    """Returns 1 - observed disagreement / disagreement expected by chance (Cohen 1960, 1968)."""
     low, high = int(min(x.min(), y.min())), int(max(x.max(), y.max()))
     size = high - low + 1
     table = np.zeros((size, size))
     np.add.at(table, (x - low, y - low), 1.0)
     table /= len(x)
-    apart = np.subtract.outer(np.arange(size), np.arange(size)).astype(np.float64)
-    cost = apart**2 if weighted else (apart != 0).astype(np.float64)
+    distance = np.subtract.outer(np.arange(size), np.arange(size)).astype(np.float64)
+    cost = distance**2 if weighted else (distance != 0).astype(np.float64)
     chance = float(np.sum(cost * np.outer(table.sum(1), table.sum(0))))
     return None if chance == 0 else 1.0 - float(np.sum(cost * table)) / chance

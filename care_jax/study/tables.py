@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from care_jax.evaluation.statistics import crossed
+from care_jax.evaluation.statistics import crossed_interval
 from care_jax.study.results import LOGPS, Observation, Table, table
 from care_jax.study.spec import Study, as_text
 from care_jax.textfiles import JsonObject, markdown_table, write_json, write_whole
@@ -125,7 +125,7 @@ def _line(observation: Observation) -> Line:
 def _mean_row(cell: Cell, values: Table | None) -> list[JsonObject]:
     if values is None:
         return []
-    around = crossed(values.values)
+    around = crossed_interval(values.values)
     row = cell.row(around.mean, around.low, around.high)
     return [row | {"seeds": values.seeds, "questions": len(values.questions)}]
 

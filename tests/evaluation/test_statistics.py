@@ -52,7 +52,7 @@ def test_paired_differences_are_covered(few_replicates):
 
     hits = 0
     for seed in range(800):
-        found = statistics.paired(draw(np.random.default_rng(seed)), seed).difference
+        found = statistics.paired_difference(draw(np.random.default_rng(seed)), seed).difference
         hits += found.low <= 0.4 <= found.high
     assert 0.93 <= hits / 800 <= 0.97, hits / 800
 
@@ -64,7 +64,7 @@ def test_seeds_and_questions_are_covered(monkeypatch):
     for seed in range(400):
         rng = np.random.default_rng(seed)
         values = rng.normal(0, 1, (1, 60)) + rng.normal(0, 0.1, (5, 1)) + rng.normal(0, 0.5, (5, 60))
-        found = statistics.crossed(values, seed)
+        found = statistics.crossed_interval(values, seed)
         hits += found.low <= 0 <= found.high
     assert 0.93 <= hits / 400 <= 0.97, hits / 400
 
@@ -76,7 +76,7 @@ def test_a_single_value_has_no_interval():
 
 
 def test_wins_ties_and_losses():
-    found = statistics.paired([[(5.0, 3.0), (4.0, 4.0)], [(1.0, 2.0)]])
+    found = statistics.paired_difference([[(5.0, 3.0), (4.0, 4.0)], [(1.0, 2.0)]])
     assert (found.wins, found.ties, found.losses) == (1, 1, 1)
     assert found.difference.mean == pytest.approx((1.0 + -1.0) / 2)
 

@@ -9,7 +9,7 @@ from care_jax.data.questions import normalise, parse_category, parse_culture
 from care_jax.data.rows.fields import Fields
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import ALIASES
-from care_jax.evaluation.language import detect
+from care_jax.evaluation.language import detect_language
 from care_jax.textfiles import JsonObject, parse_lines
 
 _FALLBACKS = {"culture": ("country", "language"), "category": ("topic", "domain", "subject", "type")}
@@ -93,7 +93,7 @@ def _record(row: JsonObject, values: JsonObject, name: str) -> Record:
         reference=str(values.get("reference") or ""),
         judgement=str(row.get("judgement") or row.get("prediction") or ""),
         judge=str(row.get("judge") or ""),
-        language=detect(str(response or "")),
+        language=detect_language(str(response or "")),
         id=str(row.get("id") or ""),
         missing=row.get("status") == "missing" or row.get("judge_failed") == "no response",
     )

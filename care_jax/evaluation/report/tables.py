@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 from care_jax.data.questions import CATEGORIES
 from care_jax.errors import UserError, nearest
 from care_jax.evaluation.report.records import Record
-from care_jax.evaluation.statistics import interval, paired
+from care_jax.evaluation.statistics import interval, paired_difference
 
 ALL = "all"
 
@@ -142,7 +142,7 @@ def _differences(task: str, system: str, base: str, values: dict[str, Values]) -
             shared[group] = pairs
 
     def cell(culture: str, category: str, samples: list[list[tuple[float, float]]]) -> Cell:
-        result = paired(samples)
+        result = paired_difference(samples)
         mean = result.difference
         return Cell(
             task, "difference", system, culture, category, mean.mean, mean.low, mean.high, mean.n, base=base,

@@ -28,7 +28,7 @@ from care_jax.data.readers.blend import (
 from care_jax.errors import UserError, nearest
 from care_jax.evaluation.answers.responses import Matched
 from care_jax.evaluation.items import Item, ItemScore, Options, Outcome, TaskItems, select_items, summarize
-from care_jax.evaluation.language import detect
+from care_jax.evaluation.language import detect_language
 
 _OFFICIAL_PROMPT = "inst-4"
 _DEFAULT_PROMPT = "Give one short answer to this question, and nothing else.\n\nQuestion: {q}\nAnswer:"
@@ -153,7 +153,7 @@ def read_questions(path: str | pathlib.Path) -> dict[str, OfficialQuestion]:
         raise UserError(f"{path}: expected the columns ID, Topic, Source, Question, Translation")
 
     def english_score(column: str) -> int:
-        languages = [detect(row[column]) for row in rows]
+        languages = [detect_language(row[column]) for row in rows]
         return 2 * languages.count("en") + languages.count("latin")
 
     local, english = "Question", "Translation"

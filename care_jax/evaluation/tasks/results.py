@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from care_jax.evaluation.answers.responses import Answer, Matched, match
 from care_jax.evaluation.items import Item, Options, Outcome, TaskItems
-from care_jax.evaluation.language import detect
+from care_jax.evaluation.language import detect_language
 from care_jax.evaluation.statistics import interval
 from care_jax.evaluation.tasks.registry import Task
 from care_jax.textfiles import JsonObject
@@ -64,7 +64,7 @@ def _answer_languages(items: Sequence[Item], matched: Matched) -> dict[str, dict
     for item in items:
         for answer in matched.answers.get(item.id, []):
             if answer.response:
-                counts.setdefault(detect(item.question), Counter())[detect(answer.response)] += 1
+                counts.setdefault(detect_language(item.question), Counter())[detect_language(answer.response)] += 1
     return {language: dict(answers.most_common()) for language, answers in counts.items()}
 
 

@@ -1,4 +1,4 @@
-"""BLEnD: its formats, its traps, and its scores against a computation by hand on the real files."""
+"""BLEnD's short answers: the formats, the quirks, and the scores of the real files, also computed by hand."""
 
 import json
 import re
@@ -29,25 +29,25 @@ def answer(id_, text, **row):
 
 
 def score(path, answers, **options):
-    task, own = tasks.find("blend_sa", Options(**options))
-    return tasks.score(task, tasks.read(task, path, own), answers, own)[0]
+    task, task_options = tasks.find("blend_sa", Options(**options))
+    return tasks.score(task, tasks.read(task, path, task_options), answers, task_options)[0]
 
 
 def test_exclusions_are_the_authors(tmp_path):
-    one = [(["茶"], ["tea"], 3)]
+    votes = [(["茶"], ["tea"], 3)]
     path = write(
         tmp_path,
         "China_data.json",
         {
-            "kept": entry(one, idk=4, no_answer=2),
-            "unanswerable": entry(one, no_answer=1, not_applicable=2),
-            "unknown": entry(one, idk=5),
+            "kept": entry(votes, idk=4, no_answer=2),
+            "unanswerable": entry(votes, no_answer=1, not_applicable=2),
+            "unknown": entry(votes, idk=5),
             "none": entry(),
         },
     )
-    taken = blend.read_short(path, Options())
-    assert [item.id for item in taken.items] == ["kept"]
-    assert taken.excluded == {"unanswerable": 1, "unknown": 1, "no_annotations": 1}
+    task_items = blend.read_short(path, Options())
+    assert [item.id for item in task_items.items] == ["kept"]
+    assert task_items.excluded == {"unanswerable": 1, "unknown": 1, "no_annotations": 1}
 
 
 def test_scores_by_hand(tmp_path):
@@ -78,13 +78,13 @@ def test_an_english_speaking_country_has_english_answers_only(tmp_path):
     assert score(path, [answer("a", "apple pie")])["score"] == 100
 
 
-def test_the_last_of_several_lines_is_a_sample_of_the_mean(tmp_path):
+def test_several_responses_to_an_item_are_averaged(tmp_path):
     path = write(tmp_path, "US_data.json", {"a": entry([([], ["pie"], 1)])})
     assert score(path, [answer("a", "pie"), answer("a", "cake")])["score"] == 50
 
 
 @pytest.mark.parametrize(
-    ("said", "response", "parity", "strict"),
+    ("answer", "response", "parity", "strict"),
     [
         ("tea", "steak", True, False),  # within a word
         ("green-tea", "green tea", True, True),
@@ -94,9 +94,9 @@ def test_the_last_of_several_lines_is_a_sample_of_the_mean(tmp_path):
         ("rice", "noodles", False, False),
     ],
 )
-def test_matching_and_the_quirks_that_strict_mends(said, response, parity, strict):
-    assert blend.contains_answer(said, response, "English") is parity
-    assert blend.contains_answer(said, response, "English", strict=True) is strict
+def test_matching_and_the_quirks_that_strict_does_not_have(answer, response, parity, strict):
+    assert blend.contains_answer(answer, response, "English") is parity
+    assert blend.contains_answer(answer, response, "English", strict=True) is strict
 
 
 def test_arabic_is_compared_without_vowel_signs_and_forms():
@@ -155,7 +155,7 @@ def test_the_real_files_equal_a_computation_by_hand(shared, country, prompt):
         if number % 3 == 0:
             said = (last["answers"] or last["en_answers"])[0].lower().strip(".")
             answers.append(answer(id_, said))
-            found = next(
+            count = next(
                 vote["count"]
                 for vote in row["annotations"]
                 for one in (*vote["answers"], *vote["en_answers"])
@@ -163,7 +163,7 @@ def test_the_real_files_equal_a_computation_by_hand(shared, country, prompt):
                     form in said for form in (one.lower(), one.lower().replace("-", " "), one.lower().replace(" ", "-"))
                 )
             )
-            hits, weight = hits + 1, weight + found / row["annotations"][0]["count"]
+            hits, weight = hits + 1, weight + count / row["annotations"][0]["count"]
         elif number % 2:
             answers.append(answer(id_, "zzz"))
     result = score(str(path), answers)
@@ -188,38 +188,8 @@ def test_the_prompts_are_the_files_and_follow_the_query(shared):
 
 def test_both_questions_files_are_read_the_right_way_round(shared):
     for country, word in (("China", "中国"), ("Algeria", "الجزائر")):
-        found = blend.read_questions(shared / "data" / "blend" / f"{country}_questions.sample.csv")
-        local, english, topic = found["Al-en-01"]
+        questions = blend.read_questions(shared / "data" / "blend" / f"{country}_questions.sample.csv")
+        local, english, topic = questions["Al-en-01"]
         assert word in local
         assert country in english
         assert topic == "Food"
-
-
-# --- multiple choice -------------------------------------------------------------------------------------------------
-
-
-def choices_file(tmp_path):
-    rows = [
-        ("a_0", "a", "China", {"A": "golf", "B": "tennis"}, "B"),
-        ("a_1", "a", "China", {"A": "rugby", "B": "tennis", "C": "golf"}, "B"),
-        ("b_0", "b", "US", {"A": "dummy", "B": "Tea"}, "A"),
-    ]
-    lines = ["MCQID,ID,country,prompt,choices,choice_countries,answer_idx"]
-    for mcqid, id_, country, options, right in rows:
-        quoted = json.dumps(options).replace('"', '""')
-        lines.append(f'{mcqid},{id_},{country},"Pick one of {mcqid}","{quoted}",{{}},{right}')
-    path = tmp_path / "mc_questions_file-1.csv"
-    path.write_text("\n".join(lines) + "\n")
-    return str(path)
-
-
-def test_multiple_choice_micro_and_per_id(tmp_path):
-    path = choices_file(tmp_path)
-    answers = [answer("a_0", '{"answer_choice":"B"}'), answer("a_1", "The answer is B"), answer("b_0", "A")]
-    for mode, micro, macro in (("parity", 2 / 3, (0.5 + 1) / 2), ("strict", 1.0, 1.0)):
-        task, options = tasks.find("blend_mc", Options(mode=mode))
-        result, _ = tasks.score(task, tasks.read(task, path, options), answers, options)
-        assert result["score"] == pytest.approx(micro)
-        assert result["scores"]["acc per ID (macro)"] == pytest.approx(macro)
-        assert result["failed"] == (1 if mode == "parity" else 0)  # 'T' is no option
-    assert result["by"]["country"] == {"China": 1.0, "US": 1.0}

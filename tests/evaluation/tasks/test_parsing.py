@@ -1,8 +1,7 @@
-"""What free texts are taken to say: options, ratings, languages."""
+"""What is read from texts: options and ratings."""
 
 import pytest
 
-from care_jax.evaluation.language import detect
 from care_jax.evaluation.tasks import parsing
 
 LETTERS = ("A", "B", "C", "D")
@@ -81,21 +80,3 @@ def test_blend_choices_by_both_parsers(text, official, robust):
 )
 def test_ratings(text, rating):
     assert parsing.rating(text) == rating
-
-
-@pytest.mark.parametrize(
-    ("text", "language"),
-    [
-        ("なぜ日本では靴を脱ぐのですか", "ja"),
-        ("東京タワー", "ja"),
-        ("中国人为什么不喜欢数字四", "zh"),
-        ("ما هو الطعام الشعبي", "ar"),
-        ("غذای محلی چیست و کجا می‌پزند", "fa"),
-        ("It is the food of the north.", "en"),
-        ("Das ist eine Speise", "latin"),
-        ("한국어", "ko"),
-        ("123 ?!", "none"),
-    ],
-)
-def test_language_by_script(text, language):
-    assert detect(text) == language

@@ -1,0 +1,53 @@
+"""Readers of INCLUDE, CulturalBench and FORK."""
+
+import pytest
+
+from tests.evaluation.tasks.helpers import INCLUDE, OPTIONS, answer, read, result, write, write_lines
+
+
+def test_include_of_both_revisions_and_both_prompts(tmp_path):
+    listed = INCLUDE | {"choices": OPTIONS}
+    columns = INCLUDE | {f"option_{letter}": one for letter, one in zip("abcd", OPTIONS)}
+    path = write_lines(tmp_path / "a.jsonl", [listed, columns])
+    task_items = read("include", path)
+    prompt = "The following is multiple-choice question about STEM.光速？\nA. 一\nB. 二\nC. 三\n D. 四\nAnswer:"
+    assert [item.prompt for item in task_items.items] == [prompt, prompt]  # the space before D. is lm-eval's
+    assert task_items.items[0].choices == (" A", " B", " C", " D")
+    strict = read("include", path, mode="strict")
+    assert strict.items[0].prompt == (
+        "The following is multiple-choice question about STEM.\n\n光速？\nA. 一\nB. 二\nC. 三\nD. 四\nAnswer:"
+    )
+    scores = result("include", path, [answer("0", logps=(-3.0, -2.0, -1.0, -4.0)), answer("1", "答案：ب")])
+    assert scores["score"] == 0.5
+    assert scores["by"]["regional_feature"] == {"agnostic": 0.5}
+    assert scores["by"]["culture"] == {"chinese": 0.5}
+
+
+def test_culturalbench_easy_and_hard_by_their_columns(tmp_path):
+    easy = write(
+        tmp_path / "easy.csv",
+        "data_idx,question_idx,prompt_question,prompt_option_a,prompt_option_b,prompt_option_c,prompt_option_d,answer,country\n"
+        "0,0,Which drink?,tea,milk,wine,beer,A,China\n1,1,Which food?,rice,bread,corn,oats,B,Japan\n",
+    )
+    scores = result("culturalbench", easy, [answer("0", "A"), answer("1", "A")])
+    assert (scores["score"], scores["by"]["country"]) == (0.5, {"China": 1.0, "Japan": 0.0})
+    hard = write(
+        tmp_path / "hard.csv",
+        "data_idx,question_idx,prompt_question,prompt_option,answer,country\n"
+        + "".join(f"{4 * q + o},{q},Which drink?,o{o},{o == 0},China\n" for q in range(3) for o in range(4)),
+    )
+    answers = [answer(str(i), "True" if i % 4 == 0 else "False.") for i in range(8)]
+    answers[5] = answer("5", "It is **True**")  # one of four wrong: the question does not count
+    scores = result("culturalbench", hard, answers)
+    assert (scores["n"], scores["missing"]) == (3, 1)
+    assert scores["score"] == pytest.approx(1 / 3)
+    assert result("culturalbench_hard", hard, answers, limit=1)["n"] == 1
+
+
+def test_fork_has_two_options(tmp_path):
+    path = write(
+        tmp_path / "fork.csv",
+        "ID,Question,Option A,Option B,Answer Key,Country,Type,Dimension\n7,Which?,spoon,hands,B,India,x,custom\n",
+    )
+    assert read("fork", path).items[0].choices == (" A", " B")
+    assert result("fork", path, [answer("7", "hands")])["score"] == 1.0
