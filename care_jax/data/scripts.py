@@ -21,13 +21,14 @@ def count_scripts(text: str) -> Counter[str]:
 def main_script(counts: Counter[str]) -> str:
     """Returns the script of most letters, or `none` without letters.
 
-    Japanese mixes kana and Chinese characters: the script is kana if 5% of the letters are kana, and kana and cjk
-    together are 30%.
+    Japanese mixes kana with Chinese characters and Latin names. The script is kana if 10% of the letters are kana, or
+    if 5% are and kana and cjk together are 30%.
     """
     if not counts:
         return "none"
     total = counts.total()
-    if counts["kana"] >= 0.05 * total and counts["kana"] + counts["cjk"] >= 0.3 * total:
+    japanese = counts["kana"] + counts["cjk"] >= 0.3 * total
+    if counts["kana"] >= (0.05 if japanese else 0.1) * total:
         return "kana"
     return counts.most_common(1)[0][0]
 

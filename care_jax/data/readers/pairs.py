@@ -70,7 +70,7 @@ def _preference(row: Row, values: JsonObject) -> Question:
         raise BadField("unreadable", "rejected", "one of chosen and rejected is text, the other messages")
     prompt = fields.content(values["prompt"], "prompt", "empty_question") if "prompt" in values else ""
     if not prompt or (isinstance(prompt, str) and not isinstance(chosen, str)):
-        # There is no prompt, or a text beside dialogues (ultrafeedback_binarized): it is what both begin with.
+        # No prompt, or a text next to dialogues (ultrafeedback_binarized): the prompt is what both begin with.
         prompt, chosen, rejected = _common(chosen, rejected)
     elif is_messages(prompt) and is_messages(chosen) and is_messages(rejected):
         n = len(prompt)

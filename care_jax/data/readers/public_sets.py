@@ -76,7 +76,7 @@ def _not_empty(value: object, name: str) -> list[object]:
 
 
 def _candidate(row: Row, value: object, name: str, keys: tuple[str, str, str]) -> Response:
-    """Returns one candidate of a row. name: where it stands. keys: of its text, its rating and its source."""
+    """Returns one candidate of a row. name: its place in the row. keys: of its text, its rating and its source."""
     text, rating, source = keys
     if not isinstance(value, Mapping):
         raise BadField("unreadable", name, describe(value))

@@ -8,7 +8,7 @@ from care_jax.textfiles import JsonObject
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Stands in the place of a row's value when the row cannot be read. problem: the reason."""
+    """Takes the place of the value of a row that cannot be read. problem: the reason."""
 
     problem: str
 
