@@ -1,4 +1,4 @@
-"""Chunked log-probabilities against a full log-softmax, in value, gradient and memory."""
+"""Compares chunked log-probabilities with a full log-softmax: value, gradient and memory."""
 
 import functools
 import re
@@ -15,7 +15,7 @@ from care_jax.sharding import make_mesh
 
 
 def full(hidden, head, targets, soft_cap=None):
-    """The oracle: every logit at once, float32."""
+    """The reference: all logits at once, in float32."""
     logits = hidden.astype(jnp.float32) @ head.astype(jnp.float32).T
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
@@ -30,7 +30,7 @@ def example(count, width=8, vocabulary=37, dtype=jnp.float32, seed=0):
 
 
 def run(function, hidden, head, coefficients):
-    """(values, (gradient of hidden, gradient of head)) in one program."""
+    """Returns (values, (gradient of hidden, gradient of head)) of one program."""
 
     def total(h, w):
         values = function(h, w)
@@ -118,7 +118,7 @@ def test_no_array_of_all_tokens_by_the_vocabulary_exists(frozen_head):
         return max(int(np.prod(shape)) for shape in shapes(jaxpr) if count in shape)
 
     assert count * 8 < largest(loss) <= chunk * vocabulary
-    # The check sees such arrays where they are: the oracle has them.
+    # The check finds such arrays if there are any: the reference has them.
     assert largest(lambda h, w: jnp.sum(full(h, w, targets))) == count * vocabulary
 
 
@@ -150,11 +150,11 @@ def test_a_mesh_gives_the_same_and_holds_no_whole_head(sizes, vocabulary, column
     for mine, single in zip((*mesh_gradients, mesh_slopes), (*gradients, slopes)):
         assert mine.dtype == single.dtype == dtype
         mine, single = (np.asarray(x, np.float32) for x in (mine, single))
-        # A gradient in bfloat16 is rounded once, here and there: two of its last places.
+        # Both gradients in bfloat16 are rounded once: they may differ by two units in the last place.
         slack = 2e-6 if dtype == jnp.float32 else 2.0**-7 * float(np.max(np.abs(single)))
         np.testing.assert_allclose(mine, single, atol=slack, rtol=1e-6)
     if sizes == (2, 2, 2) and dtype == jnp.float32:
-        # Inside the loops over pieces and tiles no gradient of the head is summed over devices: only once, behind them.
+        # Inside the loops over pieces and tiles no gradient of the head is summed over devices: only once, after them.
         text = program.as_text()
         loops, entry = text.split("\nENTRY ")
         stored = f"f32[2,{vocabulary // 4},4]"  # half the width of the two parts that the devices of fsdp work on

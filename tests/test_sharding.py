@@ -1,4 +1,4 @@
-"""The mesh takes what fits, and says with numbers what does not."""
+"""The mesh: sizes that fit, and the numbers in the message for those that do not."""
 
 import os
 
@@ -25,7 +25,7 @@ def test_a_dimension_that_does_not_divide_is_named():
 
 
 @pytest.mark.parametrize("name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])
-def test_a_run_takes_what_plans_count_on_unless_it_is_told(monkeypatch, name):
+def test_a_run_takes_the_memory_that_plans_count_on_unless_set(monkeypatch, name):
     """jax reads the variable when it first looks for GPUs."""
     monkeypatch.setattr(os, "environ", {})
     make_mesh()

@@ -1,4 +1,4 @@
-"""The listing, the page made from docstrings, the drawing, and the worked example of docs/new_loss.md."""
+"""The listing, the page generated from docstrings, the drawing, and the example of docs/new_loss.md."""
 
 import pathlib
 import re
@@ -41,7 +41,7 @@ def test_a_drawing_is_a_png(tmp_path):
 
 
 def test_the_worked_example_is_short_and_sound(tmp_path, monkeypatch):
-    """The run at its end is a test of the trainer; here the blocks before it."""
+    """Tests the blocks before the run, which a test of the trainer covers."""
     text = (DOCS / "new_loss.md").read_text(encoding="utf-8")
     blocks = dict(re.findall(r"```\w+ title=(\S+)\n(.*?)```", text, re.DOTALL))
     assert set(blocks) == {"my_loss.py", "check_my_loss.py", "run.sh"}

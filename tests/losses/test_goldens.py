@@ -1,4 +1,4 @@
-"""Every loss against what the peers' own code gives (tests/make_golden_losses.py), in value and gradient."""
+"""Compares every loss with the peers' own code (tests/make_golden_losses.py), in value and gradient."""
 
 import functools
 import json
@@ -67,7 +67,7 @@ def test_equals_the_peer(case):
 
 @pytest.mark.parametrize("case", list(cases(differs=True)))
 def test_where_a_peer_differs_from_the_paper(case):
-    """Both numbers: the peer's, and ours (the docstring's "Peers:" says what makes the difference)."""
+    """Checks the peer's number and ours ("Peers:" in the docstring explains the difference)."""
     with jax.enable_x64(True):
         values, mean, _, _ = ours(case, np.float64)
         inputs = {k: np.asarray(v) for k, v in case["inputs"].items()}
@@ -83,7 +83,7 @@ def test_where_a_peer_differs_from_the_paper(case):
             np.testing.assert_allclose(case["losses"], plain, rtol=1e-10)
             assert np.max(np.abs(values - np.asarray(case["losses"]))) > 0.1
         else:
-            # TRL: the NLL is a mean over the microbatch's tokens (ORPO: the prompt's too), ours one of each pair.
+            # TRL: the NLL is a mean over the microbatch's tokens (ORPO: also the prompt's), ours a mean for each pair.
             assert abs(mean - case["mean"]) > 1e-3
             per_pair = inputs["chosen_logps"] / inputs["chosen_lengths"]
             total, count = np.sum(inputs["chosen_logps"]), np.sum(inputs["chosen_lengths"])
@@ -97,7 +97,7 @@ def test_where_a_peer_differs_from_the_paper(case):
 
 
 def test_a_list_with_sft_is_trls_cpo():
-    """What cpo's docstring promises: cpo_alpha 0 and sft, as two losses, give TRL's number exactly."""
+    """As the docstring of cpo says: cpo_alpha 0 and sft, as two losses, give TRL's number exactly."""
     case = next(p.values[0] for p in cases(differs=True) if p.values[0]["loss"] == "cpo")
     with jax.enable_x64(True):
         _, without, _, _ = ours(case | {"hyperparameters": case["hyperparameters"] | {"cpo_alpha": 0.0}}, np.float64)

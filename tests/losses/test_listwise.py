@@ -1,4 +1,4 @@
-"""Losses of rated lists against plain loops in NumPy, which no peer has; and what they are for two responses."""
+"""Compares losses of rated lists, which no peer has, with plain loops in NumPy; for two responses, with DPO."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ BETA = 0.3
 def inputs():
     rng = np.random.default_rng(0)
     logps, ref = -rng.uniform(1, 30, (2, 4, 4))
-    # What padding holds must not matter.
+    # The values in padding must not matter.
     logps[~MASK], ref[~MASK] = np.nan, 7.0
     return logps, ref
 
@@ -69,7 +69,7 @@ def test_equals_a_plain_loop_in_value_and_gradient(name, oracle):
     np.testing.assert_allclose(
         logged["rejected_rewards"], [rewards[0, 3], rewards[1, :3].mean(), rewards[2, 1], rewards[3, 3]]
     )
-    # All tied: nothing to learn, and nothing but 0.
+    # If all are tied, there is nothing to learn: everything is 0.
     assert values[1] == 0.0
     assert not np.any(got[1])
 

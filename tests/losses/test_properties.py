@@ -1,4 +1,4 @@
-"""What holds for every loss, through the registry: a new one is covered the moment it exists."""
+"""Properties of every loss in the registry: a new loss is covered at once."""
 
 import functools
 
@@ -22,7 +22,7 @@ every_loss = pytest.mark.parametrize("name", losses.names())
 
 
 def wild(known, seed):
-    """Quantities of testing.UNITS units with logps of every size from -1e5 to 0, both ends among them."""
+    """Returns quantities of testing.UNITS units, with logps of every size from -1e5 to 0, both ends included."""
     rng = np.random.default_rng(seed)
     quantities = testing.example(known, seed=seed)
     for name in known.needs:
@@ -37,7 +37,7 @@ def wild(known, seed):
 
 @functools.cache
 def compiled(name):
-    """(losses, logged, gradients of their sum by the policy's logps) in one program, compiled once a loss."""
+    """(losses, logged, gradients of their sum by the policy's logps) in one program, compiled once per loss."""
 
     def run(leaves, rest):
         def total(leaves):
@@ -59,7 +59,7 @@ def evaluate(name, quantities):
 @every_loss
 @few
 @given(seed=seeds)
-def test_finite_float32_and_one_a_unit_wherever_the_logps_are(name, seed):
+def test_one_finite_float32_per_unit_wherever_the_logps_are(name, seed):
     loss = losses.get(name)
     known = losses.spec(loss)
     values, logged, gradients = evaluate(name, wild(known, seed))
@@ -77,7 +77,7 @@ def test_finite_float32_and_one_a_unit_wherever_the_logps_are(name, seed):
 @every_loss
 @few
 @given(seed=seeds)
-def test_units_stand_alone_unless_the_loss_is_of_a_whole_step(name, seed):
+def test_units_are_independent_unless_the_loss_is_of_a_whole_step(name, seed):
     loss = losses.get(name)
     known = losses.spec(loss)
     quantities = wild(known, seed)
@@ -86,13 +86,13 @@ def test_units_stand_alone_unless_the_loss_is_of_a_whole_step(name, seed):
     moved = {k: v if k == "kl" else v[order] for k, v in quantities.items()}
     again, logged_again, _ = evaluate(name, moved)
     if known.whole_step:
-        # Sums over the step keep; single losses need not stay with their units.
+        # Sums over the step stay the same; single losses may move to other units.
         np.testing.assert_allclose(np.sort(again), np.sort(values), rtol=1e-6)
         return
     np.testing.assert_array_equal(again, values[order])
     for key, value in logged_again.items():
         np.testing.assert_array_equal(value, logged[key][order], err_msg=key)
-    # Others at other values leave a unit's loss as it is: a subset alone, without a new shape to compile.
+    # Other values of other units do not change a unit's loss: this tests subsets without compiling a new shape.
     kept = np.arange(testing.UNITS) % 3 == 0
     other = wild(known, seed + 1)
     mixed = {
@@ -154,7 +154,7 @@ def test_signature_is_the_registration(name):
 
 @every_loss
 def test_hyperparameters_may_be_traced(name):
-    """A sweep of beta under vmap, or its gradient: no value of one is asked for in Python."""
+    """For a sweep of beta under vmap, or its gradient: Python code never needs the value."""
     loss = losses.get(name)
     known = losses.spec(loss)
     given = {key: jnp.float32(default) for key, (_, default) in known.hyperparameters.items()}
@@ -169,7 +169,7 @@ def test_an_alpha_of_1_is_dpo():
 
 @pytest.mark.parametrize("name", [n for n in losses.names() if losses.spec(losses.get(n)).needs_ref and n != "kto"])
 def test_policy_equal_to_reference_gives_the_known_loss(name):
-    """The first step's loss, by hand: what a run should show before its first update."""
+    """The loss of the first step, computed by hand: what a run should log at step 1."""
     loss = losses.get(name)
     known = losses.spec(loss)
     quantities = testing.example(known, seed=2)

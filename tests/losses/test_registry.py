@@ -1,4 +1,4 @@
-"""Losses by name, and what a signature registers."""
+"""Finding losses by name, and what a signature registers."""
 
 import functools
 import re
@@ -32,7 +32,7 @@ def test_built_ins_are_attributes_and_names():
         ("json:dump", r"loss dump: parameter \*kw is not supported"),
     ],
 )
-def test_a_name_that_is_none(name, message):
+def test_an_unknown_name(name, message):
     with pytest.raises(UserError, match=message):
         losses.get(name)
 
@@ -106,7 +106,7 @@ def test_spec_sees_through_partial():
         (max, "max: has no signature"),
     ],
 )
-def test_a_signature_that_is_no_losses(loss, message):
+def test_a_signature_that_is_not_of_a_loss(loss, message):
     with pytest.raises(UserError, match=message):
         losses.spec(loss)
 
@@ -176,7 +176,7 @@ def test_bind_refuses(name, values, message):
     ],
 )
 def test_values_out_of_range(name, values, message):
-    """At once, not after a model has been loaded; and in a call."""
+    """Refused by `bind`, before a model is loaded, and in a call."""
     with pytest.raises(UserError, match=message):
         losses.bind(name, **values)
     loss = functools.partial(losses.get(name), **values)

@@ -7,7 +7,7 @@ from tests.models.tiny_models import GOLDEN
 
 
 def copy_of(name, tmp_path, **changes):
-    """A golden folder with its config.json changed; a key set to ... goes."""
+    """Copies a golden folder and changes its config.json; a key set to ... is removed."""
     folder = tmp_path / "model"
     shutil.copytree(GOLDEN / name, folder)
     config = json.loads((folder / "config.json").read_text()) | changes

@@ -1,4 +1,4 @@
-"""Attention's programs against each other: packed against alone, windows, soft caps, shared prompts, gradients.
+"""Compares the programs of attention with single sequences: packed rows, windows, caps, shared prompts, gradients.
 
 The kernels of accelerators run their own code by Pallas's interpreter.
 """
@@ -26,7 +26,7 @@ WINDOW = 17
 
 @functools.cache
 def packed(shared: bool) -> dict[str, np.ndarray]:
-    """Where the tokens of one row stand: 2 and 3 continue prompt 1, or each segment stands for itself."""
+    """The layout of one row: segments 2 and 3 continue prompt 1, or all segments are independent."""
     ids = np.repeat(list(SEGMENTS), list(SEGMENTS.values()))
     start = {number: SEGMENTS[1] if shared and number in (2, 3) else 0 for number in SEGMENTS}
     positions = np.concatenate([start[number] + np.arange(size) for number, size in SEGMENTS.items()])
@@ -37,7 +37,7 @@ def packed(shared: bool) -> dict[str, np.ndarray]:
 
 
 def alone(shared: bool, q, k, v, **options) -> jax.Array:
-    """The same by plain XLA with every sequence in a row of its own, behind its own copy of the prompt."""
+    """The same by plain XLA, with every sequence in a row of its own, after its own copy of the prompt."""
     ids = packed(shared)["segment_ids"][0]
     own = {number: np.flatnonzero(ids == number) for number in (1, 2, 3, 4)}
     behind = [own[1] if shared and number in (2, 3) else own[1][:0] for number in own]
@@ -140,7 +140,7 @@ def refused(implementation: str, **changes) -> str:
     return str(error.value)
 
 
-def test_what_cannot_serve_says_why_and_what_to_set(monkeypatch):
+def test_a_refusal_names_the_reason_and_what_to_set(monkeypatch):
     assert "did you mean 'xla_chunked'" in refused("xla_chunk")
     assert "splash cannot serve: it runs on a TPU, and the devices are of platform 'cpu'" in refused("splash")
     monkeypatch.setattr(hardware, "platform", lambda: "tpu")
@@ -168,7 +168,7 @@ def test_a_kernel_that_can_never_serve_is_refused_before_weights_are_read():
     assert models.from_config(GOLDEN / "llama3", attention="splash").attention == "splash"
 
 
-def test_auto_says_once_what_it_chose(monkeypatch, capsys):
+def test_auto_prints_each_choice_once(monkeypatch, capsys):
 
     def choice(length: int, window: int | None) -> str:
         call = kernels.AttentionCall(2, length, window, shared_prompts=True, dtype=jnp.bfloat16)
@@ -222,7 +222,7 @@ def test_the_decoder_compiles_for_a_tpu_with_splash(monkeypatch):
 
 @pytest.mark.slow
 def test_the_kernel_of_the_gpu_lowers():
-    """Its code for CUDA is made; it is compiled and run on a GPU only."""
+    """Generates its code for CUDA, which is compiled and run on a GPU only."""
     rows = jax.ShapeDtypeStruct((2, 256, 4, 64), jnp.bfloat16)
     keys = jax.ShapeDtypeStruct((2, 256, 2, 64), jnp.bfloat16)
     ids = jax.ShapeDtypeStruct((2, 256), jnp.int32)

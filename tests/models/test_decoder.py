@@ -1,4 +1,4 @@
-"""The decoder as a Flax module, its memory options, and attention's programs against each other."""
+"""The decoder as a Flax module, its options for memory, and attention against a loop in NumPy."""
 
 import dataclasses
 import functools
@@ -54,7 +54,7 @@ def test_positions_and_segments_have_defaults():
 
 
 def test_remat_computes_again_what_it_says():
-    """Matrix products of a gradient: with full a forward pass more, but for what only a layer's result needs (down);
+    """Counts the matrix products of a gradient: full has those of one more forward pass, except the last (down);
     with dots none of the projections.
     """
     tiny = tiny_model("qwen2")
@@ -133,7 +133,7 @@ def test_chunks_of_queries_change_no_number(monkeypatch):
 
 
 def test_attention_equals_a_loop_over_queries():
-    """Against the definition, in NumPy: segments, prompts, window and cap at once."""
+    """The definition, in NumPy: segments, prompts, window and cap together."""
     rng = np.random.default_rng(0)
     length, window, cap = 12, 4, 3.0
     q, k, v = (rng.normal(size=(1, length, heads, 4)).astype(np.float32) for heads in (4, 2, 2))

@@ -1,4 +1,4 @@
-"""Every family against transformers' numbers (goldens), padded, packed and with shared prompts."""
+"""Compares every family with the numbers of transformers (goldens): padded, packed and with shared prompts."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from tests.models.tiny_models import GOLDEN
 
 
 def logps(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Log-probability of each target from the logits of its predictor."""
+    """Returns the log-probability of each target, from the logits that predict it."""
     wide = logits.astype(np.float64)
     wide = wide - wide.max(-1, keepdims=True)
     table = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
@@ -55,7 +55,7 @@ def test_shared_prompts_change_no_response(tiny):
         {"tokens": first, "id": 2, "prompt": 1, "start": end},
         {"tokens": second, "id": 3, "prompt": 1, "start": end},
     ]
-    # The second row begins with a stranger, so that the prompt does not stand at the row's start.
+    # The second row starts with another sequence, so that the prompt is not at the start of the row.
     stranger = {"tokens": np.arange(1, 8), "id": 9}
     shared = tiny.logits([row, [stranger, *row]])
     alone = tiny.logits([[{"tokens": np.concatenate([prompt, response])}] for response in (first, second)])

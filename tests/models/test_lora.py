@@ -1,4 +1,4 @@
-"""Adapters: silent at the start, merged as applied, in and out of PEFT folders."""
+"""Adapters: no effect at the start, merging equals applying, PEFT folders are written and read."""
 
 import json
 
@@ -15,7 +15,7 @@ from tests.models.tiny_models import tiny_model
 
 
 def adapted(name="llama3", r=3, alpha=6.0, target_modules="all"):
-    """A tiny model with random adapters, B too."""
+    """Returns a tiny model with random adapters, B included."""
     tiny = tiny_model(name)
     model = lora_lib.attach(tiny.model, r, alpha)
     lora = lora_lib.init(model, r, target_modules, seed=1)
@@ -24,7 +24,7 @@ def adapted(name="llama3", r=3, alpha=6.0, target_modules="all"):
     return tiny, model, lora, noise
 
 
-def test_fresh_adapters_are_silent_and_trained_ones_merge():
+def test_fresh_adapters_have_no_effect_and_trained_ones_merge():
     tiny, model, fresh, trained = adapted("qwen2")
     tokens = jnp.asarray(tiny.golden["tokens"])
     with_adapters = jax.jit(lambda lora: model.apply({"params": tiny.params, "lora": lora}, tokens))
@@ -63,7 +63,7 @@ def test_adapters_only_where_asked_and_the_same_on_every_mesh():
     jax.tree.map(lambda x, s: np.testing.assert_equal(x.sharding, s), placed, expected)
 
 
-def test_a_peft_folder_goes_out_and_comes_back(tmp_path):
+def test_a_peft_folder_is_written_and_read(tmp_path):
     tiny, model, _, trained = adapted()
     lora_lib.save_adapter(tmp_path / "adapter", model, trained, base="some/base", revision="abc")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())

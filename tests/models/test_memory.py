@@ -1,4 +1,4 @@
-"""Loading a 1 GB checkpoint: the host holds the result and one layer's stack of one weight, no more."""
+"""Loading a 1 GB checkpoint: the host holds the result and the stack of one weight, no more."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ import jax
 import care_jax.models as models
 from care_jax import sharding
 
-def anonymous():  # kB of this process that are no mapped file
+def anonymous():  # kB of this process that are not mapped files
     with open("/proc/self/status") as file:
         return int(next(line for line in file if line.startswith("RssAnon")).split()[1])
 

@@ -1,4 +1,4 @@
-"""Live against torch and transformers: gradients, folders, class defaults, and the real models."""
+"""Compares with torch and transformers themselves: gradients, folders, class defaults, and real models."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def load_torch(folder, dtype=None):
 
 
 def our_logps(model, params, prompt, response):
-    """Summed log-probability of a response [N] behind its prompt, alone in its row."""
+    """Returns the summed log-probability of a response [N] after its prompt, alone in its row."""
     tokens = jnp.concatenate([prompt, response])[None]
     table = jax.nn.log_softmax(model.apply({"params": params}, tokens)[0])[len(prompt) - 1 : -1]
     return jnp.take_along_axis(table, response[:, None], axis=1).sum()
@@ -72,14 +72,14 @@ def test_gradients_of_a_dpo_loss_are_those_of_torch(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_transformers_loads_what_leaves(name, tmp_path):
+def test_transformers_loads_an_export(name, tmp_path):
     tiny = tiny_model(name)
     models.save_pretrained(tmp_path / "out", tiny.model, tiny.params)
     theirs = load_torch(tmp_path / "out")
     with torch.no_grad():
         logits = theirs(torch.tensor(tiny.golden["tokens"][:1], dtype=torch.long)).logits.numpy()
     np.testing.assert_allclose(logits, tiny.golden["logits"][:1], atol=2e-5)
-    # And what transformers itself saves, in its own dialect, comes back in.
+    # And what transformers itself saves, in its own spelling, can be read.
     theirs.save_pretrained(tmp_path / "again")
     model, params = models.from_pretrained(tmp_path / "again")
     assert model.arch == tiny.model.arch
@@ -109,7 +109,7 @@ def test_absent_keys_mean_what_transformers_says(family):
 
 
 def care_items(shared, tokenizer, per_language=3, limit=160):
-    """(prompt ids, answer ids) of real CARE questions and answers."""
+    """Returns (prompt ids, answer ids) of real CARE questions and answers."""
     for name in ("Arabic", "Chinese", "Japanese"):
         rows = json.loads((shared / "data" / "care_eval" / f"{name}-test.json").read_text(encoding="utf-8"))
         for row in rows[:: len(rows) // per_language][:per_language]:
@@ -158,7 +158,7 @@ def test_real_models_give_the_log_probabilities_of_transformers(name, real_model
 
 
 @pytest.mark.slow
-def test_smollm2_leaves_as_it_came(real_models, tmp_path):
+def test_smollm2_is_saved_as_it_was_read(real_models, tmp_path):
     from safetensors.torch import load_file
 
     folder = real_models / "smollm2-135m-instruct"
@@ -187,7 +187,7 @@ def test_peft_agrees_on_an_adapter(name, tmp_path):
         logits = theirs(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
     np.testing.assert_allclose(ours, logits, atol=1e-4)
     assert np.abs(logits - tiny.golden["logits"][:1]).max() > 0.1
-    # And what PEFT writes, with its targets as full paths, comes back in.
+    # And what PEFT writes, with its targets as full paths, can be read.
     theirs.save_pretrained(tmp_path / "theirs")
     again, lora = lora_lib.load_adapter(tmp_path / "theirs", tiny.model)
     assert again.lora_scale == model.lora_scale

@@ -1,4 +1,4 @@
-"""Generation with a cache: the tokens that running the whole row each time would choose."""
+"""Generation with a cache gives the tokens that a pass over the complete row would choose."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ PROMPTS = [[int(x) for x in np.random.default_rng(n).integers(1, 64, size)] for 
 
 
 def whole_rows(tiny, prompt, count):
-    """Greedy decoding without a cache, through the fixture's compiled shape."""
+    """Decodes greedily without a cache, through the fixture's compiled shape."""
     tokens = list(prompt)
     for _ in range(count):
         logits = tiny.logits([[{"tokens": np.array(tokens)}]])[0]
@@ -24,7 +24,7 @@ def whole_rows(tiny, prompt, count):
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma2", "gemma3_text"])
 def test_greedy_answers_are_those_without_a_cache(name):
-    """Windows of 5 are left behind by 16 tokens; soft caps and both rotary bases are in play."""
+    """16 tokens exceed the windows of 5; soft caps and both rotary bases are used."""
     tiny = tiny_model(name)
     answers = list(sampling.generate(tiny.model, tiny.params, PROMPTS, max_tokens=16, batch_size=4))
     for prompt, answer in zip(PROMPTS, answers, strict=True):
@@ -54,7 +54,7 @@ def test_a_stop_token_ends_its_own_row_only():
         assert after == sampling.GeneratedAnswer(before.tokens[:end], "length" if end is None else "stop")
 
 
-def test_a_mesh_answers_alike():
+def test_a_mesh_gives_the_same_answers():
     tiny = tiny_model("llama3")
     mesh = sharding.make_mesh(2, 2, 2)
     alone = list(sampling.generate(tiny.model, tiny.params, PROMPTS, max_tokens=6, batch_size=4))

@@ -18,7 +18,7 @@ ROWS, LENGTH = 2, 48
 
 @dataclasses.dataclass(frozen=True)
 class Tiny:
-    """One golden model, and its logits through one compiled shape [ROWS, LENGTH]."""
+    """One golden model, with its logits in one compiled shape [ROWS, LENGTH]."""
 
     name: str
     folder: pathlib.Path
@@ -28,18 +28,18 @@ class Tiny:
     apply: Any
 
     def logits(self, segments: list[list[dict[str, Any]]]) -> np.ndarray:
-        """Logits of rows of segments: {"tokens"[, "id", "prompt", "start"]}; the rest of a row is padding."""
+        """Returns the logits of rows of segments {"tokens"[, "id", "prompt", "start"]}, each row padded to LENGTH."""
         arrays = np.zeros((4, ROWS, LENGTH), np.int32)
         for row, parts in enumerate(segments):
             place = 0
             for number, part in enumerate(parts, 1):
                 size = len(part["tokens"])
                 span = (row, slice(place, place + size))
-                own = part.get("id", number)
+                segment = part.get("id", number)
                 arrays[0][span] = part["tokens"]
                 arrays[1][span] = part.get("start", 0) + np.arange(size)
-                arrays[2][span] = own
-                arrays[3][span] = part.get("prompt", own)
+                arrays[2][span] = segment
+                arrays[3][span] = part.get("prompt", segment)
                 place += size
         return np.asarray(self.apply(self.params, *jnp.asarray(arrays)))
 

@@ -1,11 +1,11 @@
-"""Config files of every family: both dialects, defaults of sparse files, what export writes."""
+"""The config.json of every family: both spellings, defaults of sparse files, what export writes."""
 
 import care_jax.models as models
 from care_jax.models.families.registry import write_config
 
 
 def test_both_spellings_of_the_config_mean_the_same(tiny):
-    """What export writes holds both dialects: each alone gives the same architecture."""
+    """Export writes both spellings: each by itself gives the same architecture."""
     written = write_config(tiny.model.arch, "float32")
     old = {key: value for key, value in written.items() if key not in ("rope_parameters", "layer_types", "dtype")}
     new_only = ("rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern", "torch_dtype")
@@ -14,7 +14,7 @@ def test_both_spellings_of_the_config_mean_the_same(tiny):
     assert read(old) == read(new) == tiny.model.arch
 
 
-def test_the_layers_of_a_new_config_are_told_to_old_readers():
+def test_old_readers_find_the_layers_of_a_new_config():
     text = {"model_type": "gemma3_text", "num_hidden_layers": 4, "sliding_window": 8}
     arch = models.FAMILIES["gemma3_text"].read(text | {"layer_types": ["sliding_attention", "full_attention"] * 2})
     written = write_config(arch, "float32")

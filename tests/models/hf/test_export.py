@@ -14,14 +14,14 @@ from tests.models.folders import assert_same_tensors, copy_of
 from tests.models.tiny_models import tiny_model
 
 
-def test_export_gives_the_same_bits_under_the_same_names(tiny, tmp_path):
+def test_an_export_has_the_same_names_bit_for_bit(tiny, tmp_path):
     models.save_pretrained(tmp_path / "out", tiny.model, tiny.params)
     assert_same_tensors(load_file(tmp_path / "out" / "model.safetensors"), load_file(tiny.folder / "model.safetensors"))
     again = models.read_config(tmp_path / "out")
     assert again == tiny.model.arch
 
 
-def test_bfloat16_leaves_as_it_came_and_changed_weights_keep_their_bits(tmp_path):
+def test_bfloat16_is_saved_as_bfloat16_unless_weights_changed(tmp_path):
     folder = copy_of("llama3", tmp_path, torch_dtype="bfloat16")
     narrow = {name: w.astype(ml_dtypes.bfloat16) for name, w in load_file(folder / "model.safetensors").items()}
     save_file(narrow, folder / "model.safetensors", metadata={"format": "pt"})
@@ -47,13 +47,13 @@ def test_sharded_files_are_written_indexed_and_read(tmp_path):
     assert set(index["weight_map"].values()) == set(files)
     _, params = models.from_pretrained(tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, params, tiny.params)
-    # A second export into the folder leaves no stale shard behind.
+    # A second export into the folder removes stale shards.
     models.save_pretrained(tmp_path / "out", tiny.model, tiny.params)
     assert [path.name for path in (tmp_path / "out").glob("*safetensors*")] == ["model.safetensors"]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
 
 
-def test_what_stands_beside_the_weights_is_carried_over(tmp_path):
+def test_the_files_beside_the_weights_are_copied(tmp_path):
     tiny = tiny_model("llama3")
     source = tmp_path / "source"
     source.mkdir()
@@ -63,7 +63,7 @@ def test_what_stands_beside_the_weights_is_carried_over(tmp_path):
     weights = {"config.json", "model.safetensors"}
     carried = {"generation_config.json", "tokenizer.model", "chat_template.jinja"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == weights | carried
-    # Without a source: what stood where the model was read from; beside another tokenizer, none of its own files.
+    # Without a source: files of the folder that the model was read from; with another tokenizer, not the tokenizer's.
     model, params = models.from_pretrained(tmp_path / "out")
     models.save_pretrained(tmp_path / "again", model, params)
     assert {path.name for path in (tmp_path / "again").iterdir()} == weights | carried

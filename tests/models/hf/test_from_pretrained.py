@@ -15,7 +15,7 @@ from tests.models.folders import assert_same_tensors, copy_of
 from tests.models.tiny_models import GOLDEN, tiny_model
 
 
-def test_compute_and_parameter_dtypes_are_apart():
+def test_compute_and_parameter_dtypes_are_independent():
     model, params = models.from_pretrained(GOLDEN / "llama3", dtype="bfloat16", param_dtype="float32")
     assert model.dtype == jnp.bfloat16
     assert params["norm"]["weight"].dtype == jnp.float32
@@ -48,7 +48,7 @@ def test_the_text_part_of_a_multimodal_checkpoint(prefix, tmp_path):
     assert (written["model_type"], written["eos_token_id"]) == ("gemma3_text", [1, 106])
 
 
-def test_mistakes_are_named(tmp_path):
+def test_errors_name_the_mistake(tmp_path):
     def refused(match, **changes):
         folder = copy_of("llama3", tmp_path, **changes)
         with pytest.raises(UserError, match=match):

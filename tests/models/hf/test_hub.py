@@ -11,7 +11,7 @@ from tests.models.tiny_models import GOLDEN, tiny_model
 
 
 def test_a_store_is_read_where_it_is(tmp_path, monkeypatch):
-    """Through fsspec's own store in memory, as gs:// would be; only the small files come over."""
+    """Through the store of fsspec in memory, as gs:// would be: only the small files are copied."""
     import fsspec
 
     monkeypatch.setenv("CARE_JAX_CACHE", str(tmp_path / "cache"))

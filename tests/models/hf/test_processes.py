@@ -1,4 +1,4 @@
-"""Of several processes one downloads a model and the others wait, or hear that it failed."""
+"""Of several processes, one downloads a model; the others wait, and fail if it does."""
 
 import os
 import socket
