@@ -28,7 +28,8 @@ import optax
 
 from care_jax import losses, models
 from care_jax.data import pipeline
-from care_jax.data.corpus import Corpus, Encodings, build
+from care_jax.data.chat import Encoded
+from care_jax.data.corpus import Corpus, build
 from care_jax.data.packing.batch import Batch
 from care_jax.data.packing.plans import StepPlan, plan_step
 from care_jax.data.preferences import Unit, make_units
@@ -105,7 +106,7 @@ def corpus_of(parts: Sequence[tuple[list[int], list[list[int]], list[float]]], m
     for number, (prompt, completions, ratings) in enumerate(parts):
         responses = tuple(Response(tuple(ids), rating, "", number) for ids, rating in zip(completions, ratings))
         questions.append(Question(tuple(prompt), responses, str(number)))
-        encodings.append(Encodings(prompt, completions))
+        encodings.append(Encoded(prompt, completions))
     return build(questions, encodings, max_length)
 
 

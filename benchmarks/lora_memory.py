@@ -21,6 +21,7 @@ import numpy as np
 from care_jax import losses, models
 from care_jax.config import Config
 from care_jax.data import corpus, pipeline
+from care_jax.data.chat import Encoded
 from care_jax.data.packing import plans
 from care_jax.data.preferences import Unit
 from care_jax.data.questions import Question, Response
@@ -37,7 +38,7 @@ def batch_of(rows: int, length: int, vocabulary: int) -> Any:
         ids = [rng.integers(3, vocabulary, size).tolist() for size in (length // 2, length // 4, length // 4)]
         responses = tuple(Response(tuple(part), rating, "", number) for part, rating in zip(ids[1:], (1.0, 0.0)))
         questions.append(Question(tuple(ids[0]), responses, str(number)))
-        encodings.append(corpus.Encodings(ids[0], ids[1:]))
+        encodings.append(Encoded(ids[0], ids[1:]))
     built = corpus.build(questions, encodings, length)
     units = [Unit(number, (0, 1), ((0, 1),)) for number in range(rows)]
     layout = pipeline.batch_shape(units, built, rows=rows, row_length=length)
