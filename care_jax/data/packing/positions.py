@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float32, Int64
 
 from care_jax.data.packing.bins import Bin
 
-T = TypeVar("T", bound="Table")
+T = TypeVar("T", bound="Columns")
 
 
 @dataclass(frozen=True)
-class Table:
+class Columns:
     """Columns of equal length. Indexing with a mask or with positions selects entries of all of them."""
 
     def __getitem__(self: T, entries: np.ndarray) -> T:
@@ -26,7 +26,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Responses(Table):
+class Responses(Columns):
     """The responses of a plan. start: flat position (row * row_length + column) of its first token; predictor: that of
     the token that predicts it. weight, desirable: those of its unit in the unpaired view.
     """
@@ -43,7 +43,7 @@ class Responses(Table):
 
 
 @dataclass(frozen=True)
-class Segments(Table):
+class Segments(Columns):
     """Runs of tokens: a prompt (question; response is -1) or a response (response id; question is -1).
 
     segment, prompt_segment: the ids of its tokens in `Batch`. position: that of its first token.
@@ -61,7 +61,7 @@ class Segments(Table):
 
 
 @dataclass(frozen=True)
-class Pairs(Table):
+class Pairs(Columns):
     """The pairs of a plan. chosen, rejected: slots in the microbatch."""
 
     microbatch: Int64[np.ndarray, " n"]

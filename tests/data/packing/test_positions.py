@@ -1,4 +1,4 @@
-"""Rows, columns and slots by hand, and tables that are indexed as a whole."""
+"""Rows, columns and slots by hand, and columns that are indexed together."""
 
 import numpy as np
 
@@ -40,7 +40,7 @@ def test_without_sharing_every_response_has_its_prompt():
     assert responses.predictor.tolist() == [1, 6, 10]
 
 
-def test_nothing_is_laid_out_as_empty_tables():
+def test_nothing_is_laid_out_as_empty_columns():
     slots, responses, segments = lay_out([], 10, share_prompts=True)
     assert (slots, len(responses), len(segments)) == ([], 0, 0)
 
