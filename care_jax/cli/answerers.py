@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from care_jax.cli.command import open_endpoint, progress_bar
 from care_jax.errors import INTERRUPTED
 from care_jax.evaluation.answers.ask import ask_file
-from care_jax.evaluation.answers.prompts import PromptRow
-from care_jax.evaluation.answers.settings import GenerationSettings
+from care_jax.evaluation.answers.prompts import GenerationSettings, PromptRow
 from care_jax.evaluation.items import Item
 from care_jax.stopping import interruptible
 

@@ -11,9 +11,8 @@ from care_jax.cli.answerers import Answerer, ModelAnswerer, make_answerer
 from care_jax.cli.command import Subparsers, add_endpoint_options, command, require_at_least
 from care_jax.errors import UserError
 from care_jax.evaluation import tasks
-from care_jax.evaluation.answers.prompts import item_prompts
+from care_jax.evaluation.answers.prompts import GenerationSettings, item_prompts
 from care_jax.evaluation.answers.responses import read_answers
-from care_jax.evaluation.answers.settings import GenerationSettings
 from care_jax.evaluation.items import Method, Mode, Options, Outcome, QueryLanguage, TaskItems
 from care_jax.evaluation.tasks import Task
 from care_jax.textfiles import JsonObject, write_json, write_lines, writing

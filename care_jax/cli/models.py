@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from care_jax.cli.answerers import make_answerer
 from care_jax.cli.command import Subparsers, add_endpoint_options, command
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.prompts import PromptRow
-from care_jax.evaluation.answers.settings import GenerationSettings
+from care_jax.evaluation.answers.prompts import GenerationSettings, PromptRow
 
 _MODEL = "a folder, a hub id, a run directory, or `sample`"
 _TEMPLATE = "model (the tokenizer's own, the default), none, or a jinja file"

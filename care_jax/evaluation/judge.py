@@ -14,9 +14,8 @@ from typing import SupportsFloat
 from care_jax.data.readers.rated import user_turn
 from care_jax.data.rows.fields import Fields
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.prompts import PromptRow
+from care_jax.evaluation.answers.prompts import GenerationSettings, PromptRow
 from care_jax.evaluation.answers.responses import ALIASES, read_answers
-from care_jax.evaluation.answers.settings import GenerationSettings
 from care_jax.evaluation.endpoint.cache import ReplyCache, content_key
 from care_jax.evaluation.endpoint.client import Client
 from care_jax.evaluation.endpoint.transport import Reply, request_body

@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 
 from care_jax.data.questions import Content, is_messages, plain_text
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.prompts import PromptRow
-from care_jax.evaluation.answers.settings import GenerationSettings
+from care_jax.evaluation.answers.prompts import GenerationSettings, PromptRow
 from care_jax.evaluation.endpoint.cache import ReplyCache
 from care_jax.evaluation.endpoint.client import Client, Endpoint
 from care_jax.evaluation.endpoint.transport import Messages, request_body

@@ -19,8 +19,7 @@ from care_jax.data import chat
 from care_jax.data.readers.rated import user_turn
 from care_jax.distributed import is_writer
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.prompts import PromptRow
-from care_jax.evaluation.answers.settings import GenerationSettings
+from care_jax.evaluation.answers.prompts import GenerationSettings, PromptRow
 from care_jax.evaluation.model import LoadedModel
 from care_jax.models import sampling
 from care_jax.textfiles import JsonObject, dump_line, writing

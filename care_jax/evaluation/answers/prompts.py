@@ -1,4 +1,4 @@
-"""Prompts to be answered by a model on this machine or by an endpoint: rows of a file, items of a task. No jax."""
+"""Prompts for a model on this machine or an endpoint, and how answers are generated. Imports no jax."""
 
 import dataclasses
 import itertools
@@ -30,6 +30,25 @@ class PromptRow:
     def seed(self, seed: int, sample: int) -> int:
         """The seed of this row's answer number `sample`."""
         return stable_hash(seed, "answer", self.row, sample) % 2**31
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationSettings:
+    """Settings of sampling. A temperature of 0 is greedy decoding.
+
+    n: answers per prompt. chat_template: `model`, `none` or a file; an endpoint only distinguishes `none`, which sends
+    the prompt as plain text. date: today's date for a template that asks for it. batch_size: prompts per batch of a
+    model on this machine.
+    """
+
+    temperature: float = 0.7
+    top_p: float = 1.0
+    max_tokens: int = 256
+    n: int = 1
+    seed: int = 0
+    chat_template: str = "model"
+    date: str | None = None
+    batch_size: int = 16
 
 
 def read_prompts(path: str, limit: int | None = None) -> tuple[list[PromptRow], Counter[str]]:

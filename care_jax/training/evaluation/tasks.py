@@ -10,9 +10,8 @@ from care_jax.config.blocks import TaskConfig
 from care_jax.errors import UserError
 from care_jax.evaluation import tasks
 from care_jax.evaluation.answers import generate, logprobs
-from care_jax.evaluation.answers.prompts import item_prompts
+from care_jax.evaluation.answers.prompts import GenerationSettings, item_prompts
 from care_jax.evaluation.answers.responses import Answer
-from care_jax.evaluation.answers.settings import GenerationSettings
 from care_jax.evaluation.items import Options, TaskItems
 from care_jax.evaluation.model import LoadedModel
 from care_jax.models import lora

@@ -3,8 +3,7 @@
 import json
 
 from care_jax.evaluation.answers.ask import ask_file
-from care_jax.evaluation.answers.prompts import PromptRow
-from care_jax.evaluation.answers.settings import GenerationSettings
+from care_jax.evaluation.answers.prompts import GenerationSettings, PromptRow
 from care_jax.evaluation.endpoint.client import Endpoint
 from tests.evaluation.servers import Server, completion
 
