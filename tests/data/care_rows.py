@@ -26,7 +26,12 @@ def write(folder, rows, name="care.jsonl"):
 def counts(reading):
     """What was dropped, by reason; every row is accounted for and every dropped one listed."""
     dropped = {reason: n for reason, n in reading.report.dropped.items() if n}
-    responses = sum(len(q.responses) for q in reading.questions)
+    responses = sum(r.field != "rejected" for q in reading.questions for r in q.responses)
     assert reading.report.rows == responses + sum(dropped.values())
     assert sum(dropped.values()) == len(reading.report.rejected) + dropped.get("not_selected", 0)
     return dropped
+
+
+def texts(question):
+    """(text, rating, source) of each response."""
+    return [(r.content[0]["content"], r.rating, r.source) for r in question.responses]

@@ -40,24 +40,15 @@ class Language(NamedTuple):
     name: str
 
 
+_ENGLISH, _KOREAN, _SPANISH = Language("en", "English"), Language("ko", "Korean"), Language("es", "Spanish")
 _LANGUAGES = {
-    "uk": Language("en", "English"),
-    "us": Language("en", "English"),
-    "south_korea": Language("ko", "Korean"),
-    "north_korea": Language("ko", "Korean"),
-    "algeria": Language("ar", "Arabic"),
-    "china": Language("zh", "Chinese"),
-    "indonesia": Language("id", "Indonesian"),
-    "spain": Language("es", "Spanish"),
-    "mexico": Language("es", "Spanish"),
-    "iran": Language("fa", "Persian"),
-    "assam": Language("as", "Assamese"),
-    "greece": Language("el", "Greek"),
-    "ethiopia": Language("am", "Amharic"),
-    "northern_nigeria": Language("ha", "Hausa"),
-    "azerbaijan": Language("az", "Azerbaijani"),
+    "uk": _ENGLISH, "us": _ENGLISH, "south_korea": _KOREAN, "north_korea": _KOREAN, "spain": _SPANISH,
+    "mexico": _SPANISH, "algeria": Language("ar", "Arabic"), "china": Language("zh", "Chinese"),
+    "indonesia": Language("id", "Indonesian"), "iran": Language("fa", "Persian"), "assam": Language("as", "Assamese"),
+    "greece": Language("el", "Greek"), "ethiopia": Language("am", "Amharic"),
+    "northern_nigeria": Language("ha", "Hausa"), "azerbaijan": Language("az", "Azerbaijani"),
     "west_java": Language("su", "Sundanese"),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,18 +9,7 @@ from care_jax.data.readers.blend import country_language
 from care_jax.errors import UserError
 from care_jax.evaluation.items import Options
 from care_jax.evaluation.tasks import blend
-from tests.data.care_rows import write
-
-
-def account(reading):
-    dropped = {reason: n for reason, n in reading.report.dropped.items() if n}
-    kept = sum(r.field != "rejected" for q in reading.questions for r in q.responses)
-    assert reading.report.rows == kept + sum(dropped.values())
-    return dropped
-
-
-def words(question):
-    return [(r.content[0]["content"], r.rating, r.source) for r in question.responses]
+from tests.data.care_rows import counts, texts, write
 
 
 def test_blend(tmp_path):
@@ -38,10 +27,10 @@ def test_blend(tmp_path):
     (tmp_path / "China_data.json").write_text(json.dumps(entries), encoding="utf-8")
     (tmp_path / "China_questions.csv").write_text("ID,Question\n1,q\n")
     reading = readers.read("blend", str(tmp_path))
-    assert account(reading) == {"unanswerable": 2, "empty_response": 1, "missing_field": 1, "invalid_rating": 1}
+    assert counts(reading) == {"unanswerable": 2, "empty_response": 1, "missing_field": 1, "invalid_rating": 1}
     assert [entry["row"] for entry in reading.report.rejected] == [1, 2, 3, 4, 5]
     (one,) = reading.questions
-    assert words(one) == [("a", None, "reference")]
+    assert texts(one) == [("a", None, "reference")]
     assert (one.culture, one.language, one.reference, one.translated) == ("chinese", "zh", "a", "ask")
     hub = readers.read("blend", write(tmp_path, [entry | {"ID": "1", "country": "South Korea"}])).questions
     assert (hub[0].culture, hub[0].language) == ("south_korea", "ko")
@@ -52,7 +41,7 @@ def test_blend(tmp_path):
 
 def test_real_blend(shared):
     reading = readers.read("blend", str(shared / "data" / "blend"))
-    assert account(reading) == {"unanswerable": 15, "empty_response": 1}
+    assert counts(reading) == {"unanswerable": 15, "empty_response": 1}
     assert len(reading.report.rejected) == 16
     assert reading.report.to_json()["by"]["culture"] == {"algeria": 50, "chinese": 54}
 

@@ -3,18 +3,7 @@
 import pytest
 
 from care_jax.data import readers
-from tests.data.care_rows import write
-
-
-def account(reading):
-    dropped = {reason: n for reason, n in reading.report.dropped.items() if n}
-    kept = sum(r.field != "rejected" for q in reading.questions for r in q.responses)
-    assert reading.report.rows == kept + sum(dropped.values())
-    return dropped
-
-
-def words(question):
-    return [(r.content[0]["content"], r.rating, r.source) for r in question.responses]
+from tests.data.care_rows import counts, texts, write
 
 
 def test_ultrafeedback(tmp_path):
@@ -43,8 +32,8 @@ def test_ultrafeedback(tmp_path):
     ]
     reading = readers.read("ultrafeedback", write(tmp_path, rows))
     (question,) = reading.questions
-    assert words(question) == [("good", 7.5, "alpaca-7b"), ("bad", 2.0, "bard")]
-    assert account(reading) == {"empty_response": 2, "invalid_rating": 1, "unreadable": 1, "missing_field": 1}
+    assert texts(question) == [("good", 7.5, "alpaca-7b"), ("bad", 2.0, "bard")]
+    assert counts(reading) == {"empty_response": 2, "invalid_rating": 1, "unreadable": 1, "missing_field": 1}
 
 
 def test_ultrafeedback_binarized(tmp_path):
@@ -62,7 +51,7 @@ def test_ultrafeedback_binarized(tmp_path):
     ]
     (question,) = readers.read("preferences", write(tmp_path, rows)).questions
     assert question.prompt == (user,)
-    assert words(question) == [("a", 1.0, "chosen"), ("b", 0.0, "rejected")]
+    assert texts(question) == [("a", 1.0, "chosen"), ("b", 0.0, "rejected")]
 
 
 def oasst(identity, parent, text, role="assistant", **more):
@@ -87,13 +76,13 @@ def test_oasst(tmp_path):
     ]
     reading = readers.read("oasst", write(tmp_path, rows))
     first, second = (q for q in reading.questions if len(q.responses) == 2)
-    assert words(first) == [("答", 2.0, "human"), ("坏", 1.0, "human")]
+    assert texts(first) == [("答", 2.0, "human"), ("坏", 1.0, "human")]
     assert [m["role"] for m in second.prompt] == ["user", "assistant", "user"]
-    assert words(second) == [("好", 3.0, "human"), ("差", 1.0, "human")]
-    assert account(reading) == {"not_reviewed": 1, "invalid_rating": 1, "empty_question": 1}
+    assert texts(second) == [("好", 3.0, "human"), ("差", 1.0, "human")]
+    assert counts(reading) == {"not_reviewed": 1, "invalid_rating": 1, "empty_question": 1}
     chinese = readers.read("oasst", write(tmp_path, rows), cultures=["zh"])
     assert {q.language for q in chinese.questions} == {"zh"}
-    assert account(chinese)["not_selected"] == 1
+    assert counts(chinese)["not_selected"] == 1
 
 
 def test_prism(tmp_path):
@@ -116,11 +105,11 @@ def test_prism(tmp_path):
     rows += [{"conversation_history": [said(0, "only a model", 5, True)]}]
     reading = readers.read("prism", write(tmp_path, rows))
     first, second, third = reading.questions
-    assert words(first) == [("one", 80.0, "gpt-4"), ("two", 20.0, "m")]
+    assert texts(first) == [("one", 80.0, "gpt-4"), ("two", 20.0, "m")]
     assert [m["content"] for m in second.prompt] == ["hello", "one", "more"]
-    assert words(second) == [("four", 90.0, "m"), ("five", 10.0, "m")]
-    assert words(third) == [("a", 5.0, "m")]
-    assert account(reading) == {"invalid_rating": 1, "missing_field": 2, "empty_response": 1, "empty_question": 1}
+    assert texts(second) == [("four", 90.0, "m"), ("five", 10.0, "m")]
+    assert texts(third) == [("a", 5.0, "m")]
+    assert counts(reading) == {"invalid_rating": 1, "missing_field": 2, "empty_response": 1, "empty_question": 1}
 
 
 def test_helpsteer(tmp_path):
@@ -135,8 +124,8 @@ def test_helpsteer(tmp_path):
     }
     reading = readers.read("helpsteer", write(tmp_path, [row, row | {"response": "b", "helpfulness": 0}]))
     (question,) = reading.questions
-    assert words(question) == [("a", 4.0, "unknown"), ("b", 0.0, "unknown")]
-    assert account(reading) == {}
+    assert texts(question) == [("a", 4.0, "unknown"), ("b", 0.0, "unknown")]
+    assert counts(reading) == {}
 
 
 def test_cvalues_comparison(tmp_path):
@@ -166,7 +155,7 @@ def test_sft(tmp_path, row, prompt, answer, language):
     assert question.responses[0].content == ({"role": "assistant", "content": answer},)
     assert question.responses[0].desirable is True
     assert question.language == language
-    assert account(reading) == {"missing_field": 1}
+    assert counts(reading) == {"missing_field": 1}
 
 
 def test_a_map_for_assertions(tmp_path):
