@@ -1,4 +1,4 @@
-"""Small corpora made of lengths alone, every token id its own, so that a mixed-up token shows."""
+"""Small corpora made from lengths. Every token has an id of its own, so that a mixed-up token is seen."""
 
 import itertools
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from care_jax.data.questions import Question, Response
 
 
 def corpus_of(shapes, max_length=64, ratings=None) -> Corpus:
-    """shapes: (prompt length, completion lengths) of each question; ratings run down from 10 unless given."""
+    """shapes: (prompt length, completion lengths) of each question; without ratings, they fall from 10."""
     ids = itertools.count(1)
     questions, encodings = [], []
     for number, (prompt, completions) in enumerate(shapes):
@@ -29,24 +29,24 @@ def corpus_of(shapes, max_length=64, ratings=None) -> Corpus:
 
 
 def spelled(corpus: Corpus, units: list[Unit]) -> list[tuple]:
-    """Every pair, label or list of the units in token ids, with its weight: what a batch must hold."""
+    """Every pair, label or list of the units in token ids, with its weight: what a batch must contain."""
 
     def words(unit, response):
         prompt, completion = corpus.sequence(unit.question, corpus.response_id(unit.question, response))
         return tuple(prompt.tolist()), tuple(completion.tolist())
 
-    found = []
+    examples = []
     for unit in units:
         responses = [words(unit, response) for response in unit.responses]
         if unit.pairs:
-            found += [
+            examples += [
                 ("pair", responses[i], responses[j], w) for (i, j), w in zip(unit.pairs, unit.weights, strict=True)
             ]
         elif unit.desirable is None:
-            found.append(("list", *responses, unit.weight))
+            examples.append(("list", *responses, unit.weight))
         else:
-            found.append(("label", responses[0], unit.desirable, unit.weight))
-    return sorted(found)
+            examples.append(("label", responses[0], unit.desirable, unit.weight))
+    return sorted(examples)
 
 
 class Unpacked(NamedTuple):
@@ -88,18 +88,18 @@ def unpack(batch) -> list[Unpacked]:
 def read_back(batch) -> list[tuple]:
     """The same from a batch's arrays."""
     words = {(one.microbatch, one.slot): (one.prompt, one.completion) for one in unpack(batch)}
-    found = []
+    examples = []
     for m in range(int(batch.n_microbatches)):
         for (chosen, rejected), weight in zip(batch.pairs[m].tolist(), batch.pair_weights[m].tolist()):
             if weight:
-                found.append(("pair", words[m, chosen], words[m, rejected], weight))
+                examples.append(("pair", words[m, chosen], words[m, rejected], weight))
         for slots, mask, weight in zip(batch.groups[m], batch.group_mask[m], batch.group_weights[m].tolist()):
             if weight:
-                found.append(("list", *(words[m, slot] for slot in slots[mask].tolist()), weight))
+                examples.append(("list", *(words[m, slot] for slot in slots[mask].tolist()), weight))
         for slot, weight in enumerate(batch.segment_weights[m].tolist()):
             if weight:
-                found.append(("label", words[m, slot], bool(batch.desirable[m, slot]), weight))
-    return sorted(found)
+                examples.append(("label", words[m, slot], bool(batch.desirable[m, slot]), weight))
+    return sorted(examples)
 
 
 VIEWS = {

@@ -1,4 +1,4 @@
-"""Rendering and tokenizing: the boundary, BOS and EOS, templates, and the real tokenizers on CARE's own questions."""
+"""Rendering and tokenizing: the boundary, BOS and EOS, templates, and real tokenizers on CARE's questions."""
 
 import pathlib
 
@@ -62,7 +62,7 @@ def test_tokenizers_with_and_without_rust_have_what_the_protocol_names(byte_leve
     for tokenizer in (byte_level, metaspace("first"), chat.load_tokenizer("sample"), transformers.ByT5Tokenizer()):
         assert isinstance(tokenizer, chat.Tokenizer)
         for name in ("chat_template", "bos_token", "eos_token", "bos_token_id", "eos_token_id"):
-            assert hasattr(tokenizer, name)  # no part of the check: transformers sets them per object
+            assert hasattr(tokenizer, name)  # isinstance does not check these: transformers sets them per object
     assert not isinstance("sample", chat.Tokenizer)
 
 
@@ -245,10 +245,10 @@ def test_real_tokenizers_on_every_evaluation_item(real_models, shared, name):
     assert len(encoded) == 450
     for question, one in zip(questions, encoded):
         prompt, completion = list(question.prompt), list(question.responses[0].content)
-        whole = tokenizer.apply_chat_template(prompt + completion)["input_ids"]
+        rendered = tokenizer.apply_chat_template(prompt + completion)["input_ids"]
         assert one.prompt_ids == tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
-        assert one.prompt_ids + one.completions[0] == whole
+        assert one.prompt_ids + one.completions[0] == rendered
         assert tokenizer.decode(one.completions[0]).endswith(end)
         if tokenizer.bos_token_id is not None:
-            assert whole.count(tokenizer.bos_token_id) == 1
+            assert rendered.count(tokenizer.bos_token_id) == 1
     assert sum(one.boundary_merges for one in encoded) == 0

@@ -1,4 +1,4 @@
-"""Tokenized questions: what is cut, what is dropped, what of it is counted."""
+"""Tokenized questions: what is cut, dropped and counted."""
 
 import numpy as np
 import pytest
@@ -37,15 +37,15 @@ def test_units_index_the_responses_that_were_kept():
 
 def test_concatenation():
     parts = [corpora.corpus_of([(2, [3, 4])]), corpora.corpus_of([(5, [1]), (1, [2, 2])])]
-    whole, first = pipeline.concatenate(parts)
+    joined, first = pipeline.concatenate(parts)
     assert first == [0, 1]
     for part, shift in zip(parts, first):
         for q in range(len(part)):
-            assert whole.key(shift + q) == part.key(q)
+            assert joined.key(shift + q) == part.key(q)
             for r in range(len(part.questions[q].responses)):
-                own = part.sequence(q, part.response_id(q, r))
-                other = whole.sequence(shift + q, whole.response_id(shift + q, r))
-                assert all(map(np.array_equal, own, other))
+                expected = part.sequence(q, part.response_id(q, r))
+                other = joined.sequence(shift + q, joined.response_id(shift + q, r))
+                assert all(map(np.array_equal, expected, other))
 
 
 def test_tokenize_encodes_every_prompt_with_its_completions():

@@ -1,4 +1,4 @@
-"""The stream: step n is a function of (seed, n), an epoch holds every unit as often as its source's weight says."""
+"""The stream: step n depends on (seed, n), and an epoch has each unit as often as the weight of its source says."""
 
 import dataclasses
 from collections import Counter
@@ -73,8 +73,8 @@ def test_number_of_steps():
 def small_run(view="pair", examples=3):
     corpus = corpora.corpus_of([(3, [4, 9, 2]), (5, [7, 7]), (2, [1, 6, 3, 8]), (4, [5, 5])])
     stream = pipeline.units(corpus, seed=1, **corpora.VIEWS[view])
-    own = [stream[i] for i in range(len(stream))]
-    shape = pipeline.batch_shape(own, corpus, rows=2, row_length=24)
+    epoch = [stream[i] for i in range(len(stream))]
+    shape = pipeline.batch_shape(epoch, corpus, rows=2, row_length=24)
     total = pipeline.number_of_steps(stream, examples, 2, None)
     return pipeline.StepSource(stream, corpus, examples, shape), total
 
@@ -82,17 +82,17 @@ def small_run(view="pair", examples=3):
 def test_steps_by_random_access_and_in_turn_are_the_same(monkeypatch):
     source, total = small_run()
     source = pipeline.plan_run(source, total)
-    whole = list(pipeline.steps(source, 0, total))
-    assert [n for n, _, _ in whole] == list(range(total))
+    all_steps = list(pipeline.steps(source, 0, total))
+    assert [n for n, _, _ in all_steps] == list(range(total))
     monkeypatch.setattr(pipeline, "_THREADS", 1)
     resumed = list(pipeline.steps(source, 2, total))
-    for (n, batch, _), (m, other, _) in zip(whole[2:], resumed, strict=True):
+    for (n, batch, _), (m, other, _) in zip(all_steps[2:], resumed, strict=True):
         assert n == m
         assert all(map(np.array_equal, jax.tree.leaves(batch), jax.tree.leaves(other)))
-    shapes = {tuple(x.shape for x in jax.tree.leaves(batch)) for _, batch, _ in whole}
+    shapes = {tuple(x.shape for x in jax.tree.leaves(batch)) for _, batch, _ in all_steps}
     assert len(shapes) == 1  # so the step is compiled once
-    assert max(int(batch.n_microbatches) for _, batch, _ in whole) == source.shape.microbatches
-    for n, batch, _ in whole:
+    assert max(int(batch.n_microbatches) for _, batch, _ in all_steps) == source.shape.microbatches
+    for n, batch, _ in all_steps:
         assert corpora.read_back(batch) == corpora.spelled(source.corpus, source.units(n))
 
 
@@ -114,10 +114,10 @@ def test_what_a_run_needs_of_the_reference():
     assert used == set(table.values())
 
 
-def test_a_dataset_of_ones_own_stands_in():
+def test_another_dataset_may_be_the_stream():
     source, _ = small_run()
     first, second = source.stream[0], source.stream[1]
-    own = grain.MapDataset.source([first, second]).repeat()
-    source = pipeline.plan_run(dataclasses.replace(source, stream=own), 2)
+    dataset = grain.MapDataset.source([first, second]).repeat()
+    source = pipeline.plan_run(dataclasses.replace(source, stream=dataset), 2)
     batches = {n: batch for n, batch, _ in pipeline.steps(source, 0, 2)}
     assert corpora.read_back(batches[0]) == corpora.spelled(source.corpus, [first, second, first])

@@ -1,4 +1,4 @@
-"""Pairs, units, splits, fractions and limits: functions of the seed and the questions, never of the file's order."""
+"""Pairs, units, splits, fractions and limits depend on the seed and the questions, never on the order of the file."""
 
 import dataclasses
 import itertools
@@ -59,13 +59,13 @@ def test_policies_do_not_see_the_order_of_the_file(ratings, policy, most, rng):
     shuffled = list(one.responses)
     rng.shuffle(shuffled)
     other = dataclasses.replace(one, responses=tuple(shuffled))
-    found = [words(q, preferences.question_pairs(q, PairPolicy(policy, 1, most, 7))) for q in (one, other)]
-    assert found[0] == found[1]
+    pairs = [words(q, preferences.question_pairs(q, PairPolicy(policy, 1, most, 7))) for q in (one, other)]
+    assert pairs[0] == pairs[1]
 
 
 def test_seven_seven_three():
     assert [len(pair_indices([7, 7, 3], PairPolicy(policy))) for policy in preferences.POLICIES] == [2, 1, 1, 1]
-    # A mean of conflicting ratings lies between two: no tie, so a pair at the least gap.
+    # 6.5 is the mean of conflicting ratings. It differs from 7, so the two are a pair at the least gap.
     assert pair_indices([6.5, 7.0], PairPolicy("all", 1)) == [(1, 0)]
     assert pair_indices([6.5, 7.0], PairPolicy("all", 2)) == []
     with pytest.raises(UserError, match="best_worst"):
@@ -84,20 +84,20 @@ def test_groups_hold_the_pairs_of_the_pair_units(all_ratings, weights):
     questions = [question(ratings, f"q{i}") for i, ratings in enumerate(all_ratings)]
 
     def spelled(unit, reduction):
-        made = make_units(questions, policy="all", unit=unit, weights=weights, reduction=reduction)
+        units = make_units(questions, policy="all", unit=unit, weights=weights, reduction=reduction)
         return sorted(
-            (u.question, u.responses[i], u.responses[j], w) for u in made for (i, j), w in zip(u.pairs, u.weights)
+            (u.question, u.responses[i], u.responses[j], w) for u in units for (i, j), w in zip(u.pairs, u.weights)
         )
 
     for reduction in ("pair", "group"):
         assert spelled("pair", reduction) == spelled("group", reduction)
     for number, first, second, weight in spelled("group", "pair"):
-        own = all_ratings[number]
-        assert weight == (own[first] - own[second] if weights == "gap" else 1)
-    whole: dict[int, float] = {}
+        ratings = all_ratings[number]
+        assert weight == (ratings[first] - ratings[second] if weights == "gap" else 1)
+    totals: dict[int, float] = {}
     for number, *_, weight in spelled("pair", "group"):
-        whole[number] = whole.get(number, 0) + weight
-    assert all(abs(total - 1) < 1e-9 for total in whole.values())
+        totals[number] = totals.get(number, 0) + weight
+    assert all(abs(total - 1) < 1e-9 for total in totals.values())
 
 
 def test_weights_by_gap():
@@ -146,10 +146,10 @@ def test_fractions_are_nested_and_stratified_and_no_key_is_in_two_splits(seed, c
     questions = many(count)
     questions += questions[:5]  # a prompt that returns in another row
     random.Random(seed).shuffle(questions)
-    train, held = preferences.split(questions, seed, fraction=0.25)
-    assert {q.key for q in train}.isdisjoint(q.key for q in held)
-    assert len(train) + len(held) == len(questions)
-    assert len({q.key for q in held}) == int(0.25 * count + 0.5)
+    train, held_out = preferences.split(questions, seed, fraction=0.25)
+    assert {q.key for q in train}.isdisjoint(q.key for q in held_out)
+    assert len(train) + len(held_out) == len(questions)
+    assert len({q.key for q in held_out}) == int(0.25 * count + 0.5)
     before: set[str] = set()
     for fraction in (0.1, 0.25, 0.5, 0.8, 1.0):
         kept = {q.key for q in preferences.take_fraction(questions, fraction, seed)}
@@ -160,13 +160,13 @@ def test_fractions_are_nested_and_stratified_and_no_key_is_in_two_splits(seed, c
                 keys = {q.key for q in questions if (q.culture, q.category) == (culture, category)}
                 assert abs(len(keys & kept) - fraction * len(keys)) <= 1
     shuffled = questions[::-1]
-    assert {q.key for q in preferences.split(shuffled, seed, fraction=0.25)[1]} == {q.key for q in held}
+    assert {q.key for q in preferences.split(shuffled, seed, fraction=0.25)[1]} == {q.key for q in held_out}
 
 
 def test_split_by_number_and_its_mistakes():
-    train, held = preferences.split(many(30), 0, count=6)
-    assert (len(train), len(held)) == (24, 6)
-    assert len({(q.culture, q.category) for q in held}) == 6
+    train, held_out = preferences.split(many(30), 0, count=6)
+    assert (len(train), len(held_out)) == (24, 6)
+    assert len({(q.culture, q.category) for q in held_out}) == 6
     with pytest.raises(UserError, match="none would be left"):
         preferences.split(many(6), 0, count=6)
     with pytest.raises(UserError, match=r"data\.fraction"):
@@ -178,20 +178,20 @@ def test_limits(unit):
     questions = [question([9.0, 6.0, 3.0], f"q{i}") for i in range(10)]
     units = make_units(questions, policy="all", unit=unit, reduction="group")
 
-    def pairs_of(found):
-        return {(u.question, u.responses[i], u.responses[j]) for u in found for i, j in u.pairs}
+    def pairs_of(limited):
+        return {(u.question, u.responses[i], u.responses[j]) for u in limited for i, j in u.pairs}
 
     before: set = set()
     for limit in (1, 4, 11, 30, 99):
-        found = preferences.limit_units(questions, units, Limit(pairs=limit), reduction="group")
-        assert len(pairs_of(found)) == min(limit, 30)
-        assert before <= pairs_of(found)
-        before = pairs_of(found)
-        for number in {u.question for u in found}:
-            own = [u for u in found if u.question == number]
-            assert sum(u.weight * len(u.pairs) for u in own) == pytest.approx(1)
-    found = preferences.limit_units(questions, units, Limit(questions=4))
-    assert len({u.question for u in found}) == 4
+        limited = preferences.limit_units(questions, units, Limit(pairs=limit), reduction="group")
+        assert len(pairs_of(limited)) == min(limit, 30)
+        assert before <= pairs_of(limited)
+        before = pairs_of(limited)
+        for number in {u.question for u in limited}:
+            question_units = [u for u in limited if u.question == number]
+            assert sum(u.weight * len(u.pairs) for u in question_units) == pytest.approx(1)
+    limited = preferences.limit_units(questions, units, Limit(questions=4))
+    assert len({u.question for u in limited}) == 4
     with pytest.raises(UserError, match=r"limit\.pairs"):
         preferences.limit_units(questions, make_units(questions, "lists"), Limit(pairs=3))
 
@@ -203,8 +203,8 @@ def test_limits_do_not_see_the_order_of_the_file():
     ]
 
     def kept(questions):
-        found = preferences.limit_units(questions, make_units(questions), Limit(pairs=7))
-        return {questions[unit.question].responses[0].content for unit in found}
+        limited = preferences.limit_units(questions, make_units(questions), Limit(pairs=7))
+        return {questions[unit.question].responses[0].content for unit in limited}
 
     assert len(kept(rows)) == 7
     assert kept(rows) == kept(rows[::-1])

@@ -17,7 +17,7 @@ def test_what_cannot_fit_is_refused_with_what_it_needs():
         corpora.shape_of(corpus, units, rows=2)
     with pytest.raises(UserError, match=r"row_length 32: .* an example of 44 tokens"):
         corpora.shape_of(corpus, units, row_length=32)
-    # Its pairs one by one do fit.
+    # Its pairs fit one by one.
     pairs = corpora.units_of(corpus, "pair")
     batch = fill(plan_step(pairs, corpus, corpora.shape_of(corpus, pairs, rows=2)), corpus)
     assert corpora.read_back(batch) == corpora.spelled(corpus, pairs)

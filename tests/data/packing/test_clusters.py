@@ -1,4 +1,4 @@
-"""What one microbatch must hold together, and what of it is joined by question."""
+"""What one microbatch must hold together, and clusters of one question that are joined."""
 
 import dataclasses
 

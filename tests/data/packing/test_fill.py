@@ -1,4 +1,4 @@
-"""A packed step gives back its units exactly, whatever its shape, and every host its own rows of it."""
+"""A packed step contains exactly its units, whatever its shape; each host fills its own rows of it."""
 
 import jax
 import numpy as np
@@ -23,16 +23,16 @@ def test_unpacking_gives_back_the_examples(shapes, view, switches, repeated):
     batch = fill(plan, corpus)
     assert corpora.read_back(batch) == corpora.spelled(corpus, units)
 
-    # Every token stands in exactly one segment; all the rest is padding.
+    # Every token is in exactly one segment; the rest is padding.
     assert plan.tokens == np.count_nonzero(batch.segment_ids) == np.count_nonzero(batch.tokens)
     assert np.all((batch.prompt_segment_ids > 0) == (batch.segment_ids > 0))
     for m in range(plan.count):
         slots = [one.slot for one in corpora.unpack(batch) if one.microbatch == m]
         assert slots == list(range(len(slots)))
         assert np.all(batch.lengths[m, len(slots) :] == 1)
-        held = batch.completion_segments[m]
-        assert np.array_equal(np.bincount(held[held < shape.responses]), batch.lengths[m, : len(slots)])
-        places = batch.completion_positions[m][held < shape.responses]
+        owners = batch.completion_segments[m]
+        assert np.array_equal(np.bincount(owners[owners < shape.responses]), batch.lengths[m, : len(slots)])
+        places = batch.completion_positions[m][owners < shape.responses]
         assert len(set(places.tolist())) == len(places)
         if switches["share_responses"] and view != "unpaired":
             responses = [(one.prompt, one.completion) for one in corpora.unpack(batch) if one.microbatch == m]
@@ -49,16 +49,16 @@ def test_hosts_together_hold_exactly_the_one_host_step(shapes, hosts):
     corpus = corpora.corpus_of(shapes)
     units = corpora.units_of(corpus, "group")
     plan = plan_step(units, corpus, corpora.shape_of(corpus, units))
-    whole = fill(plan, corpus)
+    all_rows = fill(plan, corpus)
     parts = [fill(plan, corpus, slice(r, r + 6 // hosts)) for r in range(0, 6, 6 // hosts)]
-    for name, value in vars(whole).items():
+    for name, value in vars(all_rows).items():
         if value is None:
             continue
-        own = [getattr(part, name) for part in parts]
+        of_hosts = [getattr(part, name) for part in parts]
         if name in ("tokens", "positions", "segment_ids", "prompt_segment_ids"):
-            assert np.array_equal(np.concatenate(own, axis=1), value)
+            assert np.array_equal(np.concatenate(of_hosts, axis=1), value)
         else:
-            assert all(np.array_equal(one, value) for one in own)
+            assert all(np.array_equal(array, value) for array in of_hosts)
 
 
 def test_shared_prompt_layout_by_hand():

@@ -20,7 +20,7 @@ def test_groups_take_several_rows_but_never_straddle_a_microbatch():
     plan = plan_step(units, corpus, corpora.shape_of(corpus, units, rows=2))
     assert plan.count == 3
     assert np.bincount(plan.responses.microbatch).tolist() == [4, 4, 4]
-    # 84 tokens and the prompt a second time in the second row
+    # 84 tokens, and the prompt again in the second row
     assert plan.tokens == 3 * 88
 
 
@@ -44,7 +44,7 @@ def test_mismatched_completions():
     expected = [tuple(map(tuple, (ids.tolist() for ids in corpus.sequence(*one)))) for one in sequences]
     assert sorted((one.prompt, one.completion) for one in corpora.unpack(other)) == sorted(expected)
     assert sorted(other.ref_logps[other.segment_weights > 0].tolist()) == [6, 6, 11, 23]
-    # Behind the prompt of another question a completion is cut to what that leaves of max_length.
+    # After the prompt of another question, a completion is cut to what that prompt leaves of max_length.
     assert corpus.length(0, 6) == 54
     with pytest.raises(UserError, match="two different questions"):
         mismatched_sequences(units[:2], corpus)
@@ -57,12 +57,12 @@ def test_responses_are_laid_out_once_and_found_again(shapes):
     sequences = [(q, corpus.response_id(q, r)) for q in range(len(corpus)) for r in range(len(shapes[q][1]))][::-1]
     shape = dataclasses.replace(corpora.shape_of(corpus, corpora.units_of(corpus, "pair"), rows=1), microbatches=2)
     plan = plan_responses(corpus, sequences, shape)
-    found = {}
+    examples = {}
     for first in range(0, plan.count, 2):
         batch = fill(plan, corpus, microbatches=(first, first + 2))
         assert batch.tokens.shape == (2, 1, 64)
         assert batch.n_microbatches == min(2, plan.count - first)
-        found |= {(one.microbatch + first, one.slot): (one.prompt, one.completion) for one in corpora.unpack(batch)}
-    assert len(found) == len(sequences)
+        examples |= {(one.microbatch + first, one.slot): (one.prompt, one.completion) for one in corpora.unpack(batch)}
+    assert len(examples) == len(sequences)
     for place, sequence in zip(zip(plan.responses.microbatch.tolist(), plan.responses.slot.tolist()), sequences):
-        assert found[place] == tuple(tuple(ids.tolist()) for ids in corpus.sequence(*sequence))
+        assert examples[place] == tuple(tuple(ids.tolist()) for ids in corpus.sequence(*sequence))

@@ -1,4 +1,4 @@
-"""How full the microbatches are."""
+"""Best fit, the search for subsets, and how full the microbatches are."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_fill_and_number_of_microbatches(seed):
 
 @pytest.mark.slow
 def test_fill_of_real_rows(shared, real_models):
-    """At least 0.95 of the slots run over many epochs, and in no step more microbatches than its tokens fill."""
+    """Over many epochs at least 0.95 of the slots are filled. No step has more microbatches than its tokens need."""
     tokenizer = chat.load_tokenizer(str(real_models / "tokenizers" / "qwen3"))
     corpus = tokenize(
         readers.read("care", str(shared / "data" / "care_rated.jsonl")).questions, tokenizer, max_length=2048
@@ -53,11 +53,13 @@ def test_subsets_come_by_falling_sums():
     assert next(search._subsets([6, 5, 3, 2], 9, 1)) == (0, 2)
 
 
-def test_a_subset_is_found_where_best_fit_leaves_a_gap():
-    """Best fit puts 6 and 5 into the first two rows of 10, and then has no row left for 5."""
-    sizes = [6, 5, 5, 4]
-    clusters = [Cluster(number, 1, [number], [size - 1]) for number, size in enumerate(sizes)]
-    assert len(search.pack(clusters, CAPACITY)) == 1
+def test_subsets_fill_the_gaps_of_best_fit():
+    """Best fit puts 5 and 4 together, so one of the last 2 needs a third row; 5 + 3 + 2 and 4 + 4 + 2 need two."""
+    capacity = CAPACITY._replace(rows=1)
+    clusters = [Cluster(number, 1, [number], [size - 1]) for number, size in enumerate((5, 4, 4, 3, 2, 2))]
+    assert len(search._best_fit(clusters, capacity, set())) == 3
+    assert len(search.pack(clusters, capacity)) == 2
+    assert len(search.pack(clusters, capacity, enough=3)) == 3
 
 
 def test_a_cluster_that_fits_no_microbatch_is_named():

@@ -1,4 +1,4 @@
-"""A token cache gives the run that the rows give, reads ids only when asked, and refuses other tokenizers."""
+"""A token cache gives the same run as its rows, reads ids only when they are needed, and refuses other tokenizers."""
 
 import json
 import pickle
@@ -107,8 +107,8 @@ def test_token_ids_and_conversations(tmp_path, tokenizer):
     rows = [{"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8, 9]}]
     turns = [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "C"}]
     talk = [{"prompt": turns, "chosen": "x", "rejected": "y"}, {"prompt": "p", "completion": "c", "label": False}]
-    for reader, given in (("tokenized", rows), ("preferences", talk)):
-        path = write(tmp_path, given, f"{reader}.jsonl")
+    for reader, data in (("tokenized", rows), ("preferences", talk)):
+        path = write(tmp_path, data, f"{reader}.jsonl")
         out = str(tmp_path / reader)
         assert cli.main(["data", "prepare", path, "--reader", reader, "--model", "sample", "--out", out]) == 0
         before, after = readers.read(reader, path), readers.read("prepared", out)
