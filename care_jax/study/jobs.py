@@ -32,23 +32,6 @@ class Command:
         return " ".join(("care-jax", *self.arguments))
 
 
-def _die_with_parent() -> None:
-    """Runs in a child on Linux: it receives SIGTERM when its parent is killed, finishes its step, saves and ends."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def _is_free(log: IO[bytes]) -> bool:
-    """Whether no child of a killed study is still running this command, and so writing this log.
-
-    The lock belongs to the open file, which is the child's stdout, so it is released when the child ends.
-    """
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return not isinstance(error, BlockingIOError)  # a file system without locks
-    return True
-
-
 def run_all(commands: Sequence[Command], jobs: int, cache: pathlib.Path) -> dict[str, int]:
     """Runs at most `jobs` commands at once and returns exit status by name.
 
@@ -70,7 +53,6 @@ def run_all(commands: Sequence[Command], jobs: int, cache: pathlib.Path) -> dict
     in_main_thread = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGTERM, signal.SIGINT) if in_main_thread else ()
     previous = {number: signal.signal(number, stop_children) for number in numbers}
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(cache), **os.environ}
     try:
         while (waiting and not stop) or running:
             while waiting and len(running) < jobs and not stop:
@@ -85,18 +67,10 @@ def run_all(commands: Sequence[Command], jobs: int, cache: pathlib.Path) -> dict
                     break
                 waiting.pop(0)
                 print(f"[{len(status) + len(running) + 1}/{len(commands)}] {command.name}", file=sys.stderr, flush=True)
-                child = subprocess.Popen(
-                    [sys.executable, "-m", "care_jax", *command.arguments],
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    start_new_session=True,  # Ctrl-C reaches it once, through stop_children
-                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-                )
-                running[command.name] = (child, log)
+                running[command.name] = (_start(command, log, cache), log)
             time.sleep(0.05)
-            for name, (started, its_log) in list(running.items()):
-                code = started.poll()
+            for name, (child, its_log) in list(running.items()):
+                code = child.poll()
                 if code is not None:
                     its_log.close()
                     del running[name]
@@ -112,3 +86,31 @@ def run_all(commands: Sequence[Command], jobs: int, cache: pathlib.Path) -> dict
 def tail(path: pathlib.Path, lines: int = 12) -> str:
     """The last lines of a log."""
     return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def _start(command: Command, log: IO[bytes], cache: pathlib.Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "care_jax", *command.arguments],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={"JAX_COMPILATION_CACHE_DIR": str(cache), **os.environ},
+        start_new_session=True,  # Ctrl-C reaches it once, through the parent's handler
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+    )
+
+
+def _die_with_parent() -> None:
+    """Runs in a child on Linux: it receives SIGTERM when its parent is killed, finishes its step, saves and ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _is_free(log: IO[bytes]) -> bool:
+    """Whether no child of a killed study is still running this command, and so writing this log.
+
+    The lock belongs to the open file, which is the child's stdout, so it is released when the child ends.
+    """
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)  # a file system without locks
+    return True

@@ -1,7 +1,6 @@
 """What a study keeps, what it refuses, how it pauses for a judge, and how it survives a kill."""
 
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -17,6 +16,7 @@ from care_jax.errors import UserError
 from care_jax.evaluation.answers.snippets import keep_best
 from care_jax.study import spec, stages
 from tests.study.example import STUDY, study_of
+from tests.test_end_to_end import environment
 
 
 def test_a_finished_run_with_other_settings_is_refused(finished, tmp_path):
@@ -96,7 +96,7 @@ def test_a_study_survives_a_kill_and_draws_its_curves(tmp_path):
         "grid": {"data.fraction": [0.25, 1.0]}, "x": "data.fraction", "output_dir": str(tmp_path / "out"),
     }))  # fmt: skip
     words = [sys.executable, "-m", "care_jax", "study", str(path)]
-    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(words, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
     first = tmp_path / "out" / "runs" / "base_fraction=0.25_seed=0" / "metrics.jsonl"
     end = time.monotonic() + 300
     while not (first.exists() and first.read_text().count('"loss"') >= 2):
@@ -104,10 +104,10 @@ def test_a_study_survives_a_kill_and_draws_its_curves(tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait(60)
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, env=dict(os.environ))
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 0, done.stderr
     assert "fraction=0.25" in done.stdout
     assert (tmp_path / "out" / "curves_preference_accuracy.png").is_file()
-    again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment())
     assert "2 of 2 runs are finished and kept" in again.stderr
     assert again.stdout == done.stdout
