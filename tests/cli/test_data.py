@@ -1,4 +1,4 @@
-"""`care-jax data`, each command through its command line."""
+"""The commands of `care-jax data`."""
 
 import csv
 import json
@@ -70,8 +70,8 @@ def test_check(tmp_path, capsys):
     assert cli.main(words) == 3
     assert "1 the same, 0 near" in capsys.readouterr().out
     assert cli.main([*words, "--json"]) == 3
-    found = json.loads(capsys.readouterr().out)
-    assert (found["same"], found["near"], found["overlaps"][0]["kind"]) == (1, 0, "same")
+    leakage = json.loads(capsys.readouterr().out)
+    assert (leakage["same"], found["near"], found["overlaps"][0]["kind"]) == (1, 0, "same")
     clean = write(tmp_path, [held[0] | {"question": "谁发明了火药？"}], "clean.jsonl")
     assert cli.main(["data", "check", train, "--against", clean]) == 0
     assert cli.main(["data", "check", train]) == 2
@@ -128,7 +128,7 @@ def test_sheets_out_and_in(tmp_path, questions, capsys):
     words = ["data", "sheet", questions, "--responses", *answers, "--raters", "2", "--out", str(out)]
     assert cli.main(words) == 0
     assert "sheet-2.csv: 16 responses to rate" in capsys.readouterr().out
-    assert cli.main(words) == 2  # a filled sheet is never written over
+    assert cli.main(words) == 2  # a filled sheet is never overwritten
     assert "a sheet already" in capsys.readouterr().err
     for number in (1, 2):
         path = out / f"sheet-{number}.csv"

@@ -1,4 +1,4 @@
-"""Rows in CARE's schema, for the tests of everything that reads them."""
+"""Rows in CARE's schema, and what was read from them, for tests."""
 
 import json
 
@@ -24,7 +24,7 @@ def write(folder, rows, name="care.jsonl"):
 
 
 def counts(reading):
-    """What was dropped, by reason; every row is accounted for and every dropped one listed."""
+    """Returns the dropped rows by reason; checks that every row is counted and every dropped row is listed."""
     dropped = {reason: n for reason, n in reading.report.dropped.items() if n}
     responses = sum(r.field != "rejected" for q in reading.questions for r in q.responses)
     assert reading.report.rows == responses + sum(dropped.values())
@@ -33,5 +33,5 @@ def counts(reading):
 
 
 def texts(question):
-    """(text, rating, source) of each response."""
+    """Returns (text, rating, source) of each response."""
     return [(r.content[0]["content"], r.rating, r.source) for r in question.responses]

@@ -1,4 +1,4 @@
-"""Identity keys, cultures and categories, and single fields."""
+"""Question keys, kinds of content, cultures and categories."""
 
 import pytest
 

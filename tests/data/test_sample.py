@@ -1,4 +1,4 @@
-"""The packaged sample keeps its promises: the schema, its coverage, and a tokenizer that loses nothing."""
+"""The packaged sample: its schema, what it covers, and a tokenizer that loses nothing."""
 
 import collections
 import json
@@ -34,7 +34,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def questions(rows):
-    """Rows by question and culture, in the file's order."""
+    """Returns the rows by question and culture, in the order of the file."""
     grouped = collections.defaultdict(list)
     for row in rows:
         grouped[row["question"], row["associated_culture"]].append(row)
@@ -48,7 +48,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def conversations(rows, tokenizer):
-    """The rendering of every row, question and response."""
+    """Returns the rendered text of every row: question and response."""
     messages = [
         [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["response"]}]
         for row in rows
@@ -57,7 +57,7 @@ def conversations(rows, tokenizer):
 
 
 def script(text: str) -> str:
-    """The writing system most of the text's letters are in; Japanese is told from Chinese by its kana."""
+    """Returns the language that most letters of the text belong to; kana distinguish Japanese from Chinese."""
     counts = collections.Counter(unicodedata.name(c, "?").split()[0] for c in text if c.isalpha())
     if counts["HIRAGANA"] + counts["KATAKANA"] > 0:
         return "Japanese"

@@ -112,7 +112,7 @@ def inspect_text(reports: Sequence[Report], examples: int = _EXAMPLES) -> str:
     """Returns the same as text, with the first questions as examples."""
     account = merge(reports)
     questions = _questions(reports)
-    more = statistics_of(questions)
+    stats = statistics_of(questions)
     dropped = {reason: n for reason, n in account["dropped"].items() if n}
     lines = [
         f"rows       {account['rows']:,}",
@@ -123,19 +123,19 @@ def inspect_text(reports: Sequence[Report], examples: int = _EXAMPLES) -> str:
     ]
     lines += [f"{name:<10} {_counts(counts)}" for name, counts in account["by"].items()]
     lines.append(f"pairs      {_counts(account['pairs'])}")
-    lines.append(f"responses per question  {_counts(more['responses_per_question'])}")
-    lines.append(f"ties       {more['ties']['ties']:,} of {more['ties']['of_pairs']:,} pairs of one question")
-    if more["lengths"]["chosen"] is not None:
-        lengths = more["lengths"]
+    lines.append(f"responses per question  {_counts(stats['responses_per_question'])}")
+    lines.append(f"ties       {stats['ties']['ties']:,} of {stats['ties']['of_pairs']:,} pairs of one question")
+    if stats["lengths"]["chosen"] is not None:
+        lengths = stats["lengths"]
         lines.append(
             f"length     chosen {lengths['chosen']:.1f}, rejected {lengths['rejected']:.1f} characters (ids: tokens)"
         )
-    if more["rating_length"] is not None:
-        lines.append(f"rating and length correlate by {more['rating_length']:+.2f}")
-    lines.append(f"scripts    {_counts(more['scripts'])}")
-    if more["ratings_by_source"]:
+    if stats["rating_length"] is not None:
+        lines.append(f"rating and length correlate by {stats['rating_length']:+.2f}")
+    lines.append(f"scripts    {_counts(stats['scripts'])}")
+    if stats["ratings_by_source"]:
         lines.append("ratings by source")
-        lines += [f"  {source:<16} {_counts(counts)}" for source, counts in more["ratings_by_source"].items()]
+        lines += [f"  {source:<16} {_counts(counts)}" for source, counts in stats["ratings_by_source"].items()]
     for question in questions[:examples]:
         lines.append(f"e.g. {shorten(plain_text(question.prompt), 100)}")
         for response in _best_first(question)[:4]:
@@ -155,19 +155,19 @@ def inspect_picture(reports: Sequence[Report], path: str | pathlib.Path) -> None
     except ModuleNotFoundError as error:
         raise UserError("a picture needs matplotlib: pip install matplotlib") from error
 
-    more = statistics_of(_questions(reports))
+    stats = statistics_of(_questions(reports))
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    values = sorted({float(v) for counts in more["ratings_by_source"].values() for v in counts})
+    values = sorted({float(v) for counts in stats["ratings_by_source"].values() for v in counts})
     below = [0] * len(values)
-    for source, counts in more["ratings_by_source"].items():
+    for source, counts in stats["ratings_by_source"].items():
         heights = [counts.get(f"{value:g}", 0) for value in values]
         left.bar([f"{value:g}" for value in values], heights, bottom=below, label=source)
         below = [a + b for a, b in zip(below, heights)]
     left.set(title="ratings by source", xlabel="rating", ylabel="responses")
     if values:
         left.legend(fontsize="small")
-    sizes = more["responses_per_question"]
+    sizes = stats["responses_per_question"]
     right.bar([str(size) for size in sizes], list(sizes.values()))
     right.set(title="responses per question", xlabel="responses", ylabel="questions")
     figure.savefig(path)

@@ -118,7 +118,7 @@ def _printable(path: pathlib.Path) -> str:
 
 
 def _read_file(path: pathlib.Path, rows: Rows) -> Iterator[tuple[int | None, object]]:
-    """Yields (line or None, value) of each row."""
+    """Returns an iterator over (line or None, value) of each row."""
     try:
         data = path.read_bytes()
         rows.hashes.append((_printable(path), hashlib.sha256(data).hexdigest()))
@@ -181,12 +181,10 @@ def _parse_array(path: pathlib.Path, data: bytes) -> Iterator[tuple[None, object
         raise UserError(f"{path}: its JSON is nested too deeply") from error
     except ValueError as error:
         position = error.pos if isinstance(error, json.JSONDecodeError) else 0
+        if not position:
+            raise UserError(f"{path}: not JSON: {error}") from error
         row, line = _position(text, position)
-        raise UserError(
-            f"{path}, row {row} (line {line}): not JSON: {error}; the file may be cut off"
-            if position
-            else f"{path}: not JSON: {error}"
-        ) from error
+        raise UserError(f"{path}, row {row} (line {line}): not JSON: {error}; the file may be cut off") from error
     if not values:
         raise UserError(f"{path} holds no rows")
     return ((None, value) for value in values)

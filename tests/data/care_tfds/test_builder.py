@@ -26,7 +26,7 @@ def built(tmp_path_factory):
 def test_configs_and_order(built):
     _, folder, made = built
     assert made == {"all": 2, "arab": 1, "chinese": 1}
-    assert care_tfds.prepare("sample", folder, ("all",)) == {"all": 2}  # what stands there is kept
+    assert care_tfds.prepare("sample", folder, ("all",)) == {"all": 2}  # a config that exists is kept
     with pytest.raises(UserError, match="no config 'korean'"):
         care_tfds.prepare("sample", folder, ("korean",))
 

@@ -1,4 +1,4 @@
-"""What `data inspect` says of a dataset."""
+"""The statistics of a dataset, as an object, as text and as a picture."""
 
 import pytest
 

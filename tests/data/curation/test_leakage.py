@@ -1,4 +1,4 @@
-"""Leakage: the same question, near copies, and templates that only look like copies."""
+"""Leakage: the same question, near copies, and questions that only share a template."""
 
 import pytest
 
@@ -71,6 +71,6 @@ def test_real_training_rows_stand_in_the_evaluation_set(shared):
     train = readers.read("care", str(shared / "data/care_rated.jsonl")).questions
     items = readers.read("care_eval", str(shared / "data/care_eval")).questions
     assert [o.kind for o in check(train, items)] == ["same"] * 450
-    # Among themselves, questions of one template are no copies of each other.
+    # Questions of one template are not copies of each other.
     halves = items[::2], items[1::2]
     assert check(*halves) == []

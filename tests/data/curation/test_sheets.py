@@ -1,4 +1,4 @@
-"""Annotation sheets out and in, and evaluation splits."""
+"""Annotation sheets, written and imported, and evaluation splits."""
 
 import csv
 import json
@@ -50,7 +50,7 @@ def test_sheets_are_blind_shuffled_and_free_of_duplicates_and_formulas(sheets):
     assert all(text.startswith("\ufeffitem,question,response,rating,comment") for text in texts)
     assert "system" not in texts[0]
     assert texts[0].count("'=1+1") == 1
-    assert len(set(texts)) > 1  # another order for another rater
+    assert len(set(texts)) > 1  # each rater has their own order
     key = [json.loads(line) for line in (sheets / "key.jsonl").read_text(encoding="utf-8").splitlines()]
     assert sorted(item["systems"] for item in key) == [["a"], ["a", "b"], ["b"]]
 

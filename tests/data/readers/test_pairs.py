@@ -1,4 +1,4 @@
-"""The readers of preference pairs, labelled responses, token ids and HH-RLHF's transcripts."""
+"""The readers of preference pairs, labelled responses, token ids and HH-RLHF's dialogues."""
 
 from care_jax.data import readers
 from tests.data.care_rows import write

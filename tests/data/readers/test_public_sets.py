@@ -1,4 +1,4 @@
-"""Each further dataset from a fixture in its documented fields, and the table that `data list` prints."""
+"""The readers of public sets, each on rows with its documented fields."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The readers on each form of file, what they drop and why, and the selection keys."""
+"""The readers of rated responses: both schemas of CARE, what is dropped and why, grouping."""
 
 import json
 
@@ -7,8 +7,6 @@ import pytest
 from care_jax.data import readers
 from care_jax.errors import UserError
 from tests.data.care_rows import care_row, counts, write
-
-# --- real data --------------------------------------------------------------------------------------------------------
 
 
 def test_real_care_rows(shared):
@@ -27,9 +25,6 @@ def test_real_care_evaluation_items(shared):
     assert len(cells) == 15
     assert set(cells.values()) == {30}
     assert len(reading.files) == 3
-
-
-# --- care -------------------------------------------------------------------------------------------------------------
 
 
 def test_both_care_schemas(tmp_path):
@@ -149,9 +144,3 @@ def test_a_scored_response_stands_behind_its_own_rows_words(tmp_path):
     asked = readers.read("care", path, every_response=True).questions
     assert [(q.prompt[0]["content"], [r.row for r in q.responses]) for q in asked] == [("a?", [0, 2]), ("a? ", [1])]
     assert len({q.key for q in asked}) == 1
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-# --- selection --------------------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_translations_know_the_cultures_that_readers_know(tmp_path):
 def test_every_reader_takes_damaged_rows(tmp_path):
     rows = [{}, {"question": {"a": [1]}, "prompt": float("nan"), "chosen": {}, "rejected": [], "prompt_ids": "x"}]
     path = write(tmp_path, rows)
-    for name in set(readers.READERS) - {"prepared"}:  # which reads no rows, but what was made of them
+    for name in set(readers.READERS) - {"prepared"}:  # it reads a token cache, not rows
         reading = readers.read(name, path)
         assert reading.questions == []
         assert reading.report.rows == sum(reading.report.dropped.values()) == 2

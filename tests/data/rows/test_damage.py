@@ -1,4 +1,4 @@
-"""A thousand damaged inputs: a `UserError` that names the file, or rows counted and listed; never a traceback."""
+"""A thousand damaged inputs: each raises a `UserError` that names the file, or its rows are counted and listed."""
 
 import json
 import random
@@ -41,7 +41,7 @@ TOKENIZED = {"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}
 
 
 def damaged(rng, row):
-    """A row with some fields lost, replaced or of the wrong type."""
+    """Returns a row with some fields missing, replaced or of the wrong type."""
     row = dict(row)
     for key in rng.sample(list(row), rng.randint(1, len(row))):
         if rng.random() < 0.3:
@@ -52,7 +52,7 @@ def damaged(rng, row):
 
 
 def mangle(rng, data):
-    """A file with bytes lost, changed, doubled or cut off."""
+    """Returns the bytes of a file with some missing, changed, doubled or cut off."""
     data = bytearray(data)
     for _ in range(rng.randint(0, 4)):
         at = rng.randrange(len(data)) if data else 0

@@ -28,10 +28,10 @@ def test_every_kind_of_file_reads_alike(tmp_path):
 
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "e.parquet")
     for name in ("a.json", "b.json", "c.jsonl.gz", "d.csv", "e.parquet"):
-        found = readers.read("care", str(tmp_path / name)).questions
-        assert [(q.prompt, q.responses, q.key) for q in found] == [(q.prompt, q.responses, q.key) for q in expected], (
-            name
-        )
+        questions = readers.read("care", str(tmp_path / name)).questions
+        assert [(q.prompt, q.responses, q.key) for q in questions] == [
+            (q.prompt, q.responses, q.key) for q in expected
+        ], name
 
 
 def test_a_folder_is_read_in_order_and_by_split(tmp_path):
@@ -41,7 +41,7 @@ def test_a_folder_is_read_in_order_and_by_split(tmp_path):
     write(tmp_path / "data", [care_row(response="c")], "test.jsonl")
     reading = readers.read("care", str(tmp_path), split="train")
     assert [(r.content[0]["content"], r.row) for r in reading.questions[0].responses] == [("a", 0), ("b", 1)]
-    (tmp_path / ".ipynb_checkpoints").mkdir()  # somebody's copy of a file, not another file
+    (tmp_path / ".ipynb_checkpoints").mkdir()  # a copy that an editor made
     write(tmp_path / ".ipynb_checkpoints", [care_row(response="d")], "test.jsonl")
     assert len(readers.read("care", str(tmp_path)).questions[0].responses) == 3
     with pytest.raises(UserError, match="no file for split='dev'"):

@@ -1,4 +1,4 @@
-"""The account of a reading: its keys, its sums, and the files it is written to."""
+"""The report of a reading: its keys, its sums, and its files."""
 
 import json
 from typing import get_args, get_type_hints

@@ -1,4 +1,4 @@
-"""Tables: rows with their fields, dropped or refused in one way."""
+"""Tables: rows with their fields; a row that cannot be used is dropped or raises."""
 
 import pytest
 
