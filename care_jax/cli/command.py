@@ -1,9 +1,7 @@
-"""What the commands share: adding a subcommand, the options of endpoints, checks of options, a progress bar."""
+"""What the commands share: adding a subcommand, the options of endpoints, checks of options."""
 
 import argparse
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from care_jax.errors import UserError
@@ -62,13 +60,3 @@ def open_endpoint(arguments: argparse.Namespace, model: str | None) -> Endpoint:
         url, model or only_model(url), arguments.timeout, arguments.retries, arguments.concurrency,
         arguments.requests_per_minute,
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def progress_bar(total: int, what: str) -> Iterator[Callable[..., object]]:
-    """Shows a bar on stderr; yields the function that advances it."""
-    from tqdm import tqdm
-
-    interval = 0.2 if sys.stderr.isatty() else 10
-    with tqdm(total=total, desc=what, unit=what.removesuffix("s"), mininterval=interval) as bar:
-        yield bar.update

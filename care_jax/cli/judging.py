@@ -6,9 +6,10 @@ import json
 import pathlib
 import sys
 
-from care_jax.cli.command import open_endpoint, progress_bar
+from care_jax.cli.command import open_endpoint
 from care_jax.errors import UserError
 from care_jax.evaluation import judge as judges
+from care_jax.evaluation.answers.progress import progress_bar
 from care_jax.evaluation.endpoint.cache import ReplyCache
 from care_jax.evaluation.endpoint.client import Client, Endpoint
 from care_jax.evaluation.judge import Job, Judgement

@@ -4,11 +4,15 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from care_jax.cli.answerers import make_answerer
 from care_jax.cli.command import Subparsers, add_endpoint_options, command
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.prompts import GenerationSettings, PromptRow
+
+if TYPE_CHECKING:
+    from care_jax.evaluation.answers.prompts import PromptRow
+else:
+    PromptRow = object  # imported when the command runs
 
 _MODEL = "a folder, a hub id, a run directory, or `sample`"
 _TEMPLATE = "model (the tokenizer's own, the default), none, or a jinja file"
@@ -137,7 +141,10 @@ def _translate(arguments: argparse.Namespace) -> int:
 
 
 def _answer(arguments: argparse.Namespace, prompts: list[PromptRow], dropped: Mapping[str, int]) -> int:
-    answerer = make_answerer(arguments)
+    from care_jax.cli.evaluating import open_answerer
+    from care_jax.evaluation.answers.prompts import GenerationSettings
+
+    answerer = open_answerer(arguments)
     settings = GenerationSettings(
         temperature=arguments.temperature,
         top_p=arguments.top_p,

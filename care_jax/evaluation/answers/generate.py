@@ -7,18 +7,17 @@ which it ends, so that the same rows go through the same program and get the sam
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from care_jax.data import chat
 from care_jax.data.readers.rated import user_turn
 from care_jax.distributed import is_writer
 from care_jax.errors import UserError
+from care_jax.evaluation.answers.progress import progress_bar
 from care_jax.evaluation.answers.prompts import GenerationSettings, PromptRow
 from care_jax.evaluation.model import LoadedModel
 from care_jax.models import sampling
@@ -46,13 +45,12 @@ def generate_file(
         written = int(multihost_utils.broadcast_one_to_all(written))
     if written == total:
         return written, total
-    interval = 0.2 if sys.stderr.isatty() else 10
-    bar = tqdm(total=total, initial=written, desc="answers", unit="answer", mininterval=interval, disable=not writes)
-    with bar, open(path if writes else os.devnull, "a", encoding="utf-8") as file:
+    bar = progress_bar(total, "answers", written, hidden=not writes)
+    with bar as advance, open(path if writes else os.devnull, "a", encoding="utf-8") as file:
         for line in generate_answers(opened, prompts, settings, mesh, written):
             file.write(dump_line(line))
             file.flush()
-            bar.update()
+            advance()
             check()
     return written, total
 

@@ -1,15 +1,15 @@
-"""Who answers in `care-jax evaluate` and `generate`: an endpoint, or a model on this machine."""
+"""Who answers the prompts of `care-jax evaluate` and `generate`: an endpoint, or a model on this machine."""
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from care_jax.cli.command import open_endpoint, progress_bar
 from care_jax.errors import INTERRUPTED
 from care_jax.evaluation.answers.ask import ask_file
+from care_jax.evaluation.answers.progress import progress_bar
 from care_jax.evaluation.answers.prompts import GenerationSettings, PromptRow
+from care_jax.evaluation.endpoint.client import Endpoint
 from care_jax.evaluation.items import Item
 from care_jax.stopping import interruptible
 
@@ -21,21 +21,13 @@ else:
     Mesh = LoadedModel = object  # jax is imported when a model is loaded
 
 
-def make_answerer(arguments: argparse.Namespace) -> "Answerer":
-    """Returns the endpoint of --base-url, or the model of --model."""
-    if arguments.base_url is not None:
-        return EndpointAnswerer(arguments)
-    return ModelAnswerer(arguments.model, arguments.dtype)
-
-
 class EndpointAnswerer:
     """An OpenAI-compatible endpoint. It gives no log-probabilities of choices."""
 
     has_weights = False
 
-    def __init__(self, arguments: argparse.Namespace):
-        self._endpoint = open_endpoint(arguments, arguments.model)
-        self.name = self._endpoint.model
+    def __init__(self, endpoint: Endpoint):
+        self.name, self._endpoint = endpoint.model, endpoint
 
     def answer(self, prompts: Sequence[PromptRow], path: pathlib.Path, settings: GenerationSettings) -> tuple[int, str]:
         """Writes the answers to `path`; returns the exit status and a summary. Every reply that arrived is kept."""

@@ -1,0 +1,179 @@
+"""The command `care-jax evaluate`: reads the tasks, obtains the answers, scores them, writes and prints the results."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+
+from care_jax.cli.command import open_endpoint, require_at_least
+from care_jax.errors import UserError
+from care_jax.evaluation import tasks
+from care_jax.evaluation.answers.answerers import Answerer, EndpointAnswerer, ModelAnswerer
+from care_jax.evaluation.answers.prompts import GenerationSettings, item_prompts
+from care_jax.evaluation.answers.responses import read_answers
+from care_jax.evaluation.items import Options, Outcome, TaskItems
+from care_jax.evaluation.tasks import Task
+from care_jax.textfiles import JsonObject, write_json, write_lines, writing
+
+
+@dataclasses.dataclass(frozen=True)
+class _TaskRun:
+    """A task to be evaluated. folder: where its files are written, or None."""
+
+    task: Task
+    options: Options
+    items: TaskItems
+    folder: pathlib.Path | None
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Runs the command."""
+    if arguments.list:
+        _print_tasks()
+        return 0
+    _check(arguments)
+    options = Options.select(vars(arguments) | {"columns": _parse_columns(arguments.columns)})
+    named = [tasks.find(name, options) for name in arguments.task.split(",") if name.strip()]
+    # Mistakes in the data of any task are reported before a model is loaded.
+    task_items = [tasks.read(task, arguments.data, task_options) for task, task_options in named]
+    answerer = None if arguments.responses is not None else open_answerer(arguments)
+    for (task, task_options), items in zip(named, task_items):
+        run = _TaskRun(task, task_options, items, _folder(arguments, answerer, task))
+        if answerer is None or run.folder is None:
+            path, settings = arguments.responses, {"answers": arguments.responses}
+        else:
+            path, settings = str(run.folder / "responses.jsonl"), _settings(arguments, answerer, run)
+            status = _answer(arguments, answerer, run, pathlib.Path(path))
+            if status:
+                return status
+        result, outcome = tasks.score(task, items, read_answers(path), task_options)
+        result |= settings
+        if answerer is None or answerer.is_writer():
+            _print_notes(arguments, run, result)
+            _write(run, result, outcome)
+        print(json.dumps(result, ensure_ascii=False) if arguments.json else _describe(result), flush=True)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises UserError for options that are missing, too small, or do not go together."""
+    if not arguments.task:
+        raise UserError("--task: which one? care-jax evaluate --list prints them")
+    if arguments.responses is not None and (arguments.model or arguments.base_url):
+        raise UserError("--responses: this file has the answers; leave --model and --base-url out")
+    if not (arguments.responses or arguments.model or arguments.base_url):
+        raise UserError("expected one of --model, --base-url, --responses: where do the answers come from?")
+    require_at_least(
+        ("--limit", arguments.limit, 1),
+        ("--n", arguments.n, 1),
+        ("--max-tokens", arguments.max_tokens, 1),
+        ("--temperature", arguments.temperature, 0),
+        ("--batch-size", arguments.batch_size, 1),
+        ("--num-fewshot", arguments.num_fewshot, 0),
+    )
+    if arguments.fewshot is not None and not arguments.num_fewshot:
+        raise UserError("--fewshot: how many examples of it? --num-fewshot N")
+
+
+def _parse_columns(text: str | None) -> dict[str, str] | None:
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not all(name.strip() and sign and column.strip() for name, sign, column in pairs):
+        raise UserError(f"--columns: expected field=column,field=column, found {text!r}")
+    return {name.strip(): column.strip() for name, _, column in pairs}
+
+
+def open_answerer(arguments: argparse.Namespace) -> Answerer:
+    """Returns the endpoint of --base-url, or else the model of --model."""
+    if arguments.base_url is not None:
+        return EndpointAnswerer(open_endpoint(arguments, arguments.model))
+    return ModelAnswerer(arguments.model, arguments.dtype)
+
+
+def _folder(arguments: argparse.Namespace, answerer: Answerer | None, task: Task) -> pathlib.Path | None:
+    """Returns where a task's files are written; None for a file of answers without --out."""
+    if arguments.out is not None:
+        return pathlib.Path(arguments.out) / task.name
+    return None if answerer is None else pathlib.Path("evaluation") / answerer.name.replace("/", "__") / task.name
+
+
+def _settings(arguments: argparse.Namespace, answerer: Answerer, run: _TaskRun) -> JsonObject:
+    """Returns what the result says about how the answers were obtained."""
+    if tasks.uses_logprobs(run.task, run.options, answerer.has_weights):
+        return {"answers": arguments.model, "method": "logprob", "chat_template": arguments.chat_template or "none"}
+    generation = _generation(arguments, run.task)
+    return {
+        "answers": arguments.base_url or arguments.model,
+        "method": "generate",
+        "temperature": generation.temperature,
+        "top_p": generation.top_p,
+        "max_tokens": generation.max_tokens,
+        "n_samples": generation.n,
+        "seed": generation.seed,
+        "chat_template": generation.chat_template,
+    }
+
+
+def _generation(arguments: argparse.Namespace, task: Task) -> GenerationSettings:
+    return GenerationSettings(
+        temperature=task.temperature if arguments.temperature is None else arguments.temperature,
+        top_p=arguments.top_p, n=arguments.n, seed=arguments.seed, date=arguments.template_date,
+        max_tokens=arguments.max_tokens or task.max_tokens,
+        chat_template=arguments.chat_template or "model", batch_size=arguments.batch_size,
+    )  # fmt: skip
+
+
+def _answer(arguments: argparse.Namespace, answerer: Answerer, run: _TaskRun, path: pathlib.Path) -> int:
+    """Writes the answers to the task's questions to `path`; returns the exit status."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    items, task = run.items.items, run.task
+    if isinstance(answerer, ModelAnswerer) and tasks.uses_logprobs(task, run.options, has_weights=True):
+        answerer.score_choices(items, task.name, path, arguments.chat_template or "none")
+        return 0
+    status, summary = answerer.answer(item_prompts(items, task.name), path, _generation(arguments, task))
+    if not status and answerer.is_writer():
+        print(f"{path}: {summary}", file=sys.stderr, flush=True)
+    return status
+
+
+def _print_notes(arguments: argparse.Namespace, run: _TaskRun, result: JsonObject) -> None:
+    notes = list(run.items.notes)
+    if arguments.responses is not None and result["unmatched"]:
+        notes.append(f"{arguments.responses}: {result['unmatched']} answers belong to no item of {run.task.name}")
+    if run.task.kind == "judged" and result["score"] is None:
+        responses = "" if run.folder is None else f" --responses {run.folder / 'responses.jsonl'}"
+        notes.append(f"{run.task.name} is scored by a judge: care-jax judge{responses} --out RATED --judge-model J")
+    for note in notes:
+        print(note, file=sys.stderr, flush=True)
+
+
+def _write(run: _TaskRun, result: JsonObject, outcome: Outcome) -> None:
+    if run.folder is None:
+        return
+    with writing("--out", run.folder):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_json(run.folder / "result.json", result)
+        if run.task.kind != "judged":
+            write_lines(run.folder / "scores.jsonl", tasks.score_lines(outcome, run.task.name, result["system"]))
+
+
+def _print_tasks() -> None:
+    for task in tasks.TASKS.values():
+        source = f"; {task.source}, {task.licence}" if task.source else ""
+        print(f"{task.name:20} {task.summary} ({task.metric}{source})")
+
+
+def _describe(result: JsonObject) -> str:
+    """Returns a task's result as lines of text."""
+    score = "no score yet" if result["score"] is None else f"{result['score']:.4f}"
+    low, high = result["interval"] or (None, None)
+    interval = "" if low is None else f" [{low:.4f}, {high:.4f}]"
+    counts = ", ".join(f"{result[name]} {name}" for name in ("excluded", "missing", "failed"))
+    lines = [f"{result['task']}: {result['metric']} {score}{interval}; n {result['n']}, {counts}"]
+    for dimension, values in result["by"].items():
+        groups = ", ".join(f"{name} {value:.4f} ({result['by_n'][dimension][name]})" for name, value in values.items())
+        lines.append(f"  by {dimension}: {groups}")
+    lines += [f"  {name}: {value:.4f}" for name, value in result["scores"].items() if value is not None]
+    return "\n".join(lines)
