@@ -71,7 +71,7 @@ def test_check(tmp_path, capsys):
     assert "1 the same, 0 near" in capsys.readouterr().out
     assert cli.main([*words, "--json"]) == 3
     leakage = json.loads(capsys.readouterr().out)
-    assert (leakage["same"], found["near"], found["overlaps"][0]["kind"]) == (1, 0, "same")
+    assert (leakage["same"], leakage["near"], leakage["overlaps"][0]["kind"]) == (1, 0, "same")
     clean = write(tmp_path, [held[0] | {"question": "谁发明了火药？"}], "clean.jsonl")
     assert cli.main(["data", "check", train, "--against", clean]) == 0
     assert cli.main(["data", "check", train]) == 2
