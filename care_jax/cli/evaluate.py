@@ -81,34 +81,42 @@ def _add_evaluate(commands: Subparsers) -> None:
 
 def _add_judge(commands: Subparsers) -> None:
     judge = command(commands, "judge", _judge, "ratings of answers by a judge", _JUDGE)
-    judge.add_argument("--responses", metavar="F", required=True, help="answers with question, reference, category")
-    judge.add_argument("--out", metavar="F", help="the answers' lines with rating, judgement, judge")
-    judge.add_argument("--judge-model", metavar="J", help="a model's name at --base-url, or a checkpoint here")
+    judge.add_argument(
+        "--responses", metavar="F", required=True, help="lines of answers with question, reference, category"
+    )
+    judge.add_argument("--out", metavar="F", help="output: these lines with rating, judgement, judge")
+    judge.add_argument("--judge-model", metavar="J", help="a model's name at --base-url, or a local checkpoint")
     judge.add_argument("--base-url", metavar="U", help="an OpenAI-compatible endpoint")
-    judge.add_argument("--requests-out", metavar="F", help="write the requests as a batch file, judge nothing")
-    judge.add_argument("--answers-in", metavar="F", nargs="+", help="a batch's output, later files win")
-    judge.add_argument("--dry-run", action="store_true", help="count the calls, make none")
-    judge.add_argument("--rubrics", metavar="DIR", help="the published prompt files, instead of our own wording")
+    judge.add_argument("--requests-out", metavar="F", help="write the requests as a batch file and stop")
+    judge.add_argument(
+        "--answers-in", metavar="F", nargs="+", help="outputs of a batch; later files override earlier ones"
+    )
+    judge.add_argument("--dry-run", action="store_true", help="only count the calls")
+    judge.add_argument(
+        "--rubrics", metavar="DIR", help="folder of the published prompt files (default: care_jax's wording)"
+    )
     judge.add_argument(
         "--criteria", choices=("by_content", "as_published"), default="by_content",
-        help="which text a category gets: two published file names are swapped (default: by_content)",
+        help="which text a category gets; the names of two published files are swapped (default: by_content)",
     )  # fmt: skip
-    judge.add_argument("--rubric", metavar="NAME", help="one rubric for all rows, such as care_pro or globe")
-    judge.add_argument("--second", metavar="F", help="another judge's output: print the agreement with it")
-    judge.add_argument("--tries", type=int, default=3, metavar="N", help="judgements without a rating (default: 3)")
+    judge.add_argument("--rubric", metavar="NAME", help="the rubric of all rows, such as care_pro or globe")
+    judge.add_argument("--second", metavar="F", help="the output of another judge; prints the agreement with it")
+    judge.add_argument(
+        "--tries", type=int, default=3, metavar="N", help="attempts per answer until there is a rating (default: 3)"
+    )
     judge.add_argument("--temperature", type=float, default=0.0, metavar="T")
     judge.add_argument("--max-tokens", type=int, default=1024, metavar="N")
     judge.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
-    judge.add_argument("--cache", metavar="F", help="answers by content (default: OUT.cache.jsonl)")
+    judge.add_argument("--cache", metavar="F", help="file of replies by request (default: OUT.cache.jsonl)")
     judge.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    judge.add_argument("--json", action="store_true", help="print the account as one JSON object")
+    judge.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     add_endpoint_options(judge)
 
 
 def _add_report(commands: Subparsers) -> None:
-    tables = command(commands, "report", _report, "tables, plots and a page to browse, over any number of systems")
+    tables = command(commands, "report", _report, "tables, plots and an HTML page over any number of systems")
     tables.add_argument("folders", metavar="DIR", nargs="+", help="folders or files of judged or scored answers")
-    tables.add_argument("--base", metavar="NAME", help="the system that others are compared with")
+    tables.add_argument("--base", metavar="NAME", help="the system with which the others are compared")
     tables.add_argument("--out", metavar="DIR", default="report", help="default: report")
     tables.add_argument("--json", action="store_true", help="print every cell as one JSON object")
 

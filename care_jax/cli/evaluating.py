@@ -59,11 +59,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     """Raises UserError for options that are missing, too small, or do not go together."""
     if not arguments.task:
-        raise UserError("--task: which one? care-jax evaluate --list prints them")
+        raise UserError("--task: expected the name of a task; care-jax evaluate --list prints them")
     if arguments.responses is not None and (arguments.model or arguments.base_url):
         raise UserError("--responses: this file has the answers; leave --model and --base-url out")
     if not (arguments.responses or arguments.model or arguments.base_url):
-        raise UserError("expected one of --model, --base-url, --responses: where do the answers come from?")
+        raise UserError("expected one of --model, --base-url, --responses, which give the answers")
     require_at_least(
         ("--limit", arguments.limit, 1),
         ("--n", arguments.n, 1),
@@ -73,7 +73,7 @@ def _check(arguments: argparse.Namespace) -> None:
         ("--num-fewshot", arguments.num_fewshot, 0),
     )
     if arguments.fewshot is not None and not arguments.num_fewshot:
-        raise UserError("--fewshot: how many examples of it? --num-fewshot N")
+        raise UserError("--fewshot: expected --num-fewshot N too, the number of examples before each question")
 
 
 def _parse_columns(text: str | None) -> dict[str, str] | None:

@@ -1,4 +1,4 @@
-"""`care-jax evaluate` on a tiny model, an endpoint and files; the answers go on where they stopped."""
+"""`care-jax evaluate` with a tiny model, an endpoint and files; interrupted answers are continued."""
 
 import functools
 import json
@@ -58,8 +58,8 @@ def test_options_by_log_probability(tiny, tmp_path, capsys):
     assert result["system"] == "tiny"
     assert all(len(line["logps"]) == 2 for line in answers)
     scores = lines(out / "mcq" / "scores.jsonl")
-    assert [line["score"] for line in scores] == [float(one) for one in right]
-    # What we wrote scores the same as a file, and makes a report.
+    assert [line["score"] for line in scores] == [float(is_right) for is_right in right]
+    # The written answers score the same when they are read as a file, and they make a report.
     words = ["evaluate", "--task", "mcq", "--data", data, "--responses", str(out / "mcq" / "responses.jsonl"), "--json"]
     assert cli.main(words) == 0
     assert json.loads(capsys.readouterr().out)["score"] == result["score"]
@@ -67,7 +67,7 @@ def test_options_by_log_probability(tiny, tmp_path, capsys):
     assert "| tiny |" in capsys.readouterr().out
 
 
-def test_words_of_a_model_go_on_where_they_stopped(tiny, tmp_path, capsys):
+def test_answers_of_a_model_continue_where_they_stopped(tiny, tmp_path, capsys):
     data, out = jsonl(tmp_path / "care.jsonl", [
         {"question": f"Who was {n}?", "answer": "gold", "culture_type": "Literacy", "associated_culture": "arab"}
         for n in range(3)
@@ -76,7 +76,7 @@ def test_words_of_a_model_go_on_where_they_stopped(tiny, tmp_path, capsys):
     assert cli.main(words) == 0
     assert "no score yet" in capsys.readouterr().out
     path = out / "care_eval" / "responses.jsonl"
-    whole = path.read_bytes()
+    complete = path.read_bytes()
     line = lines(path)[0]
     assert (line["id"], line["culture"], line["category"], line["reference"]) == (
         "arab-0001",
@@ -84,25 +84,25 @@ def test_words_of_a_model_go_on_where_they_stopped(tiny, tmp_path, capsys):
         "literacy",
         "gold",
     )
-    path.write_bytes(whole[: whole.index(b"\n") + 20])
+    path.write_bytes(complete[: complete.index(b"\n") + 20])
     assert cli.main(words) == 0
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
 
 
-def test_a_checkpoint_here_as_the_judge(tiny, tmp_path, capsys):
-    """Random weights give no rating: all is counted as failed, kept, and asked no more."""
+def test_a_local_checkpoint_as_the_judge(tiny, tmp_path, capsys):
+    """Random weights give no rating: all answers count as failed, are cached, and are not asked again."""
     rows = [{"question": f"q{n}?", "response": "a", "reference": "b", "category": "norms"} for n in range(3)]
     source, out = jsonl(tmp_path / "answers.jsonl", rows), tmp_path / "rated.jsonl"
     words = ["judge", "--responses", source, "--out", str(out), "--judge-model", tiny, "--tries", "1", "--json"]
     assert cli.main([*words, "--max-tokens", "3"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["rows"], found["judged"], found["failed"], found["mean"]) == (3, 0, 3, None)
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["rows"], summary["judged"], summary["failed"], summary["mean"]) == (3, 0, 3, None)
     assert all(line["rating"] is None and line["judgement"] for line in lines(out))
     cache = tmp_path / "rated.jsonl.cache.jsonl"
-    held = cache.read_bytes()
-    assert len(held.splitlines()) == 3
+    replies = cache.read_bytes()
+    assert len(replies.splitlines()) == 3
     assert cli.main([*words, "--max-tokens", "3"]) == 0
-    assert cache.read_bytes() == held
+    assert cache.read_bytes() == replies
 
 
 def test_an_endpoint_answers_in_words(tmp_path, capsys):
@@ -119,7 +119,7 @@ def test_an_endpoint_answers_in_words(tmp_path, capsys):
         assert {body["temperature"] for body in server.bodies} == {0.0}
         result = json.loads(capsys.readouterr().out)
         assert (result["score"], result["missing"], result["system"]) == (0.6, 1, "only-one")
-        # The failed one alone is asked again.
+        # Only the failed request is asked again.
         (out / "mcq" / "responses.jsonl").unlink()
         assert cli.main(words) == 0
         assert len(server.bodies) == 6
@@ -128,13 +128,13 @@ def test_an_endpoint_answers_in_words(tmp_path, capsys):
             == 0
         )
         assert len({body["seed"] for body in server.bodies if "seed" in body}) == 10
-    made = lines(tmp_path / "g")
-    assert len(made) == 10
-    assert made[0] == {**json.loads((tmp_path / "questions.jsonl").read_text().splitlines()[0]), "response": "A",
+    generated = lines(tmp_path / "g")
+    assert len(generated) == 10
+    assert generated[0] == {**json.loads((tmp_path / "questions.jsonl").read_text().splitlines()[0]), "response": "A",
                        "finish_reason": "stop", "system": "only-one"}  # fmt: skip
 
 
-def test_an_empty_file_is_all_missing(tmp_path, capsys):
+def test_with_an_empty_file_all_answers_are_missing(tmp_path, capsys):
     data, empty = questions(tmp_path), jsonl(tmp_path / "empty.jsonl", [])
     assert cli.main(["evaluate", "--task", "mcq", "--responses", empty, "--data", data, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -152,7 +152,7 @@ def test_several_tasks_and_the_list(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "--task: which one?"),
+        ([], "--task: expected the name of a task"),
         (["--task", "mcq"], "expected one of --model, --base-url, --responses"),
         (["--task", "mcq", "--responses", "none.jsonl", "--data", "questions.jsonl"], "no such file: none.jsonl"),
         (["--task", "mcq", "--responses", "questions.jsonl", "--model", "m"], "leave --model and --base-url out"),

@@ -1,4 +1,4 @@
-"""Intervals that cover, paired differences, and agreement against textbook numbers."""
+"""Coverage of the intervals, paired differences, and agreement compared with scipy and textbook numbers."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from care_jax.evaluation import statistics
 def covered(draw, truth, times):
     hits = 0
     for seed in range(times):
-        found = statistics.interval(draw(np.random.default_rng(1000 + seed)), seed)
-        hits += found.low <= truth <= found.high
+        result = statistics.interval(draw(np.random.default_rng(1000 + seed)), seed)
+        hits += result.low <= truth <= result.high
     return hits / times
 
 
@@ -52,8 +52,8 @@ def test_paired_differences_are_covered(few_replicates):
 
     hits = 0
     for seed in range(800):
-        found = statistics.paired_difference(draw(np.random.default_rng(seed)), seed).difference
-        hits += found.low <= 0.4 <= found.high
+        result = statistics.paired_difference(draw(np.random.default_rng(seed)), seed).difference
+        hits += result.low <= 0.4 <= result.high
     assert 0.93 <= hits / 800 <= 0.97, hits / 800
 
 
@@ -64,8 +64,8 @@ def test_seeds_and_questions_are_covered(monkeypatch):
     for seed in range(400):
         rng = np.random.default_rng(seed)
         values = rng.normal(0, 1, (1, 60)) + rng.normal(0, 0.1, (5, 1)) + rng.normal(0, 0.5, (5, 60))
-        found = statistics.crossed_interval(values, seed)
-        hits += found.low <= 0 <= found.high
+        result = statistics.crossed_interval(values, seed)
+        hits += result.low <= 0 <= result.high
     assert 0.93 <= hits / 400 <= 0.97, hits / 400
 
 
@@ -76,19 +76,19 @@ def test_a_single_value_has_no_interval():
 
 
 def test_wins_ties_and_losses():
-    found = statistics.paired_difference([[(5.0, 3.0), (4.0, 4.0)], [(1.0, 2.0)]])
-    assert (found.wins, found.ties, found.losses) == (1, 1, 1)
-    assert found.difference.mean == pytest.approx((1.0 + -1.0) / 2)
+    result = statistics.paired_difference([[(5.0, 3.0), (4.0, 4.0)], [(1.0, 2.0)]])
+    assert (result.wins, result.ties, result.losses) == (1, 1, 1)
+    assert result.difference.mean == pytest.approx((1.0 + -1.0) / 2)
 
 
 def test_agreement_against_scipy_and_by_hand():
     rng = np.random.default_rng(0)
     a = rng.integers(1, 11, 80).astype(float)
     b = np.clip(a + rng.integers(-2, 3, 80), 1, 10)
-    found = statistics.agreement(a.tolist(), b.tolist())
-    assert found.pearson == pytest.approx(stats.pearsonr(a, b)[0])
-    assert found.spearman == pytest.approx(stats.spearmanr(a, b)[0])
-    assert found.mean_difference == pytest.approx(np.mean(a - b))
+    result = statistics.agreement(a.tolist(), b.tolist())
+    assert result.pearson == pytest.approx(stats.pearsonr(a, b)[0])
+    assert result.spearman == pytest.approx(stats.spearmanr(a, b)[0])
+    assert result.mean_difference == pytest.approx(np.mean(a - b))
     # 2 x 2, 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no: observed 0.7, by chance 0.5.
     one = [1.0] * 25 + [2.0] * 25
     other = [1.0] * 20 + [2.0] * 5 + [1.0] * 10 + [2.0] * 15
@@ -96,10 +96,10 @@ def test_agreement_against_scipy_and_by_hand():
     assert statistics.agreement(one, other).weighted_kappa == pytest.approx(0.4)
     # Quadratic weights by their definition: 1 - E[(a-b)^2] / E[(a-b')^2] with b' independent of a.
     chance = np.mean(np.subtract.outer(a, b) ** 2)
-    assert found.weighted_kappa == pytest.approx(1 - np.mean((a - b) ** 2) / chance)
+    assert result.weighted_kappa == pytest.approx(1 - np.mean((a - b) ** 2) / chance)
 
 
 def test_agreement_that_is_not_defined():
-    found = statistics.agreement([5.0, 5.0], [5.0, 5.0])
-    assert (found.pearson, found.spearman, found.kappa) == (None, None, None)
+    result = statistics.agreement([5.0, 5.0], [5.0, 5.0])
+    assert (result.pearson, result.spearman, result.kappa) == (None, None, None)
     assert statistics.agreement([], []).n == 0

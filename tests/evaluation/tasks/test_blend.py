@@ -33,7 +33,7 @@ def score(path, answers, **options):
     return tasks.score(task, tasks.read(task, path, task_options), answers, task_options)[0]
 
 
-def test_exclusions_are_the_authors(tmp_path):
+def test_questions_are_excluded_as_by_the_authors(tmp_path):
     votes = [(["茶"], ["tea"], 3)]
     path = write(
         tmp_path,
@@ -51,7 +51,7 @@ def test_exclusions_are_the_authors(tmp_path):
 
 
 def test_scores_by_hand(tmp_path):
-    """Votes 4 and 1: the second answer is worth a quarter; local answers are looked for before English ones."""
+    """Votes 4 and 1: the second answer is worth a quarter; local answers are searched before English ones."""
     votes = [(["米饭"], ["rice"], 4), (["绿茶", "茶"], ["green tea"], 1)]
     data = {name: entry(votes) for name in ("local", "second", "english", "wrong", "missing", "hyphen")}
     path = write(tmp_path, "China_data.json", data)
@@ -111,7 +111,7 @@ def test_responses_are_cleaned_as_the_script_does():
     assert blend.clean_response("Note: Soup.", prompt) == "note: soup"  # a word that the prompt has not stays
 
 
-def test_the_hubs_list_and_the_files_dict_are_one(tmp_path):
+def test_rows_of_the_hub_and_files_of_the_repository_give_the_same_items(tmp_path):
     rows = [{"ID": "a", **entry([(["茶"], ["tea"], 2)])}, {"ID": "b", **entry([(["饭"], ["rice"], 2)])}]
     rows[0]["idks"]["other"] = {"x": 1}
     listed = blend.read_short(write(tmp_path, "China_data.json", rows), Options())
@@ -124,7 +124,7 @@ def test_the_hubs_list_and_the_files_dict_are_one(tmp_path):
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_question_and_translation_are_told_apart_by_what_they_hold(tmp_path, swapped):
+def test_the_column_with_more_english_is_the_translation(tmp_path, swapped):
     local, english = "在中国，早餐吃什么？", "What is eaten for breakfast in China?"
     pair = (english, local) if swapped else (local, english)
     path = tmp_path / "China_questions.csv"
@@ -132,7 +132,7 @@ def test_question_and_translation_are_told_apart_by_what_they_hold(tmp_path, swa
     assert blend.read_questions(path) == {"a": (local, english, "Food")}
 
 
-def test_a_file_that_is_none_of_these_is_refused(tmp_path):
+def test_a_file_in_another_format_is_refused(tmp_path):
     with pytest.raises(UserError, match="no `idks`"):
         blend.read_short(write(tmp_path, "China_data.json", {"a": {"question": "x"}}), Options())
 
@@ -177,7 +177,7 @@ def test_the_real_files_equal_a_computation_by_hand(shared, country, prompt):
     assert item.groups["topic"] == "Food"
 
 
-def test_the_prompts_are_the_files_and_follow_the_query(shared):
+def test_prompts_are_those_of_the_file_in_the_language_of_the_query(shared):
     path = str(shared / "data" / "blend" / "China_data.sample.json")
     english = blend.read_short(path, Options(query_language="english", prompt="pers-3")).items[0]
     assert english.prompt.startswith("You are a person from China")
@@ -186,7 +186,7 @@ def test_the_prompts_are_the_files_and_follow_the_query(shared):
         blend.read_short(path, Options(prompt="pers-9"))
 
 
-def test_both_questions_files_are_read_the_right_way_round(shared):
+def test_local_and_english_questions_of_the_real_files(shared):
     for country, word in (("China", "中国"), ("Algeria", "الجزائر")):
         questions = blend.read_questions(shared / "data" / "blend" / f"{country}_questions.sample.csv")
         local, english, topic = questions["Al-en-01"]
