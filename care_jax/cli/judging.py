@@ -1,10 +1,13 @@
-"""The command `care-jax judge`: counts the calls, writes requests, reads the answers to them, or asks a judge."""
+"""The command `care-jax judge`: counts the calls, writes requests, reads their answers, or asks a judge."""
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
+from collections import Counter
 
 from care_jax.cli.command import open_endpoint
 from care_jax.errors import UserError
@@ -20,40 +23,48 @@ from care_jax.textfiles import JsonObject, write_lines, writing
 def judge(arguments: argparse.Namespace) -> int:
     """Runs the command. If it is interrupted, every reply that has arrived is in the cache."""
     _check(arguments)
-    by_files = arguments.requests_out is not None or arguments.answers_in is not None
-    name, endpoint = arguments.judge_model or judges.DEFAULT_JUDGE, None
-    if not by_files and not arguments.dry_run and _local_judge(arguments) is None:
-        endpoint = _endpoint(arguments)
-        name = endpoint.model
-    rubrics = load_rubrics(arguments.rubrics, arguments.criteria)
+    endpoint = None
+    if not (_uses_files(arguments) or arguments.dry_run or _is_local(arguments)):
+        endpoint = open_endpoint(arguments, arguments.judge_model)
+    name = endpoint.model if endpoint is not None else arguments.judge_model or judges.DEFAULT_JUDGE
     settings = judges.JudgeSettings(
         name, arguments.temperature, arguments.max_tokens, rubric=arguments.rubric, limit=arguments.limit
     )
-    jobs = judges.read_jobs(arguments.responses, rubrics, settings)
+    jobs = judges.read_jobs(arguments.responses, load_rubrics(arguments.rubrics, arguments.criteria), settings)
     if arguments.dry_run:
         _print_counts(arguments, jobs)
+        return 0
+    if arguments.requests_out is not None and arguments.answers_in is None:
+        count = _write_requests(arguments, jobs)
+        print(f"{arguments.requests_out}: {count} requests for {name}", file=sys.stderr)
         return 0
     counts: dict[str, int] = {}
     if arguments.answers_in is not None:
         judgements = _read_answers(arguments, jobs)
-    elif arguments.requests_out is not None:
-        count = _write_requests(arguments, jobs)
-        print(f"{arguments.requests_out}: {count} requests for {name}", file=sys.stderr)
-        return 0
-    elif endpoint is not None:
-        judgements, counts = _ask_endpoint(arguments, jobs, endpoint)
     else:
-        judgements = _ask_model(arguments, jobs, str(_local_judge(arguments)))
-    lines = judges.rated_lines(jobs, judgements, name, rubrics.criteria)
+        judgements, counts = _ask(arguments, jobs, endpoint)
+    lines = judges.rated_lines(jobs, judgements, name, arguments.criteria)
     with writing("--out", arguments.out):
         write_lines(pathlib.Path(arguments.out), lines)
     _print_summary(arguments, lines, judges.summarize_judgements(jobs, judgements) | {"counts": counts})
     return 0
 
 
+def _uses_files(arguments: argparse.Namespace) -> bool:
+    return arguments.requests_out is not None or arguments.answers_in is not None
+
+
+def _is_local(arguments: argparse.Namespace) -> bool:
+    """Returns whether the judge is a model on this machine."""
+    model = arguments.judge_model
+    if model is None or arguments.base_url is not None:
+        return False
+    return model == "sample" or pathlib.Path(model).expanduser().exists()
+
+
 def _check(arguments: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together."""
-    by_files = arguments.requests_out is not None or arguments.answers_in is not None
+    by_files = _uses_files(arguments)
     if not by_files and arguments.judge_model is None and arguments.base_url is None and not arguments.dry_run:
         raise UserError(
             "expected a judge: --judge-model J with --base-url U, --judge-model FOLDER, --requests-out F, or "
@@ -67,23 +78,11 @@ def _check(arguments: argparse.Namespace) -> None:
     for option, path in (("--out", arguments.out), ("--requests-out", arguments.requests_out)):
         if path is not None and pathlib.Path(path).expanduser().resolve() == source:
             raise UserError(f"{option}: {path} is the responses: choose another file")
-
-
-def _local_judge(arguments: argparse.Namespace) -> str | None:
-    """Returns the judge if it is a model on this machine."""
-    model = arguments.judge_model
-    if model is None or arguments.base_url is not None:
-        return None
-    return model if model == "sample" or pathlib.Path(model).expanduser().exists() else None
-
-
-def _endpoint(arguments: argparse.Namespace) -> Endpoint:
-    if arguments.base_url is None:
+    if not (by_files or arguments.dry_run or arguments.base_url is not None or _is_local(arguments)):
         raise UserError(
             f"--judge-model: no folder {arguments.judge_model!r} here; for a model at an endpoint give --base-url, "
             "such as https://api.openai.com/v1"
         )
-    return open_endpoint(arguments, arguments.judge_model)
 
 
 # --- by files --------------------------------------------------------------------------------------------------------
@@ -115,38 +114,26 @@ def _cache_path(arguments: argparse.Namespace) -> str | None:
     return arguments.cache or (None if arguments.out is None else f"{arguments.out}.cache.jsonl")
 
 
-def _ask_endpoint(
-    arguments: argparse.Namespace, jobs: list[Job], endpoint: Endpoint
+def _ask(
+    arguments: argparse.Namespace, jobs: list[Job], endpoint: Endpoint | None
 ) -> tuple[list[Judgement], dict[str, int]]:
-    cache = ReplyCache(_cache_path(arguments))
-    try:
-        with progress_bar(len(jobs), "judgements") as update:
+    """Returns the judgements of the endpoint or else of the model on this machine, and the endpoint's counts."""
+    with (
+        contextlib.closing(ReplyCache(_cache_path(arguments))) as cache,
+        progress_bar(len(jobs), "judgements") as update,
+    ):
+        if endpoint is not None:
             client = Client(endpoint, cache)
-            judgements = judges.judge_by_endpoint(jobs, client, arguments.tries, update)
-            return judgements, dict(client.counts)
-    finally:
-        cache.close()
+            return judges.judge_by_endpoint(jobs, client, arguments.tries, update), dict(client.counts)
 
+        from care_jax import sharding
+        from care_jax.evaluation.answers.generate import generate_answers
+        from care_jax.evaluation.model import open_model
 
-def _ask_model(arguments: argparse.Namespace, jobs: list[Job], path: str) -> list[Judgement]:
-    from care_jax import sharding
-    from care_jax.evaluation.answers.generate import generate_answers
-    from care_jax.evaluation.model import open_model
-
-    cache = ReplyCache(_cache_path(arguments))
-    try:
-        with progress_bar(len(jobs), "judgements") as update:
-            mesh = sharding.make_mesh()
-            opened = open_model(path, mesh, arguments.dtype)
-            return judges.judge_by_model(
-                jobs,
-                lambda prompts, settings: generate_answers(opened, prompts, settings, mesh),
-                cache,
-                arguments.tries,
-                update,
-            )
-    finally:
-        cache.close()
+        mesh = sharding.make_mesh()
+        opened = open_model(arguments.judge_model, mesh, arguments.dtype)
+        generate = functools.partial(generate_answers, opened, mesh=mesh)
+        return judges.judge_by_model(jobs, generate, cache, arguments.tries, update), {}
 
 
 # --- printing --------------------------------------------------------------------------------------------------------
@@ -155,16 +142,11 @@ def _ask_model(arguments: argparse.Namespace, jobs: list[Job], path: str) -> lis
 def _print_counts(arguments: argparse.Namespace, jobs: list[Job]) -> None:
     """Prints what `--dry-run` prints: how many calls are left to make."""
     path = _cache_path(arguments)
-    cache = ReplyCache(path if path is not None and pathlib.Path(path).exists() else None)
-    calls = judges.count_pending(jobs, cache, arguments.tries)
-    cache.close()
-    by_rubric: dict[str, int] = {}
-    characters = 0
-    for job in jobs:
-        if job.body is not None:
-            by_rubric[job.rubric.name] = by_rubric.get(job.rubric.name, 0) + 1
-            characters += len(job.body["messages"][0]["content"])
-    empty = sum(job.body is None for job in jobs)
+    with contextlib.closing(ReplyCache(path if path is not None and pathlib.Path(path).exists() else None)) as cache:
+        calls = judges.count_pending(jobs, cache, arguments.tries)
+    by_rubric = Counter(job.rubric.name for job in jobs if job.body is not None)
+    characters = sum(len(job.body["messages"][0]["content"]) for job in jobs if job.body is not None)
+    empty = len(jobs) - by_rubric.total()
     if arguments.json:
         counts = {"rows": len(jobs), "empty": empty, "calls": calls, "by_rubric": by_rubric}
         print(json.dumps(counts | {"prompt_characters": characters}))
@@ -176,12 +158,10 @@ def _print_counts(arguments: argparse.Namespace, jobs: list[Job]) -> None:
 
 
 def _print_summary(arguments: argparse.Namespace, lines: list[JsonObject], summary: JsonObject) -> None:
-    people = judges.agreement_with_people(lines)
-    if people is not None:
+    if (people := judges.agreement_with_people(lines)) is not None:
         summary["agreement_with_people"] = dataclasses.asdict(people)
     if arguments.second is not None:
-        second = judges.agreement_with_judge(lines, arguments.second)
-        summary["agreement_with_second"] = dataclasses.asdict(second)
+        summary["agreement_with_second"] = dataclasses.asdict(judges.agreement_with_judge(lines, arguments.second))
     if arguments.json:
         print(json.dumps(summary, ensure_ascii=False))
         return

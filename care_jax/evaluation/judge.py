@@ -1,7 +1,7 @@
 """Rating answers by a judge: the requests, the ratings in its replies, and how far two raters agree.
 
-The judge is an endpoint, a model on this machine, or somebody who answers a file of requests. An answer without a
-rating is asked again, then counted and listed; it gets no score.
+The judge is an endpoint, a model on this machine, or somebody who answers a file of requests. If a judgement holds no
+rating, the judge is asked again. If no try gives one, the answer is counted and listed as failed, without a rating.
 """
 
 import collections
@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import SupportsFloat
 
 from care_jax.data.readers.rated import user_turn
-from care_jax.data.rows.fields import Fields
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.prompts import GenerationSettings, PromptRow
-from care_jax.evaluation.answers.responses import ALIASES, read_answers
+from care_jax.evaluation.answers.responses import FIELDS, read_answers
 from care_jax.evaluation.endpoint.cache import ReplyCache, content_key
 from care_jax.evaluation.endpoint.client import Client
 from care_jax.evaluation.endpoint.transport import Reply, request_body
-from care_jax.evaluation.rubrics import Rubric, Rubrics
+from care_jax.evaluation.rubrics import Rubric, choose_rubric
 from care_jax.evaluation.statistics import RaterAgreement, agreement
 from care_jax.textfiles import JsonObject, parse_lines
 
@@ -28,7 +27,7 @@ DEFAULT_JUDGE = "gpt-4o"
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """What the judge is asked, and how. rubric: one for all rows, instead of that of their category. limit: of rows."""
+    """Settings of the requests. rubric: one for all rows, instead of that of their category. limit: number of rows."""
 
     model: str = DEFAULT_JUDGE
     temperature: float = 0.0
@@ -56,24 +55,25 @@ class Judgement:
     problem: str = ""
 
 
-def read_jobs(path: str, rubrics: Rubrics, settings: JudgeSettings) -> list[Job]:
+_NO_RESPONSE = Judgement(None, None, "no response")  # an answer without text is not judged
+
+
+def read_jobs(path: str, rubrics: Mapping[str, Rubric], settings: JudgeSettings) -> list[Job]:
     """Returns the answers of a file, each with its request to the judge. Raises UserError if one has no question."""
-    fields = Fields.make(ALIASES, None)
     jobs = []
     for number, answer in enumerate(read_answers(path)[: settings.limit]):
-        values = fields.of(answer.row)
-        question = values.get("question")
-        if not isinstance(question, str) or not question.strip():
+        if answer.question is None or not answer.question.strip():
             raise UserError(f"{path}, row {number}: no question; its keys are {', '.join(map(str, answer.row))}")
+        values = FIELDS.of(answer.row)
         name = settings.rubric or answer.row.get("rubric")
-        rubric = rubrics.of(_text(values.get("category")), name if isinstance(name, str) else None)
+        rubric = choose_rubric(rubrics, _text(values.get("category")), name if isinstance(name, str) else None)
         body = None
         if answer.response is not None and answer.response.strip():
-            prompt = rubric.prompt(question, _text(values.get("reference")) or "(none)", answer.response)
+            prompt = rubric.prompt(answer.question, _text(values.get("reference")) or "(none)", answer.response)
+            message = {"role": "user", "content": prompt}
             body = request_body(
-                settings.model, [{"role": "user", "content": prompt}],
-                temperature=settings.temperature, max_tokens=settings.max_tokens,
-            )  # fmt: skip
+                settings.model, [message], temperature=settings.temperature, max_tokens=settings.max_tokens
+            )
         jobs.append(Job(answer.row, rubric, body, f"{number}-{content_key(body or {})[:12]}"))
     return jobs
 
@@ -102,20 +102,18 @@ def judge_by_endpoint(
     jobs: Sequence[Job], client: Client, tries: int, progress: Callable[[], object] = lambda: None
 ) -> list[Judgement]:
     """Returns the judgements in the order of the jobs. Equal requests are sent once."""
-    equal: dict[str, list[int]] = collections.defaultdict(list)  # the jobs of each distinct request
+    # rubric -> request -> its jobs. The rubric reads the rating, so each rubric has its own round of calls.
+    by_rubric: dict[str, dict[str, list[int]]] = {}
     for number, job in enumerate(jobs):
         if job.body is not None:
-            equal[content_key(job.body)].append(number)
-    # The parser of a rubric decides whether a reply can be used, so each rubric has its own round of calls.
-    by_rubric: dict[str, list[list[int]]] = collections.defaultdict(list)
-    for numbers in equal.values():
-        by_rubric[jobs[numbers[0]].rubric.name].append(numbers)
-    judgements = [Judgement(None, None, "no response") for _ in jobs]
-    for groups in by_rubric.values():
+            by_rubric.setdefault(job.rubric.name, {}).setdefault(content_key(job.body), []).append(number)
+    judgements = [_NO_RESPONSE for _ in jobs]
+    for by_request in by_rubric.values():
+        groups = list(by_request.values())
         rubric = jobs[groups[0][0]].rubric
         bodies = [jobs[numbers[0]].body or {} for numbers in groups]
-        for place, reply in client.ask_all(bodies, rubric.rates, tries):
-            for number in groups[place]:
+        for request, reply in client.ask_all(bodies, rubric.rates, tries):
+            for number in groups[request]:
                 judgements[number] = _judgement(rubric, reply)
             progress()
     return judgements
@@ -142,31 +140,25 @@ def judge_by_model(
 
     generate: returns the lines of the model's answers to prompts, as `generate_answers` does.
     """
-    judgements = [Judgement(None, None, "no response") for _ in jobs]
-    unrated = [number for number, job in enumerate(jobs) if job.body is not None]
+    judgements = [_NO_RESPONSE for _ in jobs]
+    unrated = [(number, job.rubric, job.body) for number, job in enumerate(jobs) if job.body is not None]
     for attempt in range(tries):
         new = []
-        for number in unrated:
-            stored = cache.get(content_key(jobs[number].body or {}, attempt))
+        for number, rubric, body in unrated:
+            stored = cache.get(content_key(body, attempt))
             if stored is None:
-                new.append(number)
+                new.append((number, rubric, body))
             else:
-                judgements[number] = _judgement(jobs[number].rubric, Reply(stored["text"]))
-        bodies = [jobs[number].body or {} for number in new]
-        prompts = [
-            PromptRow(number, {}, user_turn(body["messages"][0]["content"])) for number, body in zip(new, bodies)
-        ]
-        settings = GenerationSettings(
-            temperature=0.0 if attempt == 0 else 0.7,
-            seed=attempt,
-            max_tokens=bodies[0]["max_tokens"] if bodies else 1,
-        )
-        lines = generate(prompts, settings) if prompts else ()
-        for number, body, line in zip(new, bodies, lines):
-            cache.put(content_key(body, attempt), {"text": line["response"]})
-            judgements[number] = _judgement(jobs[number].rubric, Reply(line["response"]))
-            progress()
-        unrated = [number for number in unrated if judgements[number].rating is None]
+                judgements[number] = _judgement(rubric, Reply(stored["text"]))
+        if new:
+            prompts = [PromptRow(number, {}, user_turn(body["messages"][0]["content"])) for number, _, body in new]
+            temperature = 0.0 if attempt == 0 else 0.7
+            settings = GenerationSettings(temperature, seed=attempt, max_tokens=new[0][2]["max_tokens"])
+            for (number, rubric, body), line in zip(new, generate(prompts, settings)):
+                cache.put(content_key(body, attempt), {"text": line["response"]})
+                judgements[number] = _judgement(rubric, Reply(line["response"]))
+                progress()
+        unrated = [request for request in unrated if judgements[request[0]].rating is None]
     return judgements
 
 
@@ -174,7 +166,7 @@ def judge_by_model(
 
 
 def request_lines(jobs: Iterable[Job]) -> list[JsonObject]:
-    """Returns the lines of a batch file, one for each job that has an answer."""
+    """Returns the lines of a batch file, one per job that has an answer."""
     return [
         {"custom_id": job.custom_id, "method": "POST", "url": "/v1/chat/completions", "body": dict(job.body)}
         for job in jobs
@@ -196,7 +188,7 @@ def judge_by_files(jobs: Sequence[Job], paths: Sequence[str]) -> tuple[list[Judg
     for job in jobs:
         newest_first = [_judgement(job.rubric, reply) for reply in reversed(replies.get(job.custom_id, []))]
         rated = [judgement for judgement in newest_first if judgement.rating is not None]
-        nothing = Judgement(None, None, "no response" if job.body is None else "no answer in the files")
+        nothing = _NO_RESPONSE if job.body is None else Judgement(None, None, "no answer in the files")
         judgements.append((rated or newest_first or [nothing])[0])
     return judgements, sum(len(lines) for id_, lines in replies.items() if id_ not in known)
 
@@ -267,27 +259,26 @@ def agreement_with_people(lines: Sequence[JsonObject]) -> RaterAgreement | None:
 
 def agreement_with_judge(lines: Sequence[JsonObject], path: str) -> RaterAgreement:
     """Returns the agreement with the output of another judge. Raises UserError if it rates none of these answers."""
-    fields = Fields.make(ALIASES, None)
-    other = {_identity(fields, answer.row): _number(answer.row.get("rating")) for answer in read_answers(path)}
-    result = _agreement((line["rating"], other.get(_identity(fields, line))) for line in lines)
+    other = {_identity(answer.row): _number(answer.row.get("rating")) for answer in read_answers(path)}
+    result = _agreement((line["rating"], other.get(_identity(line))) for line in lines)
     if result is None:
         raise UserError(f"--second: {path} rates none of these answers")
     return result
 
 
 def _agreement(pairs: Iterable[tuple[float | None, float | None]]) -> RaterAgreement | None:
-    """The agreement over the pairs in which both ratings are there; None if there is no such pair."""
+    """Returns the agreement over the pairs that have both ratings; None if there is no such pair."""
     rated = [(first, second) for first, second in pairs if first is not None and second is not None]
     return agreement([first for first, _ in rated], [second for _, second in rated]) if rated else None
 
 
-def _identity(fields: Fields, row: JsonObject) -> tuple[str, str, str]:
-    values = fields.of(row)
-    return str(values.get("question")), str(values.get("response")), str(values.get("system"))
+def _identity(row: JsonObject) -> tuple[str, ...]:
+    values = FIELDS.of(row)
+    return tuple(str(values.get(name)) for name in ("question", "response", "system"))
 
 
 def _number(value: object) -> float | None:
-    if value is None or isinstance(value, bool) or not isinstance(value, str | SupportsFloat):
+    if isinstance(value, bool) or not isinstance(value, str | SupportsFloat):
         return None
     try:
         return float(value)

@@ -87,7 +87,7 @@ def test_with_an_unreliable_endpoint_every_row_is_judged_or_counted(tmp_path, ca
             failed = number % 60 == 0
             assert line["rating"] == (None if failed else rating_of(number))
             assert ("judge_failed" in line) is failed
-            assert line["rubric"] == rubrics.load_rubrics(None, "by_content").of(CATEGORIES[number % 5]).name
+            assert line["rubric"] == rubrics.choose_rubric(rubrics.BUILT_IN, CATEGORIES[number % 5]).name
         # Again: everything is in the cache, also the failures with their three judgements.
         calls, before = sum(server.calls.values()), out.read_bytes()
         assert cli.main([*words, *FLAGS]) == 0

@@ -25,7 +25,7 @@ def test_criteria_both_ways_and_from_the_published_files(tmp_path):
     folder = published(tmp_path)
     names = ("entities", "opinion", "norms", "commonsense", "literacy")
     names_by_use = {
-        (source, criteria): [rubrics.load_rubrics(source, criteria).of(name).name for name in names]
+        (source, criteria): [rubrics.choose_rubric(rubrics.load_rubrics(source, criteria), name).name for name in names]
         for source in (None, folder)
         for criteria in ("by_content", "as_published")
     }
@@ -35,9 +35,8 @@ def test_criteria_both_ways_and_from_the_published_files(tmp_path):
     assert names_by_use[None, "as_published"] == swapped
     assert names_by_use[folder, "as_published"] == [f"{name}.txt" for name in straight]
     assert names_by_use[folder, "by_content"] == [f"{name}.txt" for name in swapped]
-    assert (
-        rubrics.load_rubrics(folder, "by_content").of("Social norms").prompt("q", "a", "r").startswith("literacy q a r")
-    )
+    norms = rubrics.choose_rubric(rubrics.load_rubrics(folder, "by_content"), "Social norms")
+    assert norms.prompt("q", "a", "r").startswith("literacy q a r")
     (tmp_path / "literacy.txt").write_text("no fields")
     with pytest.raises(UserError, match=r"literacy.txt has no \{question\} and no \{response\}"):
         rubrics.load_rubrics(folder, "by_content")

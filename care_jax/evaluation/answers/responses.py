@@ -2,16 +2,17 @@
 
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from care_jax.data.questions import normalise
+from care_jax.data.rows.fields import Fields
 from care_jax.data.rows.table import open_table
 from care_jax.errors import UserError
 from care_jax.evaluation.items import Item
 from care_jax.textfiles import JsonObject
 
-ALIASES = {
+_ALIASES = {
     "id": ("id", "ID", "MCQID", "question_id", "item_id", "qid", "custom_id"),
     "question": ("question", "prompt_question", "query"),
     "response": ("response", "completion", "model_response", "output", "full_res"),
@@ -23,6 +24,7 @@ ALIASES = {
     "rating": ("rating",),
     "logps": ("logps",),
 }
+FIELDS = Fields.make(_ALIASES, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def read_answers(path: str) -> list[Answer]:
         raise UserError(f"--responses: no such file: {path}")
     if place.is_file() and place.suffix != ".parquet" and not place.read_bytes().strip(b" \t\r\n\xef\xbb\xbf"):
         return []
-    return [_answer(row.place, row.value or {}, values) for row, values in open_table(path, ALIASES)]
+    return [_answer(row.place, row.value or {}, values) for row, values in open_table(path, _ALIASES)]
 
 
 def _answer(place: str, row: JsonObject, values: JsonObject) -> Answer:
@@ -77,18 +79,15 @@ def _answer(place: str, row: JsonObject, values: JsonObject) -> Answer:
     )
 
 
-def match(items: Sequence[Item], answers: Iterable[Answer]) -> Matched:
+def match(items: Sequence[Item], answers: Sequence[Answer]) -> Matched:
     """Returns the answers by the item that they name by id, or else by the text of its question."""
     ids = {item.id for item in items}
     by_question: dict[str, list[str]] = {}
     for item in items:
         by_question.setdefault(normalise(item.question), []).append(item.id)
     matched: dict[str, list[Answer]] = {}
-    systems: dict[str, None] = {}
     unmatched = 0
     for answer in answers:
-        if answer.system:
-            systems.setdefault(answer.system)
         candidates = [answer.id] if answer.id is not None and answer.id in ids else []
         if not candidates and answer.question is not None:
             candidates = by_question.get(normalise(answer.question), [])
@@ -96,4 +95,4 @@ def match(items: Sequence[Item], answers: Iterable[Answer]) -> Matched:
             unmatched += 1
         elif answer.response is not None or answer.logps is not None:
             matched.setdefault(candidates[0], []).append(answer)
-    return Matched(matched, unmatched, tuple(systems))
+    return Matched(matched, unmatched, tuple(dict.fromkeys(answer.system for answer in answers if answer.system)))

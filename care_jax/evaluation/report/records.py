@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from care_jax.data.questions import normalise, parse_category, parse_culture
-from care_jax.data.rows.fields import Fields
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.responses import ALIASES
+from care_jax.evaluation.answers.responses import FIELDS
 from care_jax.evaluation.language import detect_language
 from care_jax.textfiles import JsonObject, parse_lines
 
@@ -66,11 +65,10 @@ def load_records(paths: Sequence[str]) -> list[Record]:
 
 
 def _read_file(path: pathlib.Path, name: str) -> Iterator[Record]:
-    fields = Fields.make(ALIASES, None)
     for _, row in parse_lines(path):
         if not isinstance(row, dict) or not ("rating" in row or ("score" in row and "status" in row)):
             return  # another kind of file: answers not yet judged, requests, metrics
-        yield _record(row, fields.of(row), name)
+        yield _record(row, FIELDS.of(row), name)
 
 
 def _record(row: JsonObject, values: JsonObject, name: str) -> Record:
