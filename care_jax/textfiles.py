@@ -58,6 +58,20 @@ def read_lines(path: pathlib.Path) -> list[JsonObject]:
     return lines
 
 
+def complete_lines(path: pathlib.Path) -> Iterator[bytes]:
+    """Yields the complete lines of a file, which is made if it does not exist; then cuts off an incomplete last one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        file.seek(0)
+        size = 0
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            yield line
+            size += len(line)
+        file.truncate(size)
+
+
 def parse_lines(path: pathlib.Path) -> Iterator[tuple[str, object]]:
     """Yields (place, value) of every JSON line that is not blank; place is 'PATH (line 3)', for messages.
 

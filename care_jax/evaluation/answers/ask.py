@@ -1,5 +1,6 @@
 """Answers of an endpoint: the same lines as those of a model on this machine."""
 
+import contextlib
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -21,8 +22,8 @@ def ask_file(
 ) -> dict[str, int]:
     """Writes every answer to `out` when all have arrived; until then they are in `out`.cache.jsonl.
 
-    With the chat template `none` the prompt is sent as plain text to the completions interface. If no answer could be
-    obtained, `response` is null and `problem` says why. Returns the client's counts, and `failed`.
+    With the chat template `none` the prompt is sent as plain text to the completions interface. If a call failed for
+    good, `response` is null and `problem` says why. Returns the client's counts, and `failed`.
     """
     path = pathlib.Path(out)
     samples = [(prompt, number) for prompt in prompts for number in range(settings.n)]
@@ -38,19 +39,14 @@ def ask_file(
         )
         for prompt, number in samples
     ]
-    cache = ReplyCache(path.with_name(path.name + ".cache.jsonl"))
-    client = Client(endpoint, cache)
-    lines: list[JsonObject] = [{} for _ in samples]
-    try:
-        for place, reply in client.ask_all(bodies):
-            line = {**samples[place][0].fields, "response": reply.text, "finish_reason": reply.finish_reason}
-            line["system"] = endpoint.model
+    lines: list[JsonObject] = [{**prompt.fields} for prompt, _ in samples]
+    with contextlib.closing(ReplyCache(path.with_name(path.name + ".cache.jsonl"))) as cache:
+        client = Client(endpoint, cache)
+        for number, reply in client.ask_all(bodies):
+            lines[number] |= {"response": reply.text, "finish_reason": reply.finish_reason, "system": endpoint.model}
             if reply.text is None:
-                line["problem"] = reply.problem
-            lines[place] = line
+                lines[number]["problem"] = reply.problem
             progress()
-    finally:
-        cache.close()
     with writing("--out", path):
         write_lines(path, lines)
     return {**client.counts, "failed": sum(line["response"] is None for line in lines)}

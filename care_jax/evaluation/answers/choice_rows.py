@@ -30,7 +30,7 @@ class EncodedItem:
 
 
 class Predictor(NamedTuple):
-    """The token of a block whose hidden state predicts a target. branch: -1 is the stem."""
+    """The place in a block of the token whose hidden state predicts a target. branch: -1 is the stem."""
 
     branch: int
     offset: int
@@ -109,28 +109,21 @@ def find_families(items: Sequence[EncodedItem]) -> list[Family]:
     alone = [number for number, item in enumerate(items) if any(len(choice) > 1 for choice in item.choices)]
     families = [Family([number], 0) for number in alone]
     rest = sorted(set(range(len(items))) - set(alone), key=lambda number: items[number].prompt)
-    members: list[int] = []
-    shared = 0
-
-    def close() -> None:
-        if members:
-            families.append(Family(members, shared if len(members) > 1 else 0))
-
+    groups: list[Family] = []
     for number in rest:
         prompt = items[number].prompt
-        if members:
+        if groups:
+            members, shared = groups[-1]
             # Every branch keeps at least one token: the one that predicts.
             most = min(shared, len(prompt) - 1)
             first = items[members[0]].prompt
             alike = next((at for at in range(most) if prompt[at] != first[at]), most)
             if alike >= max(_MIN_SHARED, shared / 2, len(prompt) / 2):
                 members.append(number)
-                shared = alike
+                groups[-1] = Family(members, alike)
                 continue
-        close()
-        members, shared = [number], len(prompt) - 1
-    close()
-    return families
+        groups.append(Family([number], len(prompt) - 1))
+    return families + [Family(members, shared if len(members) > 1 else 0) for members, shared in groups]
 
 
 def make_blocks(items: Sequence[EncodedItem], families: Sequence[Family], width: int) -> list[Block]:
@@ -148,7 +141,7 @@ def make_blocks(items: Sequence[EncodedItem], families: Sequence[Family], width:
 
 
 def _single_block(item: EncodedItem, number: int) -> Block:
-    """The prompt is the stem, and the tokens of each choice are a branch."""
+    """Returns a block whose stem is the prompt; the tokens of each choice are a branch."""
     end = Predictor(-1, len(item.prompt) - 1)
     choices = tuple(
         ScoredChoice(number, choice, (end, *(Predictor(branch, offset) for offset in range(len(choice) - 1))))
@@ -158,7 +151,7 @@ def _single_block(item: EncodedItem, number: int) -> Block:
 
 
 def _shared_blocks(items: Sequence[EncodedItem], numbers: Sequence[int], shared: int, width: int) -> list[Block]:
-    """The shared beginning is the stem, and the rest of each prompt is a branch, whose last token predicts."""
+    """Returns blocks whose stem is the shared beginning; the rest of a prompt is a branch. Its last token predicts."""
     stem, waiting = items[numbers[0]].prompt[:shared], collections.deque(numbers)
     blocks = []
     while waiting:

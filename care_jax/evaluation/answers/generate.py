@@ -21,7 +21,7 @@ from care_jax.evaluation.answers.progress import progress_bar
 from care_jax.evaluation.answers.prompts import GenerationSettings, PromptRow
 from care_jax.evaluation.model import LoadedModel
 from care_jax.models import sampling
-from care_jax.textfiles import JsonObject, dump_line, writing
+from care_jax.textfiles import JsonObject, complete_lines, dump_line, writing
 
 
 def generate_file(
@@ -109,18 +109,11 @@ def stop_ids(opened: LoadedModel, template: str = "model") -> tuple[int, ...]:
 
 def _count_written(path: pathlib.Path, prompts: Sequence[PromptRow], n: int, system: str) -> int:
     """Returns how many of the answers `path` holds, and cuts off an incomplete last line."""
+    count = 0
     with writing("--out", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+") as file:
-            file.seek(0)
-            end = count = 0
-            for raw in file:
-                if not raw.endswith(b"\n"):
-                    break
-                _check_line(f"{path} (line {count + 1})", raw, prompts, count // n, system)
-                count += 1
-                end += len(raw)
-            file.truncate(end)
+        for line in complete_lines(path):
+            _check_line(f"{path} (line {count + 1})", line, prompts, count // n, system)
+            count += 1
     return count
 
 
@@ -136,10 +129,9 @@ def _check_line(place: str, raw: bytes, prompts: Sequence[PromptRow], number: in
     answer = line if isinstance(line, dict) else {}
     if answer.get("system") != system:
         raise UserError(f"{place}: found an answer of {answer.get('system')!r}, expected {system!r}; {advice}")
-    added = ("response", "finish_reason", "system")
     prompt = json.loads(dump_line(prompts[number].fields))
     written, expected = (
-        json.dumps({key: value for key, value in fields.items() if key not in added}, sort_keys=True)
+        json.dumps({**fields, "response": None, "finish_reason": None, "system": None}, sort_keys=True)
         for fields in (answer, prompt)
     )
     if written != expected:

@@ -1,6 +1,5 @@
 """`care-jax generate --task translate`: translates questions into English, for `translations:`. Imports no jax."""
 
-import os
 import pathlib
 from collections import Counter
 
@@ -8,6 +7,7 @@ from care_jax.data.questions import culture_id, parse_culture, question_key
 from care_jax.data.readers.rated import user_turn
 from care_jax.data.rows import fields as f
 from care_jax.data.rows.report import Report
+from care_jax.data.rows.row import Row
 from care_jax.data.rows.table import open_table
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.prompts import PromptRow
@@ -26,42 +26,41 @@ def read_untranslated(path: str, limit: int | None = None) -> tuple[list[PromptR
     The fields of a prompt are `question` and, if the row has it, `culture`. Raises UserError if nothing is left.
     """
     report = Report()
-    table = open_table(path, _FIELDS, report=report)
     prompts: list[PromptRow] = []
     seen: set[str] = set()
-    for row, values in table:
-        if limit is not None and len(prompts) == limit:
-            break
-        try:
-            f.need(values, "question")
-            question = f.text(values["question"], "question", "empty_question")
-            culture = f.optional_text(values.get("culture"), "culture")
-            translated = f.optional_text(values.get("translated"), "translated")
-        except f.BadField as bad:
-            table.drop(row, bad)
-            continue
+    for number, question, culture, translated in open_table(path, _FIELDS, report=report).parse(_parse):
         key = question_key(question, (parse_culture(culture)[1] or culture_id(culture)) if culture else None)
         if translated is None and key not in seen:
-            about = {"question": question} | ({} if culture is None else {"culture": culture})
-            prompts.append(PromptRow(row.number, about, user_turn(_PROMPT + question)))
+            fields = {"question": question} | ({} if culture is None else {"culture": culture})
+            prompts.append(PromptRow(number, fields, user_turn(_PROMPT + question)))
+            if len(prompts) == limit:
+                break
         seen.add(key)
     if not prompts:
         raise UserError(f"{path}: all {len(seen)} questions have an English translation: nothing to translate")
     return prompts, report.dropped
 
 
-def write_translations(answers: str | os.PathLike[str], out: str | os.PathLike[str]) -> tuple[int, int]:
+def _parse(row: Row, values: JsonObject) -> tuple[int, str, str | None, str | None]:
+    """Returns the row's number, question, culture and translated question."""
+    f.need(values, "question")
+    question = f.text(values["question"], "question", "empty_question")
+    culture, translated = (f.optional_text(values.get(name), name) for name in ("culture", "translated"))
+    return row.number, question, culture, translated
+
+
+def write_translations(answers: str, out: str) -> tuple[int, int]:
     """Writes `question`, `culture`, `translated_question`, `system` of every answer; returns (written, left out).
 
     An answer is left out if it failed, is blank, or was cut off at the maximum of tokens.
     """
-    translations: list[JsonObject] = []
     lines = read_lines(pathlib.Path(answers))
+    translations: list[JsonObject] = []
     for line in lines:
         english = (line["response"] or "").strip()
         if english and line["finish_reason"] != "length":
-            about: JsonObject = {name: line[name] for name in ("question", "culture") if name in line}
-            translations.append(about | {"translated_question": english, "system": line["system"]})
-    with writing("--out", os.fspath(out)):
+            fields: JsonObject = {name: line[name] for name in ("question", "culture") if name in line}
+            translations.append(fields | {"translated_question": english, "system": line["system"]})
+    with writing("--out", out):
         write_lines(pathlib.Path(out), translations)
     return len(translations), len(lines) - len(translations)

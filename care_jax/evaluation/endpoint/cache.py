@@ -1,4 +1,4 @@
-"""Replies of an endpoint, kept in a file by the content of the request, so that nothing is asked twice."""
+"""Replies of an endpoint or model, cached in a file by the content of the request, so that none is asked for twice."""
 
 import hashlib
 import json
@@ -7,11 +7,11 @@ import threading
 from collections.abc import Mapping
 
 from care_jax.errors import UserError
-from care_jax.textfiles import JsonObject, writing
+from care_jax.textfiles import JsonObject, complete_lines, writing
 
 
 def content_key(body: Mapping[str, object], attempt: int = 0) -> str:
-    """Returns a SHA-256 of everything that decides a reply: the body with the model, and the number of the attempt."""
+    """Returns a SHA-256 of what a reply depends on: the body, which names the model, and the number of the attempt."""
     text = json.dumps([body, attempt], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -25,35 +25,22 @@ class ReplyCache:
         self._file = None
         if path is None:
             return
-        place = pathlib.Path(path)
-        with writing("the cache of replies", place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            self._load(place)
-            self._file = open(place, "a", encoding="utf-8")  # noqa: SIM115  # stays open until close()
-
-    def _load(self, path: pathlib.Path) -> None:
-        """Reads the complete lines and cuts off an incomplete last one."""
-        with open(path, "ab+") as file:
-            file.seek(0)
-            end = 0
-            for raw in file:
-                if not raw.endswith(b"\n"):
-                    break
+        path = pathlib.Path(path)
+        with writing("the cache of replies", path):
+            for raw in complete_lines(path):
                 try:
                     line = json.loads(raw)
                     self._replies[line["key"]] = line
                 except (ValueError, KeyError, TypeError) as error:
                     raise UserError(f"{path}: not a cache of replies: {error}; remove it, or name another") from None
-                end += len(raw)
-            file.truncate(end)
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # stays open until close()
 
     def get(self, key: str) -> JsonObject | None:
         return self._replies.get(key)
 
     def put(self, key: str, value: Mapping[str, object]) -> None:
         with self._lock:
-            line = {"key": key, **value}
-            self._replies[key] = line
+            self._replies[key] = line = {"key": key, **value}
             if self._file is not None:
                 self._file.write(json.dumps(line) + "\n")
                 self._file.flush()

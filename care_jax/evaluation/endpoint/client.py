@@ -58,7 +58,7 @@ class Client:
         last reply is returned. If the iteration ends early, it waits for the running calls, whose replies are cached.
         """
         # An interrupt may be raised anywhere in the main thread. Inside concurrent.futures.wait or Thread.start it
-        # would leave locks held for ever that the workers need: so bare threads, and queues that are one call each.
+        # would leave locks locked that the workers need. So here are bare threads, and queues whose methods are atomic.
         self._stopped = False
         todo: queue.SimpleQueue[tuple[int, Mapping[str, object]]] = queue.SimpleQueue()
         arrived: queue.SimpleQueue[tuple[int, Reply | Exception]] = queue.SimpleQueue()
@@ -130,13 +130,11 @@ class Client:
                 self._count(problem.split(":")[0])
                 if not failure.again:
                     return Reply(None, problem=problem)
-                # Random jitter, doubling, at most a minute. A pause that the server asks for holds for all threads.
-                pause = random.uniform(0.5, 1.0) * min(60.0, self.endpoint.backoff * 2**number)
-                if failure.after is not None:
+                if failure.after is not None:  # all threads wait
                     with self._lock:
                         self._not_before = max(self._not_before, time.monotonic() + failure.after)
-                elif number < self.endpoint.retries:
-                    self._sleep(pause)
+                elif number < self.endpoint.retries:  # at most a minute, with a random part
+                    self._sleep(random.uniform(0.5, 1.0) * min(60.0, self.endpoint.backoff * 2**number))
         return Reply(None, problem=problem)
 
     def _count(self, name: str) -> None:

@@ -1,5 +1,6 @@
 """HTTP to an OpenAI-compatible endpoint: request bodies, one call, its errors, its reply. Standard library only."""
 
+import contextlib
 import datetime
 import email.message
 import email.utils
@@ -18,12 +19,12 @@ from care_jax.textfiles import JsonObject
 
 Messages = Sequence[Mapping[str, str]]
 
-_LARGEST = 64 * 2**20  # bytes of a reply: far above any chat completion
+_MAX_BYTES = 64 * 2**20  # of a reply: far above any chat completion
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One reply. text: None if every call failed; `problem` then says how the last one failed."""
+    """One reply. text: None if every call failed. problem: how the last call failed."""
 
     text: str | None
     finish_reason: str | None = None
@@ -84,14 +85,12 @@ def fetch(request: urllib.request.Request, timeout: float) -> JsonObject:
             raw = _read_body(response, time.monotonic() + timeout)
     except urllib.error.HTTPError as error:
         raise _http_error(request.full_url, error) from None
-    except TimeoutError:
-        raise CallFailed("time out", True) from None
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError):
+    except (OSError, http.client.HTTPException) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else None
+        if isinstance(error, TimeoutError) or isinstance(reason, TimeoutError):
             raise CallFailed("time out", True) from None
-        raise CallFailed(f"no connection: {error.reason}", True) from None
-    except (ConnectionError, http.client.HTTPException, OSError) as error:
-        raise CallFailed(f"connection broken: {error!r}", True) from None
+        problem = f"connection broken: {error!r}" if reason is None else f"no connection: {reason}"
+        raise CallFailed(problem, True) from None
     try:
         value = json.loads(raw)
     except ValueError:
@@ -114,21 +113,21 @@ def parse_reply(value: JsonObject) -> Reply:
 
 
 def _read_body(response: http.client.HTTPResponse, deadline: float) -> bytes:
-    """Reads the complete body. The deadline stops a slow trickle: the time limit of urllib is for each piece."""
+    """Reads the complete body. urllib limits the time of each piece; the deadline ends a slow stream of pieces."""
     body = bytearray()
     while part := response.read1(1 << 16):
         body += part
         if time.monotonic() > deadline:
             raise TimeoutError
-        if len(body) > _LARGEST:
-            raise http.client.HTTPException(f"a reply of more than {_LARGEST} bytes")
+        if len(body) > _MAX_BYTES:
+            raise http.client.HTTPException(f"a reply of more than {_MAX_BYTES} bytes")
     if response.length:
         raise http.client.IncompleteRead(bytes(body[-32:]), response.length)
     return bytes(body)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: urllib would send the key to whatever host and scheme the reply names."""
+    """Follows no redirect, since urllib would send the key to the host that the reply names, whatever it is."""
 
     def redirect_request(self, *_: object) -> None:
         return None
@@ -162,12 +161,9 @@ def retry_after(headers: Mapping[str, str] | email.message.Message | None) -> fl
     value = headers.get("Retry-After") if headers is not None else None
     if value is None:
         return None
-    try:
+    with contextlib.suppress(ValueError):
         return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        date = email.utils.parsedate_to_datetime(value)
-    except (TypeError, ValueError):
-        return None
-    return max(0.0, (date - datetime.datetime.now(datetime.UTC)).total_seconds())
+    with contextlib.suppress(TypeError, ValueError):  # not a date, or one without a time zone
+        wait = email.utils.parsedate_to_datetime(value) - datetime.datetime.now(datetime.UTC)
+        return max(0.0, wait.total_seconds())
+    return None

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from care_jax.evaluation.report.tables import ALL, Cell, Report
+from care_jax.evaluation.report.tables import ALL, Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,29 +72,20 @@ def _bars(report: Report, task: str, path: pathlib.Path) -> pathlib.Path:
     width = 0.8 / len(report.systems)
     for number, system in enumerate(report.systems):
         shift = (number - (len(report.systems) - 1) / 2) * width
-        cells = [(place + shift, report.cell(task, "macro", system, name, ALL)) for place, name in enumerate(cultures)]
-        bars = [(centre, cell) for centre, cell in cells if cell is not None]
-        axes.bar([centre for centre, _ in bars], [cell.value for _, cell in bars], width * 0.92, label=system)
-        with_limits = [(centre, cell) for centre, cell in bars if cell.low is not None]
-        axes.errorbar(
-            [centre for centre, _ in with_limits],
-            [cell.value for _, cell in with_limits],
-            yerr=[
-                [_distance(cell, cell.low) for _, cell in with_limits],
-                [_distance(cell, cell.high) for _, cell in with_limits],
-            ],
-            fmt="none",
-            ecolor="black",
-            capsize=3,
-            linewidth=1,
-        )
+        cells = {place + shift: report.cell(task, "macro", system, name, ALL) for place, name in enumerate(cultures)}
+        bars = [(x, cell.value) for x, cell in cells.items() if cell is not None]
+        axes.bar([x for x, _ in bars], [value for _, value in bars], width * 0.92, label=system)
+        limits = [
+            (x, cell.value, abs(cell.low - cell.value), abs(cell.high - cell.value))
+            for x, cell in cells.items()
+            if cell is not None and cell.low is not None and cell.high is not None
+        ]
+        if limits:
+            x, values, below, above = zip(*limits)
+            axes.errorbar(x, values, yerr=[below, above], fmt="none", ecolor="black", capsize=3, linewidth=1)
     axes.set_xticks(range(len(cultures)), cultures)
     axes.set_ylabel("macro average, 95 % interval")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(task)
     figure.legend(loc="outside lower center", ncols=min(4, len(report.systems)), frameon=False)
     return save(figure, path)
-
-
-def _distance(cell: Cell, limit: float | None) -> float:
-    return 0.0 if limit is None else abs(limit - cell.value)

@@ -71,7 +71,7 @@ def make_report(records: Sequence[Record], base: str | None = None) -> Report:
     if base is not None and base not in systems:
         raise UserError(f"--base: found {base!r}{nearest(base, systems)}, expected one of {', '.join(systems)}")
     if base is not None:
-        systems = [base, *(system for system in systems if system != base)]
+        systems.insert(0, systems.pop(systems.index(base)))
     report = Report([], tasks, systems, base, {}, {})
     for task in tasks:
         of_task = [record for record in records if record.task == task]
@@ -79,11 +79,8 @@ def make_report(records: Sequence[Record], base: str | None = None) -> Report:
         report.categories[task] = sorted({record.category for record in of_task}, key=_category_order)
         values = {system: _values(record for record in of_task if record.system == system) for system in systems}
         for system in systems:
-            failed = Counter(
-                Group(record.culture, record.category)
-                for record in of_task
-                if record.system == system and record.value is None
-            )
+            unrated = [record for record in of_task if record.system == system and record.value is None]
+            failed = Counter(Group(record.culture, record.category) for record in unrated)
             report.cells.extend(_means(task, system, values[system], failed))
         for system in systems:
             if base is not None and system != base:
