@@ -1,7 +1,6 @@
 """Counts what was read and lists what was dropped, where and why."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections import Counter
@@ -12,7 +11,7 @@ from care_jax.data.preferences import POLICIES, PairPolicy, question_pairs
 from care_jax.data.questions import Question, Response
 from care_jax.data.rows.row import Row
 from care_jax.errors import UserError
-from care_jax.textfiles import JsonObject, write_lines, write_whole
+from care_jax.textfiles import JsonObject, write_json, write_lines
 
 REASONS = (
     "unreadable",
@@ -122,6 +121,6 @@ def write_report(folder: str | os.PathLike[str], reports: Sequence[Report]) -> J
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     account = merge(reports)
-    write_whole(path / "data_report.json", json.dumps(account, ensure_ascii=False, indent=2) + "\n")
+    write_json(path / "data_report.json", account, indent=2)
     write_lines(path / "rejected_rows.jsonl", (entry for report in reports for entry in report.rejected))
     return account

@@ -1,7 +1,6 @@
 """Writes a Hugging Face folder, which transformers 4 and 5 load, and whatever else reads safetensors."""
 
 import contextlib
-import json
 import os
 import pathlib
 import shutil
@@ -20,6 +19,7 @@ from care_jax.models import arch as arch_lib
 from care_jax.models.arch import Arch, Params, Weight
 from care_jax.models.decoder import Decoder
 from care_jax.models.families.registry import write_config
+from care_jax.textfiles import write_json
 
 SHARD_BYTES = 5_000_000_000
 
@@ -82,8 +82,7 @@ def save_pretrained(
                     shutil.copyfile(pathlib.Path(source or "") / name, aside / name)
             if tokenizer is not None:
                 tokenizer.save_pretrained(aside)
-            text = json.dumps(write_config(model.arch, dtype), indent=2, ensure_ascii=False) + "\n"
-            (aside / "config.json").write_text(text, encoding="utf-8")
+            write_json(aside / "config.json", write_config(model.arch, dtype), indent=2)
 
 
 @contextlib.contextmanager
@@ -149,7 +148,7 @@ def write_weights(folder: pathlib.Path, model: Decoder, params: Params, shard_by
             save_file(arrays, folder / name, metadata={"format": "pt"})
     if len(shards) > 1 and is_writer():
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        write_json(folder / "model.safetensors.index.json", index, indent=2)
     return dtype.name
 
 

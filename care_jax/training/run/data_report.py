@@ -13,7 +13,7 @@ from care_jax.data.preferences import Unit
 from care_jax.data.questions import Question
 from care_jax.data.rows.report import write_report
 from care_jax.distributed import is_writer
-from care_jax.textfiles import JsonObject, write_whole
+from care_jax.textfiles import JsonObject, write_json
 
 _REPORT = "data_report.json"
 
@@ -60,7 +60,7 @@ def add_labels(folder: pathlib.Path, labels: JsonObject) -> None:
     if is_writer():
         path = folder / _REPORT
         report = json.loads(path.read_text(encoding="utf-8")) | {"labels": labels}
-        write_whole(path, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+        write_json(path, report, indent=2)
 
 
 def labels_text(labels: JsonObject | None) -> str:
