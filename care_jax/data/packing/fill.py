@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int, Int64
 from care_jax.data.corpus import Corpus, ragged
 from care_jax.data.packing.batch import Batch
 from care_jax.data.packing.plans import StepPlan
-from care_jax.data.packing.positions import Responses
+from care_jax.data.packing.positions import Responses, Segments
 
 # From questions [n] and response ids [n] to reference logps [n].
 RefLogps = Callable[[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]], Float32[np.ndarray, " n"]]
@@ -36,7 +36,8 @@ def fill(
         raise ValueError(f"{end - first} microbatches do not fit a batch of {size}")
     low, high, _ = (rows or slice(None)).indices(plan.shape.rows)
     arrays = dataclasses.replace(plan.shape, rows=high - low, microbatches=size).padding_arrays()
-    _fill_rows(arrays, plan, corpus, first, end, low, high)
+    in_batch = _within(plan.segments.microbatch, first, end)
+    _fill_rows(arrays, plan.segments[in_batch & _within(plan.segments.row, low, high)], corpus, first, low)
     responses = plan.responses[_within(plan.responses.microbatch, first, end)]
     _fill_completions(arrays, responses, first)
     _fill_responses(arrays, responses, corpus, first, ref_logps)
@@ -48,13 +49,11 @@ def fill(
     )
 
 
-def _fill_rows(arrays: _Arrays, plan: StepPlan, corpus: Corpus, first: int, end: int, low: int, high: int) -> None:
-    """Fills tokens, positions, segment_ids, prompt_segment_ids [microbatches, own rows, R]; low, high: those rows."""
-    segments = plan.segments
-    segments = segments[_within(segments.microbatch, first, end) & _within(segments.row, low, high)]
+def _fill_rows(arrays: _Arrays, segments: Segments, corpus: Corpus, first: int, low: int) -> None:
+    """Fills tokens, positions, segment_ids, prompt_segment_ids [microbatches, rows from `low`, R]."""
+    _, rows, row_length = arrays["tokens"].shape
     length = segments.length
-    row = (segments.microbatch - first) * (high - low) + segments.row - low
-    start = row * plan.shape.row_length + segments.column
+    start = ((segments.microbatch - first) * rows + segments.row - low) * row_length + segments.column
     tokens = arrays["tokens"].reshape(-1)
     prompts = segments.question >= 0
     tokens[ragged(start[prompts], length[prompts])] = corpus.gather_prompts(segments.question[prompts])
