@@ -45,12 +45,15 @@ class State:
     opt_state: Any
 
     def variables(self) -> Variables:
+        """Returns what `model.apply` takes."""
         return {"params": self.params} if self.lora is None else {"params": self.params, "lora": self.lora}
 
     def trainable(self) -> Params:
+        """Returns the trained weights: all, or the adapters."""
         return self.params if self.lora is None else self.lora
 
     def with_trainable(self, trained: Params, **changes: Any) -> "State":
+        """Returns the state with other trained weights, and with other fields by name."""
         return dataclasses.replace(self, **{"params" if self.lora is None else "lora": trained}, **changes)
 
 

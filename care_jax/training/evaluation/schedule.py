@@ -5,7 +5,7 @@ import time
 
 from care_jax.config import steps_of
 from care_jax.distributed import is_writer
-from care_jax.textfiles import JsonObject, dump_line, read_lines, write_whole
+from care_jax.textfiles import JsonObject, read_lines, write_lines
 from care_jax.training.context import RunContext
 from care_jax.training.data import RunData
 from care_jax.training.evaluation import held_out
@@ -78,4 +78,4 @@ def _write(path: pathlib.Path, step: int, lines: list[JsonObject]) -> None:
     if is_writer():
         kept = [line for line in read_lines(path) if line["step"] != step and step != 0]
         new = [{"step": step, **{name: json_value(value) for name, value in line.items()}} for line in lines]
-        write_whole(path, "".join(dump_line(line) for line in [*kept, *new]))
+        write_lines(path, [*kept, *new])
