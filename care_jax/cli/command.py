@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 else:
     Subparsers = argparse._SubParsersAction
 
-PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
-
 
 def command(
     commands: Subparsers, name: str, run: Callable[[argparse.Namespace], int], summary: str, more: str = ""
@@ -45,6 +43,12 @@ def require_at_least(*options: tuple[str, int | float | None, int | float]) -> N
     for option, value, minimum in options:
         if value is not None and not value >= minimum:
             raise UserError(f"{option}: found {value}, expected at least {minimum:g}")
+
+
+def check_picture(path: str | None) -> None:
+    """Raises UserError if the file of --plot does not have the suffix of a picture."""
+    if path is not None and not path.lower().endswith((".png", ".pdf", ".svg")):
+        raise UserError(f"--plot: found {path!r}, expected a file ending in .png, .pdf, .svg")
 
 
 def open_endpoint(arguments: argparse.Namespace, model: str | None) -> Endpoint:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from care_jax.cli.command import PICTURE_SUFFIXES, Subparsers, command
+from care_jax.cli.command import Subparsers, check_picture, command
 from care_jax.errors import LEAKAGE, MISTAKE, UserError
 from care_jax.textfiles import write_lines, writing
 
@@ -177,8 +177,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from care_jax.data.curation import inspect as inspection
 
-    if arguments.plot and pathlib.Path(arguments.plot).suffix.lower() not in PICTURE_SUFFIXES:
-        raise UserError(f"--plot: found {arguments.plot!r}, expected a file ending in {', '.join(PICTURE_SUFFIXES)}")
+    check_picture(arguments.plot)
     report = _read(arguments, arguments.data).report
     if arguments.plot:
         with writing("--plot", arguments.plot):

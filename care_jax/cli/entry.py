@@ -9,13 +9,14 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from care_jax import __version__
 from care_jax.cli import data, evaluate, losses, models, plan, study, train
 from care_jax.errors import ENDED_BY_USER, FAILED, INTERRUPTED, LEAKAGE, MISTAKE, Leakage, UserError, nearest
 
-# Less than jax waits at the exit, and long enough for the other processes to report the same mistake.
+# Shorter than jax waits at the exit, and long enough for the other processes to report the same mistake.
 _EXIT_SECONDS = 20.0
 
-# Each adds its commands. What a command runs is imported when it runs, so that --help starts fast.
+# Each of them adds its commands. A command imports what it runs when it runs, so that --help starts fast.
 _PARTS = (train, plan, data, models, evaluate, study, losses)
 
 
@@ -24,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = _run(argv)
     jax = sys.modules.get("jax")
     if status not in (0, INTERRUPTED) and jax is not None and jax.distributed.is_initialized():
-        # At its exit, one of several processes waits for the others. If they wait for it elsewhere, they never arrive,
-        # and jax would abort the process and lose its status.
+        # At its exit, a process waits for the others. If these wait for it elsewhere, they never arrive, and jax would
+        # abort the process and lose its exit status.
         timer = threading.Timer(_EXIT_SECONDS, os._exit, (status,))
         timer.daemon = True
         timer.start()
@@ -41,12 +42,9 @@ def _run(argv: Sequence[str] | None) -> int:
         status = arguments.run(arguments)
         sys.stdout.flush()
         return status
-    except Leakage as leakage:
-        print(f"care-jax: {leakage}", file=sys.stderr)
-        return LEAKAGE
-    except UserError as error:
+    except (Leakage, UserError) as error:
         print(f"care-jax: {error}", file=sys.stderr)
-        return MISTAKE
+        return LEAKAGE if isinstance(error, Leakage) else MISTAKE
     except KeyboardInterrupt:  # before the trainer handles signals, or a second time
         print("care-jax: interrupted", file=sys.stderr)
         return ENDED_BY_USER
@@ -60,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="care-jax", allow_abbrev=False, description="Preference learning about culture, in pure JAX."
     )
-    top.add_argument("--version", action="store_true", help="print the version and exit")
+    top.add_argument("--version", action="version", version=__version__, help="print the version and exit")
     commands = top.add_subparsers(metavar="COMMAND", dest="command")
     for part in _PARTS:
         part.add(commands)
@@ -71,9 +69,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the arguments. Positional arguments may follow an option, which argparse alone does not allow."""
     top = parser()
     arguments, remaining = top.parse_known_args(argv)
-    if arguments.version:
-        arguments.run = _version
-        return arguments
     if not hasattr(arguments, "run"):
         top.print_help(sys.stderr)
         raise SystemExit(MISTAKE)
@@ -85,10 +80,3 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if remaining:
         arguments.rest = [*arguments.rest, *remaining]
     return arguments
-
-
-def _version(arguments: argparse.Namespace) -> int:
-    import care_jax
-
-    print(care_jax.__version__)
-    return 0

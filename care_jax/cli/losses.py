@@ -1,10 +1,9 @@
 """The command `care-jax losses`."""
 
 import argparse
-import pathlib
 import sys
 
-from care_jax.cli.command import PICTURE_SUFFIXES, Subparsers, command
+from care_jax.cli.command import Subparsers, check_picture, command
 from care_jax.errors import UserError
 from care_jax.textfiles import writing
 
@@ -24,9 +23,7 @@ def _losses(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.name is None:
         raise UserError("--plot: found no loss, expected care-jax losses NAME --plot FILE")
-    suffix = pathlib.Path(arguments.plot).suffix.lower()
-    if suffix not in PICTURE_SUFFIXES:
-        raise UserError(f"--plot: found {arguments.plot!r}, expected a file ending in {', '.join(PICTURE_SUFFIXES)}")
+    check_picture(arguments.plot)
     with writing("--plot", arguments.plot):
         print(catalog.draw(arguments.name, arguments.plot))
     return 0

@@ -141,7 +141,7 @@ def _answer_batch(
     return jax.lax.while_loop(unfinished, step, state)[3]
 
 
-def _spread(x: np.ndarray, mesh: Mesh | None) -> jax.Array:
+def spread_rows(x: np.ndarray, mesh: Mesh | None) -> jax.Array:
     """Spreads the rows of a host array over the mesh; every process has the same array and keeps its own rows."""
     if mesh is None:
         return jnp.asarray(x)
@@ -195,7 +195,7 @@ def generate(
             tokens[i, : len(row)] = row
             lengths[i] = len(row)
             row_seeds[i] = seed_of[start + i]
-        arrays = tuple(_spread(x, mesh) for x in (tokens, lengths, row_seeds))
+        arrays = tuple(spread_rows(x, mesh) for x in (tokens, lengths, row_seeds))
         with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
             out = _answer_batch(
                 model,

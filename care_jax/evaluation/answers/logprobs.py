@@ -1,5 +1,6 @@
 """Log-probabilities of choices after a prompt, for many prompts at once."""
 
+import contextlib
 import functools
 import pathlib
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from care_jax import logps, sharding
+from care_jax import logps
 from care_jax.data import chat
 from care_jax.data.chat import Tokenizer
 from care_jax.data.readers.rated import user_turn
@@ -23,6 +24,7 @@ from care_jax.evaluation.items import Item
 from care_jax.evaluation.model import LoadedModel
 from care_jax.models.arch import Params
 from care_jax.models.decoder import Decoder, head_weight
+from care_jax.models.sampling import spread_rows
 from care_jax.textfiles import write_lines
 
 
@@ -42,8 +44,8 @@ def score_file(
     lines = []
     for item, values in zip(items, scores, strict=True):
         best = max(range(len(values)), key=values.__getitem__)
-        about = {"logps": values, "response": item.letters[best], "system": opened.name}
-        lines.append({**item_fields(item, task), **about})
+        answer = {"logps": values, "response": item.letters[best], "system": opened.name}
+        lines.append({**item_fields(item, task), **answer})
     if is_writer():
         write_lines(out, lines)
 
@@ -99,11 +101,10 @@ def score_items(
     for start in range(0, len(plan.rows), plan.batch_size):
         rows = plan.rows[start : start + plan.batch_size]
         arrays = fill_rows(rows, plan.batch_size, plan.width, plan.capacity)
-        if mesh is None:
-            values = _target_logps(model, params, jax.tree.map(jnp.asarray, arrays))
-        else:
-            with jax.set_mesh(mesh):
-                values = _target_logps(model, params, RowArrays(*(_shard_rows(array, mesh) for array in arrays)))
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            values = _target_logps(
+                model, params, RowArrays(*(spread_rows(np.asarray(array), mesh) for array in arrays))
+            )
         for row, row_values in zip(rows, np.asarray(to_host(values))):
             slot = 0
             for choice in (choice for block in row for choice in block.choices):
@@ -113,14 +114,9 @@ def score_items(
     return scores
 
 
-def _shard_rows(x: np.ndarray | jax.Array, mesh: Mesh) -> jax.Array:
-    placed = sharding.sharding(mesh, ("rows", None), x.shape, "evaluate: rows")
-    return jax.make_array_from_callback(x.shape, placed, lambda index: x[index])
-
-
 @functools.partial(jax.jit, static_argnames=("model",))
 def _target_logps(model: Decoder, params: Params, rows: RowArrays) -> Float[Array, "B C"]:
-    """log p(target | what the token at its place sees), for the C targets of each row."""
+    """Returns log p(target | what the token at its place sees) of the C targets of each row."""
     places, targets = jnp.asarray(rows.places), jnp.asarray(rows.targets)
     hidden = model.apply({"params": params}, rows.tokens, rows.positions, rows.segments, rows.prompts, method="hidden")
     chosen = jnp.take_along_axis(jnp.asarray(hidden), places[:, :, None], axis=1)

@@ -110,7 +110,7 @@ class Client:
         stored = self.cache.get(key)
         if stored is not None:
             self._count("from the cache")
-            return Reply(stored["text"], stored.get("finish_reason"), cached=True)
+            return Reply(stored["text"], stored.get("finish_reason"))
         reply = self._call(body)
         if reply.text is not None:
             self.cache.put(key, {"text": reply.text, "finish_reason": reply.finish_reason})

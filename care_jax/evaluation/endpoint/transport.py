@@ -29,7 +29,6 @@ class Reply:
     text: str | None
     finish_reason: str | None = None
     problem: str = ""
-    cached: bool = False
 
 
 class CallFailed(Exception):

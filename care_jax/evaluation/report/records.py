@@ -33,8 +33,7 @@ class Record:
     judgement: str
     judge: str
     language: str
-    id: str = ""
-    missing: bool = False
+    id: str
 
 
 def load_records(paths: Sequence[str]) -> list[Record]:
@@ -93,7 +92,6 @@ def _record(row: JsonObject, values: JsonObject, name: str) -> Record:
         judge=str(row.get("judge") or ""),
         language=detect_language(str(response or "")),
         id=str(row.get("id") or ""),
-        missing=row.get("status") == "missing" or row.get("judge_failed") == "no response",
     )
 
 
