@@ -1,6 +1,6 @@
 """The entry point: results on stdout, progress and errors on stderr, one message for a user's mistake.
 
-Exit status: 0 done; 1 failure; 2 a mistake in what the user gave; 3 leakage found; 75 interrupted and saved, run again.
+Exit status: 0 done; 1 failure; 2 a mistake of the user; 3 leakage found; 75 interrupted and saved, run again.
 """
 
 import argparse

@@ -71,7 +71,7 @@ def _check(arguments: argparse.Namespace) -> None:
             "--answers-in F"
         )
     if by_files and arguments.base_url is not None:
-        raise UserError("--base-url: found it with --requests-out or --answers-in, which ask no endpoint: leave it out")
+        raise UserError("--base-url: leave it out with --requests-out or --answers-in, which call no endpoint")
     if arguments.out is None and not arguments.dry_run and (arguments.answers_in or not by_files):
         raise UserError("--out: expected a file for the rated answers")
     source = pathlib.Path(arguments.responses).expanduser().resolve()
@@ -96,10 +96,10 @@ def _write_requests(arguments: argparse.Namespace, jobs: list[Job]) -> int:
 
 
 def _read_answers(arguments: argparse.Namespace, jobs: list[Job]) -> list[Judgement]:
-    """Returns the judgements in --answers-in; writes requests for what has no rating yet to --requests-out."""
-    judgements, strangers = judges.judge_by_files(jobs, arguments.answers_in)
-    if strangers:
-        print(f"care-jax: {strangers} answers belong to no row of {arguments.responses}", file=sys.stderr)
+    """Returns the judgements in --answers-in; writes requests for answers without a rating to --requests-out."""
+    judgements, unmatched = judges.judge_by_files(jobs, arguments.answers_in)
+    if unmatched:
+        print(f"care-jax: {unmatched} answers belong to no row of {arguments.responses}", file=sys.stderr)
     unrated = [job for job, judgement in zip(jobs, judgements) if judgement.rating is None and job.body is not None]
     if arguments.requests_out is not None and unrated:
         count = _write_requests(arguments, unrated)

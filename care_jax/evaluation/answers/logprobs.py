@@ -101,10 +101,9 @@ def score_items(
     for start in range(0, len(plan.rows), plan.batch_size):
         rows = plan.rows[start : start + plan.batch_size]
         arrays = fill_rows(rows, plan.batch_size, plan.width, plan.capacity)
+        arrays = RowArrays(*(spread_rows(np.asarray(array), mesh) for array in arrays))
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            values = _target_logps(
-                model, params, RowArrays(*(spread_rows(np.asarray(array), mesh) for array in arrays))
-            )
+            values = _target_logps(model, params, arrays)
         for row, row_values in zip(rows, np.asarray(to_host(values))):
             slot = 0
             for choice in (choice for block in row for choice in block.choices):

@@ -39,7 +39,7 @@ class Endpoint:
 
 @dataclass
 class Client:
-    """Asks an endpoint. counts: calls, replies from the cache, and failures by kind, since the client was made."""
+    """Sends requests to an endpoint. counts: calls, replies from the cache, and failures by kind."""
 
     endpoint: Endpoint
     cache: ReplyCache = field(default_factory=lambda: ReplyCache(None))

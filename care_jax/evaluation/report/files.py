@@ -13,7 +13,7 @@ from care_jax.textfiles import JsonObject, markdown_table, write_json, write_who
 
 NOTES = (
     "Intervals: 95 % bootstrap over questions, drawn within each culture and category.",
-    "failed: answers that the judge gave no rating, or that are missing; they are not in the means.",
+    "failed: answers without a rating of the judge, and missing answers; they are not in the means.",
     "Differences are paired over the questions that both systems answered.",
 )
 
@@ -93,18 +93,16 @@ def _with_interval(cell: Cell | None, sign: bool = False) -> str:
 
 
 def table_csv(report: Report) -> str:
-    """Returns all cells as CSV, one per line."""
+    """Returns the cells as CSV, one per line."""
     text = io.StringIO()
-    names = [field.name for field in dataclasses.fields(Cell)]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    for cell in report.cells:
-        writer.writerow(["" if (value := getattr(cell, name)) is None else value for name in names])
+    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Cell)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(dataclasses.asdict, report.cells))
     return text.getvalue()
 
 
 def as_json(report: Report) -> JsonObject:
-    """Returns all cells by task."""
+    """Returns the cells by task, and the names of the systems."""
     return {
         "systems": report.systems,
         "base": report.base,

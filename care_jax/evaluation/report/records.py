@@ -39,7 +39,7 @@ class Record:
 def load_records(paths: Sequence[str]) -> list[Record]:
     """Returns all judged (`rating`) and scored (`score`) lines in the folders or files, one of them per system.
 
-    The system is called by the `system` of its lines. If several paths hold the same name, the folders give the names.
+    A system's name is the `system` of its lines. If several paths hold the same name, the names of their folders count.
     """
     by_path: list[tuple[str, list[Record]]] = []
     for path in paths:
