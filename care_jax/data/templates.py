@@ -35,7 +35,7 @@ def template_text(own: str | Mapping[str, str] | None, template: str) -> str:
     try:
         return pathlib.Path(template).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"chat_template: expected model, none or a jinja file, got {template!r}: {error}") from error
+        raise UserError(f"chat_template: expected model, none or a jinja file, found {template!r}: {error}") from error
 
 
 def insert_date(template: str, date: str | None) -> tuple[str, dict[str, str]]:
@@ -45,7 +45,7 @@ def insert_date(template: str, date: str | None) -> tuple[str, dict[str, str]]:
     try:
         day = datetime.datetime.fromisoformat(date)
     except ValueError as error:
-        raise UserError(f"date: expected YYYY-MM-DD, got {date!r}") from error
+        raise UserError(f"date: expected YYYY-MM-DD, found {date!r}") from error
     # transformers gives a template no function but its own strftime_now, so the date replaces the calls themselves.
     template = re.sub(
         r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: f"{call[1]}{day.strftime(call[2])}{call[1]}", template

@@ -54,7 +54,7 @@ def test_the_text_of_a_template(tmp_path):
     assert template_text(None, "model") == ""
     (tmp_path / "t.jinja").write_text("file")
     assert template_text("a", str(tmp_path / "t.jinja")) == "file"
-    with pytest.raises(UserError, match="expected model, none or a jinja file, got 'absent'"):
+    with pytest.raises(UserError, match="expected model, none or a jinja file, found 'absent'"):
         template_text("a", "absent")
 
 
@@ -62,5 +62,5 @@ def test_the_date_replaces_calls_and_fills_variables():
     assert insert_date("{{ strftime_now('%d %b') }}", "2024-05-06") == ("{{ '06 May' }}", {})
     assert insert_date("{{ date_string }}", "2024-05-06") == ("{{ date_string }}", {"date_string": "06 May 2024"})
     assert insert_date("{{ date_string }}", None) == ("{{ date_string }}", {})
-    with pytest.raises(UserError, match="expected YYYY-MM-DD, got 'today'"):
+    with pytest.raises(UserError, match="expected YYYY-MM-DD, found 'today'"):
         insert_date("", "today")
