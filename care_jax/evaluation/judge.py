@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import SupportsFloat
 
-from care_jax.data.readers.rated import user_turn
+from care_jax.data.questions import user_turn
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.prompts import GenerationSettings, PromptRow
 from care_jax.evaluation.answers.responses import FIELDS, read_answers

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from care_jax.data.questions import category_id
+from care_jax.data.cultures import category_id
 from care_jax.errors import UserError
 from care_jax.evaluation.tasks import parsing
 

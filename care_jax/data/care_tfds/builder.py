@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from care_jax.data import readers
-from care_jax.data.questions import CULTURES, Question, plain_text
+from care_jax.data.cultures import CULTURES
+from care_jax.data.questions import Question, plain_text
 from care_jax.errors import UserError
 from care_jax.textfiles import JsonObject
 

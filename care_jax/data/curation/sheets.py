@@ -16,7 +16,8 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from care_jax.data.questions import parse_category, parse_culture, question_key
+from care_jax.data.cultures import parse_category, parse_culture
+from care_jax.data.questions import question_key
 from care_jax.data.rows import fields
 from care_jax.data.rows.fields import BadField
 from care_jax.data.rows.files import open_rows

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from care_jax.data.questions import Question, Response, culture_id
-from care_jax.data.readers.rated import Groups, Known, assistant_turn, user_turn
+from care_jax.data.cultures import culture_id
+from care_jax.data.questions import Question, Response, assistant_turn, user_turn
+from care_jax.data.readers.rated import Groups, Known
 from care_jax.data.rows import fields
 from care_jax.data.rows.fields import BadField
 from care_jax.data.rows.files import open_rows

@@ -3,18 +3,9 @@
 import re
 from collections.abc import Callable
 
-from care_jax.data.questions import (
-    Content,
-    Question,
-    Response,
-    Stored,
-    category_id,
-    culture_id,
-    culture_language,
-    is_messages,
-    question_key,
-)
-from care_jax.data.readers.rated import Known, assistant_turn
+from care_jax.data.cultures import category_id, culture_id, culture_language
+from care_jax.data.questions import Content, Question, Response, Stored, assistant_turn, is_messages, question_key
+from care_jax.data.readers.rated import Known
 from care_jax.data.rows import fields
 from care_jax.data.rows.fields import BadField
 from care_jax.data.rows.row import Row, shorten

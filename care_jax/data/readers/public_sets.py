@@ -5,17 +5,18 @@ If one row of the input holds several candidates (UltraFeedback, PRISM), each ca
 
 from collections.abc import Mapping
 
+from care_jax.data.cultures import culture_id, culture_language
 from care_jax.data.questions import (
     Content,
     Message,
     Question,
     Response,
-    culture_id,
-    culture_language,
+    assistant_turn,
     plain_text,
     question_key,
+    user_turn,
 )
-from care_jax.data.readers.rated import Groups, Known, assistant_turn, user_turn
+from care_jax.data.readers.rated import Groups, Known
 from care_jax.data.rows import fields
 from care_jax.data.rows.fields import BadField
 from care_jax.data.rows.row import Row, describe

@@ -6,16 +6,15 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from care_jax.data.cultures import culture_language, parse_category, parse_culture
 from care_jax.data.questions import (
     Content,
-    Message,
     Question,
     Response,
-    culture_language,
-    parse_category,
-    parse_culture,
+    assistant_turn,
     plain_text,
     question_key,
+    user_turn,
 )
 from care_jax.data.rows import fields
 from care_jax.data.rows.fields import BadField
@@ -23,17 +22,6 @@ from care_jax.data.rows.report import Report
 from care_jax.data.rows.row import Row, describe
 from care_jax.data.rows.table import Table
 from care_jax.textfiles import JsonObject
-
-
-def user_turn(text: str) -> tuple[Message, ...]:
-    """Returns a question as a conversation of one user message."""
-    return ({"role": "user", "content": text},)
-
-
-def assistant_turn(text: str) -> tuple[Message, ...]:
-    """Returns a response as one assistant message."""
-    return ({"role": "assistant", "content": text},)
-
 
 # What rows say about a question: culture, relation, category, language, reference, translated.
 About: TypeAlias = dict[str, str | None]

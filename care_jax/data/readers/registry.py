@@ -9,19 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from care_jax.data.questions import (
-    RELATIONS,
-    Question,
-    category_id,
-    culture_id,
-    normalise,
-    parse_culture,
-    question_key,
-    register_culture,
-)
+from care_jax.data.cultures import RELATIONS, category_id, culture_id, parse_culture, register_culture
+from care_jax.data.questions import Question, normalise, question_key, user_turn
 from care_jax.data.readers import blend, pairs, rated, token_cache
 from care_jax.data.readers import public_sets as sets
-from care_jax.data.readers.rated import Known, user_turn
+from care_jax.data.readers.rated import Known
 from care_jax.data.rows import fields
 from care_jax.data.rows.files import open_rows
 from care_jax.data.rows.report import Report

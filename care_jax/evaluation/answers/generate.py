@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from care_jax.data import chat
-from care_jax.data.readers.rated import user_turn
+from care_jax.data.questions import user_turn
 from care_jax.distributed import is_writer
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.progress import progress_bar

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from care_jax import logps
 from care_jax.data import chat
 from care_jax.data.chat import Tokenizer
-from care_jax.data.readers.rated import user_turn
+from care_jax.data.questions import user_turn
 from care_jax.distributed import is_writer, to_host
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.choice_rows import EncodedItem, RowArrays, fill_rows, plan_rows

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from care_jax.data.preferences import stable_hash
-from care_jax.data.questions import Content, is_messages
-from care_jax.data.readers.rated import user_turn
+from care_jax.data.questions import Content, is_messages, user_turn
 from care_jax.data.rows import fields as f
 from care_jax.data.rows.report import Report
 from care_jax.data.rows.row import Row

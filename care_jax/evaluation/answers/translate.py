@@ -3,8 +3,8 @@
 import pathlib
 from collections import Counter
 
-from care_jax.data.questions import culture_id, parse_culture, question_key
-from care_jax.data.readers.rated import user_turn
+from care_jax.data.cultures import culture_id, parse_culture
+from care_jax.data.questions import question_key, user_turn
 from care_jax.data.rows import fields as f
 from care_jax.data.rows.report import Report
 from care_jax.data.rows.row import Row

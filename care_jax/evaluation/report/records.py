@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from care_jax.data.questions import normalise, parse_category, parse_culture
+from care_jax.data.cultures import parse_category, parse_culture
+from care_jax.data.questions import normalise
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import FIELDS
 from care_jax.evaluation.language import detect_language

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
-from care_jax.data.questions import CATEGORIES
+from care_jax.data.cultures import CATEGORIES
 from care_jax.errors import UserError, nearest
 from care_jax.evaluation.report.records import Record
 from care_jax.evaluation.statistics import interval, paired_difference

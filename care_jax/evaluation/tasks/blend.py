@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from care_jax.data.questions import culture_id
+from care_jax.data.cultures import culture_id
 from care_jax.data.readers.blend import (
     FILES,
     Entry,

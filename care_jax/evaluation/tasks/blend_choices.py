@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 
-from care_jax.data.questions import culture_id
+from care_jax.data.cultures import culture_id
 from care_jax.data.rows.row import shorten
 from care_jax.data.rows.table import open_table
 from care_jax.errors import UserError

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from care_jax.data.questions import culture_id
+from care_jax.data.cultures import culture_id
 from care_jax.data.rows.row import Row, shorten
 from care_jax.data.rows.table import require_fields
 from care_jax.errors import UserError

@@ -3,7 +3,8 @@
 from collections import Counter
 
 from care_jax.data import readers
-from care_jax.data.questions import culture_id, plain_text
+from care_jax.data.cultures import culture_id
+from care_jax.data.questions import plain_text
 from care_jax.data.rows.table import open_table
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import Answer, Matched

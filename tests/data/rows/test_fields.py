@@ -2,9 +2,7 @@
 
 import pytest
 
-from care_jax.data.questions import (
-    normalise,
-)
+from care_jax.data.questions import normalise
 from care_jax.data.rows import fields
 
 
