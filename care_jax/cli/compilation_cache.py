@@ -11,17 +11,16 @@ VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 def keep_compiled_programs() -> None:
     """Makes this process cache every program that takes a second or more to compile.
 
-    The folder is JAX_COMPILATION_CACHE_DIR, or `cache_folder` if the variable is not set. If it is empty, nothing is
-    cached.
+    The folder is JAX_COMPILATION_CACHE_DIR, or `default_folder` if the variable is not set. Empty: nothing is cached.
     """
     if VARIABLE not in os.environ:
         import jax
 
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+        jax.config.update("jax_compilation_cache_dir", str(default_folder()))
 
 
-def cache_folder() -> pathlib.Path:
-    """Returns the default folder: in the user's cache, one for each kind of processor.
+def default_folder() -> pathlib.Path:
+    """Returns the folder in the user's cache for this kind of processor.
 
     A program compiled for one CPU may not run on another with fewer instructions, and hosts may share a home folder.
     """

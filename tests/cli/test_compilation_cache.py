@@ -17,8 +17,8 @@ def test_the_default_is_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.delenv(compilation_cache.VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compilation_cache.keep_compiled_programs()
-    assert jax.config.jax_compilation_cache_dir == str(compilation_cache.cache_folder())
-    assert compilation_cache.cache_folder().is_relative_to(tmp_path / "care_jax")
+    assert jax.config.jax_compilation_cache_dir == str(compilation_cache.default_folder())
+    assert compilation_cache.default_folder().is_relative_to(tmp_path / "care_jax")
 
 
 @pytest.mark.parametrize("value", ["elsewhere", ""])

@@ -4,7 +4,6 @@ If prompts whose choices are single tokens (option letters) begin alike, as afte
 beginning is in a row once too, followed by the rest of each prompt.
 """
 
-import collections
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -152,21 +151,20 @@ def _single_block(item: EncodedItem, number: int) -> Block:
 
 def _shared_blocks(items: Sequence[EncodedItem], numbers: Sequence[int], shared: int, width: int) -> list[Block]:
     """Returns blocks whose stem is the shared beginning; the rest of a prompt is a branch. Its last token predicts."""
-    stem, waiting = items[numbers[0]].prompt[:shared], collections.deque(numbers)
-    blocks = []
-    while waiting:
-        branches: list[tuple[int, ...]] = []
-        choices: list[ScoredChoice] = []
-        room = width - shared
-        while waiting and (not branches or len(items[waiting[0]].prompt) - shared <= room):
-            number = waiting.popleft()
-            branch = items[number].prompt[shared:]
-            end = Predictor(len(branches), len(branch) - 1)
-            choices += [ScoredChoice(number, choice, (end,)) for choice in items[number].choices]
-            branches.append(branch)
-            room -= len(branch)
-        blocks.append(Block(stem, tuple(branches), tuple(choices)))
-    return blocks
+    parts: list[tuple[list[tuple[int, ...]], list[ScoredChoice]]] = []  # branches and choices of each block
+    room = 0
+    for number in numbers:
+        branch = items[number].prompt[shared:]
+        if not parts or len(branch) > room:
+            parts.append(([], []))
+            room = width - shared
+        branches, choices = parts[-1]
+        end = Predictor(len(branches), len(branch) - 1)
+        choices += [ScoredChoice(number, choice, (end,)) for choice in items[number].choices]
+        branches.append(branch)
+        room -= len(branch)
+    stem = items[numbers[0]].prompt[:shared]
+    return [Block(stem, tuple(branches), tuple(choices)) for branches, choices in parts]
 
 
 def _best_width(items: Sequence[EncodedItem], families: Sequence[Family], hidden: int) -> int:

@@ -90,8 +90,7 @@ def generate_answers(
     for place, ((prompt, _), answer) in enumerate(zip(samples, answers), start=first):
         if place >= skip:
             text = opened.tokenizer.decode(answer.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            about = {"response": text, "finish_reason": answer.finish_reason, "system": opened.name}
-            yield {**prompt.fields, **about}
+            yield {**prompt.fields, "response": text, "finish_reason": answer.finish_reason, "system": opened.name}
 
 
 def stop_ids(opened: LoadedModel, template: str = "model") -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Answers read from files, whoever gave them: a model of ours, an endpoint, a search engine, people."""
+"""Answers read from files: of a model here or at an endpoint, of a search engine, of people."""
 
 import json
 import pathlib
@@ -29,7 +29,7 @@ FIELDS = Fields.make(_ALIASES, None)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One line of a file of answers. row: the line's fields. response: None if it is null or absent."""
+    """One line of a file of answers. row: the whole line. response: None if it is null or absent."""
 
     row: JsonObject
     id: str | None
@@ -41,7 +41,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """Answers by item id, in the order of the file. unmatched: how many lines answer no item."""
+    """Answers by item id, in the order of the file. unmatched: number of lines that answer no item."""
 
     answers: Mapping[str, list[Answer]]
     unmatched: int

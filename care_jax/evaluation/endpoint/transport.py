@@ -53,14 +53,11 @@ def check_url(url: str) -> str:
     return url.rstrip("/") + ("/v1" if parts.path in ("", "/") else "")
 
 
-def only_model(base_url: str, timeout: float = 30.0) -> str:
-    """Returns the name of the only model that an endpoint serves.
-
-    Raises UserError if it serves several, or does not list them.
-    """
+def only_model(base_url: str) -> str:
+    """Returns the name of the model that an endpoint serves. Raises UserError if it serves several or lists none."""
     request = urllib.request.Request(f"{base_url.rstrip('/')}/models", headers=authorization())
     try:
-        names = [str(model["id"]) for model in fetch(request, timeout)["data"]]
+        names = [str(model["id"]) for model in fetch(request, timeout=30.0)["data"]]
     except (CallFailed, KeyError, TypeError) as error:
         raise UserError(f"--base-url: {base_url} does not list its models ({error}); name one") from None
     if len(names) != 1:

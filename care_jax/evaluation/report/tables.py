@@ -71,12 +71,14 @@ def make_report(records: Sequence[Record], base: str | None = None) -> Report:
     if base is not None and base not in systems:
         raise UserError(f"--base: found {base!r}{nearest(base, systems)}, expected one of {', '.join(systems)}")
     if base is not None:
-        systems.insert(0, systems.pop(systems.index(base)))
+        systems.sort(key=lambda system: system != base)
     report = Report([], tasks, systems, base, {}, {})
+    order = {name: number for number, name in enumerate(CATEGORIES)}
     for task in tasks:
         of_task = [record for record in records if record.task == task]
         report.cultures[task] = sorted({record.culture for record in of_task})
-        report.categories[task] = sorted({record.category for record in of_task}, key=_category_order)
+        categories = {record.category for record in of_task}
+        report.categories[task] = sorted(categories, key=lambda name: (order.get(name, len(order)), name))
         values = {system: _values(record for record in of_task if record.system == system) for system in systems}
         for system in systems:
             unrated = [record for record in of_task if record.system == system and record.value is None]
@@ -86,11 +88,6 @@ def make_report(records: Sequence[Record], base: str | None = None) -> Report:
             if base is not None and system != base:
                 report.cells.extend(_differences(task, system, base, values))
     return report
-
-
-def _category_order(name: str) -> tuple[int, str]:
-    known = list(CATEGORIES)
-    return (known.index(name) if name in known else len(known), name)
 
 
 def _values(records: Iterable[Record]) -> Values:
