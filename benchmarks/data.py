@@ -30,7 +30,7 @@ from care_jax.data.readers import token_cache
 EXAMPLES, ROWS, ROW_LENGTH, MAX_LENGTH = 128, 2, 2048, 2048
 
 
-def layout_of(units: list[Unit], corpus: Corpus) -> BatchShape:
+def batch_shape_of(units: list[Unit], corpus: Corpus) -> BatchShape:
     return pipeline.batch_shape(units, corpus, rows=ROWS, row_length=ROW_LENGTH)
 
 
@@ -44,11 +44,11 @@ def packing(data: str, tokenizer: str, epochs: int = 16) -> None:
     )
     for policy in ("all", "best_worst"):
         units = make_units(corpus.questions, policy=policy, unit="group")
-        stream, layout = pipeline.mixture([(units, 1.0)]), layout_of(units, corpus)
+        stream, shape = pipeline.mixture([(units, 1.0)]), batch_shape_of(units, corpus)
         tokens, slots, above = 0, 0, 0
         first = -(-len(units) // EXAMPLES)
         for step in range(epochs * len(units) // EXAMPLES):
-            plan = plan_step(pipeline.step_units(stream, step, EXAMPLES), corpus, layout)
+            plan = plan_step(pipeline.step_units(stream, step, EXAMPLES), corpus, shape)
             tokens += plan.tokens
             slots += plan.count * ROWS * ROW_LENGTH
             above += plan.count > -(-plan.tokens // (ROWS * ROW_LENGTH))
@@ -77,8 +77,8 @@ def reading(data: str, tokenizer: str, rows: int = 28_000) -> None:
         questions = readers.read("care", str(path)).questions
         corpus = pipeline.tokenize(questions, loaded, max_length=MAX_LENGTH)
         units = make_units(corpus.questions)
-        layout = layout_of(units, corpus)
-        plan_step(units[:EXAMPLES], corpus, layout)
+        shape = batch_shape_of(units, corpus)
+        plan_step(units[:EXAMPLES], corpus, shape)
         seconds = time.perf_counter() - start
     load = os.getloadavg()[0]
     print(f"{rows:,} rows to ready examples: {seconds:.1f} s on {os.cpu_count()} cores (load average {load:.1f})")
@@ -97,12 +97,12 @@ def from_cache(data: str, tokenizer: str, copies: int = 4) -> None:
             readers.read("prepared", str(folder / "cache")).questions, loaded, max_length=MAX_LENGTH
         )
         units = make_units(corpus.questions, policy="all", unit="group")
-        stream, layout = pipeline.mixture([(units, 1.0)]), layout_of(units, corpus)
+        stream, shape = pipeline.mixture([(units, 1.0)]), batch_shape_of(units, corpus)
         started = time.process_time()
         tokens, planning = 0, 0.0
         for step in range(-(-len(units) // EXAMPLES)):
             began = time.process_time()
-            plan = plan_step(pipeline.step_units(stream, step, EXAMPLES), corpus, layout)
+            plan = plan_step(pipeline.step_units(stream, step, EXAMPLES), corpus, shape)
             planning += time.process_time() - began
             tokens += plan.tokens
             pipeline.fill(plan, corpus)
@@ -123,17 +123,17 @@ def scale(responses: int = 10_000_000, each: int = 8) -> None:
     corpus = Corpus((), prompts, completions, first, np.zeros(responses, np.float32), MAX_LENGTH)
     names, pairs = tuple(range(each)), tuple(itertools.combinations(range(each), 2))
     units = [Unit(question, names, pairs) for question in range(questions)]
-    stream, layout = pipeline.mixture([(units, 1.0)]), layout_of(units, corpus)
+    stream, shape = pipeline.mixture([(units, 1.0)]), batch_shape_of(units, corpus)
 
     def with_cost(what: str) -> str:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         return f"{what}: {time.perf_counter() - start:.1f} s after the start, {memory:.2f} GiB"
 
     for step in (0, 5_000):
-        plan = plan_step(pipeline.step_units(stream, step, EXAMPLES), corpus, layout)
+        plan = plan_step(pipeline.step_units(stream, step, EXAMPLES), corpus, shape)
         print(f"{with_cost(f'plan of step {step:,} over {responses:,} responses')}, efficiency {plan.efficiency:.4f}")
     total = pipeline.number_of_steps(stream, EXAMPLES, 1, None)
-    sized = pipeline.plan_run(pipeline.StepSource(stream, corpus, EXAMPLES, layout), total).shape
+    sized = pipeline.plan_run(pipeline.StepSource(stream, corpus, EXAMPLES, shape), total).shape
     print(f"{with_cost(f'a run of {total:,} steps is sized')}, {sized.microbatches} microbatches at most")
 
 

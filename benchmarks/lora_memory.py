@@ -41,8 +41,8 @@ def batch_of(rows: int, length: int, vocabulary: int) -> Any:
         encodings.append(Encoded(ids[0], ids[1:]))
     built = corpus.build(questions, encodings, length)
     units = [Unit(number, (0, 1), ((0, 1),)) for number in range(rows)]
-    layout = pipeline.batch_shape(units, built, rows=rows, row_length=length)
-    return pipeline.fill(plans.plan_step(units, built, layout), built)
+    shape = pipeline.batch_shape(units, built, rows=rows, row_length=length)
+    return pipeline.fill(plans.plan_step(units, built, shape), built)
 
 
 def peak() -> int:

@@ -30,14 +30,14 @@ def main() -> None:
         units = make_units(corpus.questions, "pairs", policy=policy, unit="group")
         stream = pipeline.mixture([(units, 1.0)], seed=arguments.seed)
         for row_length in (512, 1024, 2048):
-            layout = pipeline.batch_shape(units, corpus, rows=SLOTS // row_length, row_length=row_length)
+            shape = pipeline.batch_shape(units, corpus, rows=SLOTS // row_length, row_length=row_length)
             steps = -(-len(units) // EXAMPLES)
             began = time.process_time()
-            layout = pipeline.plan_run(pipeline.StepSource(stream, corpus, EXAMPLES, layout), steps).shape
+            shape = pipeline.plan_run(pipeline.StepSource(stream, corpus, EXAMPLES, shape), steps).shape
             sizing = time.process_time() - began
             began, plans, shapes = time.process_time(), [], set()
             for step in range(steps):
-                plans.append(plan_step(pipeline.step_units(stream, step, EXAMPLES), corpus, layout))
+                plans.append(plan_step(pipeline.step_units(stream, step, EXAMPLES), corpus, shape))
                 batch = pipeline.fill(plans[-1], corpus)
                 shapes.add(tuple(leaf.shape for leaf in jax.tree.leaves(batch)))
             seconds = time.process_time() - began
@@ -45,7 +45,7 @@ def main() -> None:
             completions = sum(int(plan.responses.length.sum()) for plan in plans)
             results[f"{policy}, rows of {row_length}"] = {
                 "fill": tokens / sum(plan.count * SLOTS for plan in plans),
-                "completion_fill": completions / sum(plan.count * layout.completions for plan in plans),
+                "completion_fill": completions / sum(plan.count * shape.completions for plan in plans),
                 "tokens": tokens,
                 "tokens_per_core_second": tokens / seconds,
                 "sizing_seconds": sizing,

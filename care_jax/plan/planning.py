@@ -57,14 +57,14 @@ def plan(config: Config, target: Target, *, advise: bool = True, say: Say = prin
     programs = [train]
     if train.temporaries is not None:
         programs += compile_forward(shapes, say)
-    layout = shapes.layout
+    shape = shapes.batch_shape
     result = Plan(
         config,
         target,
         dict(shapes.mesh.shape),
-        layout.microbatches,
-        layout.rows,
-        layout.row_length,
+        shape.microbatches,
+        shape.rows,
+        shape.row_length,
         tuple(programs),
     )
     if result.fits is False and advise:

@@ -54,7 +54,9 @@ def compile_train(shapes: Shapes, say: Say) -> tuple[Program, Compiled | None]:
     jitted = jit_step(shapes.config, shapes.objective, shapes.trained, shapes.state_shardings, shapes.batch_shardings)
     array_bytes = {**state_bytes(shapes), "batch": bytes_per_device(shapes.batch)}
     with jax.set_mesh(shapes.mesh), _signs_of_life(say):
-        return _compile("train", jitted, (shapes.state, shapes.batch), array_bytes, shapes, shapes.layout.microbatches)
+        return _compile(
+            "train", jitted, (shapes.state, shapes.batch), array_bytes, shapes, shapes.batch_shape.microbatches
+        )
 
 
 def compile_forward(shapes: Shapes, say: Say) -> list[Program]:
@@ -94,7 +96,7 @@ def smallest_need(shapes: Shapes) -> int:
     """Bytes per device that the train step needs however it is compiled: state, batch and gradients."""
     gradients = bytes_per_device(shapes.state.trainable())
     width = {"float32": 4, "bfloat16": 2}
-    if shapes.layout.microbatches > 1:
+    if shapes.batch_shape.microbatches > 1:
         ratio = width[shapes.config.optimizer.accumulate_dtype] / width[shapes.config.model.param_dtype]
         gradients = int(gradients * ratio) if shapes.state.lora is None else gradients
     return sum(state_bytes(shapes).values()) + bytes_per_device(shapes.batch) + gradients

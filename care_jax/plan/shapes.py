@@ -30,7 +30,7 @@ _SHORTEST = 8
 _STEPS = 100  # length of the schedule; it changes no size
 
 
-def layout_of(config: Config, objective: Objective) -> BatchShape:
+def batch_shape_of(config: Config, objective: Objective) -> BatchShape:
     """Upper bounds of the static sizes, chosen without the data: every token may be a completion's.
 
     One microbatch if a step is certain to fit into one; otherwise as many as a step of typical examples takes, at
@@ -58,10 +58,10 @@ def layout_of(config: Config, objective: Objective) -> BatchShape:
     )
 
 
-def abstract_batch(layout: BatchShape, mismatched: BatchShape | None = None) -> Batch:
-    """The shapes and dtypes of the batch that `data.packing.fill.fill` makes for this layout."""
+def abstract_batch(shape: BatchShape, mismatched: BatchShape | None = None) -> Batch:
+    """The shapes and dtypes of the batch that `data.packing.fill.fill` makes for this shape."""
     return Batch(
-        **{name: jax.ShapeDtypeStruct(layout.array_shape(name), spec.dtype) for name, spec in ARRAYS.items()},
+        **{name: jax.ShapeDtypeStruct(shape.array_shape(name), spec.dtype) for name, spec in ARRAYS.items()},
         n_microbatches=jax.ShapeDtypeStruct((), np.int32),
         mismatched=None if mismatched is None else abstract_batch(mismatched),
     )
@@ -79,7 +79,7 @@ class Shapes:
     objective: Objective
     trained: ModelAndOptimizer
     mesh: jax.sharding.Mesh
-    layout: BatchShape
+    batch_shape: BatchShape
     state: State
     state_shardings: State
     batch: Batch
@@ -96,10 +96,10 @@ def shapes_of(config: Config, target: Target, arch: Arch | None = None) -> Shape
     arch = arch_of(config.model.path, config.model.revision) if arch is None else arch
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=target.devices)
     objective = objective_of(config)
-    layout = layout_of(config, objective)
+    batch_shape = batch_shape_of(config, objective)
     sharding.sharding(mesh, ("rows",), (config.batch.microbatch_rows,), "batch.microbatch_rows")
-    single = dataclasses.replace(layout, pairs=1, groups=1, width=1, microbatches=1)
-    mismatched = dataclasses.replace(single, microbatches=layout.microbatches) if objective.needs_kl else None
+    single = dataclasses.replace(batch_shape, pairs=1, groups=1, width=1, microbatches=1)
+    mismatched = dataclasses.replace(single, microbatches=batch_shape.microbatches) if objective.needs_kl else None
     settings = config.model
     plain = Decoder(arch, dtype=jnp.dtype(settings.dtype), remat=settings.remat, attention=settings.attention)
     model = configure_model(config, plain)
@@ -113,10 +113,10 @@ def shapes_of(config: Config, target: Target, arch: Arch | None = None) -> Shape
     optimizer, schedule = optimizer_and_schedule(config, arch, _STEPS)
     trained = ModelAndOptimizer(model, optimizer, schedule, adapter_shardings)
     abstract, state_shardings = abstract_state(trained, StartingWeights(params, adapters, ""), mesh)
-    batch, forward = abstract_batch(layout, mismatched), abstract_batch(single)
+    batch, forward = abstract_batch(batch_shape, mismatched), abstract_batch(single)
     batch_shardings = placement.batch_shardings(batch, mesh)
     return Shapes(
-        config, objective, trained, mesh, layout,
+        config, objective, trained, mesh, batch_shape,
         placement.with_shardings(abstract, state_shardings), state_shardings,
         placement.with_shardings(batch, batch_shardings), batch_shardings,
         placement.with_shardings(forward, placement.batch_shardings(forward, mesh)), target.estimate,

@@ -18,12 +18,12 @@ def test_the_nearest_change_is_compiled_and_fits(tiny, monkeypatch):
     seen = []
 
     def compile_train(shapes, say):
-        rows = shapes.layout.rows
+        rows = shapes.batch_shape.rows
         seen.append((shapes.config.model.remat, rows))
         return Program("train", {"parameters": 0}, rows * 5 * 10**7, None, 0, {}, 0.0), None
 
     def compile_forward(shapes, say):
-        passes.append(Program("evaluation", {"parameters": 0}, shapes.layout.rows * 6 * 10**7, None, 0, {}, 0.0))
+        passes.append(Program("evaluation", {"parameters": 0}, shapes.batch_shape.rows * 6 * 10**7, None, 0, {}, 0.0))
         return passes[-1:]
 
     passes = []

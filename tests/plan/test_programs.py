@@ -21,8 +21,8 @@ from tests.plan.test_targets import needs_libtpu
 
 def test_no_array_is_as_large_as_rows_times_length_times_vocabulary(step):
     shapes, compiled = step
-    rows = shapes.layout.rows // (shapes.mesh.shape["data"] * shapes.mesh.shape["fsdp"])
-    logits = rows * shapes.layout.row_length * shapes.trained.model.arch.vocab_size // shapes.mesh.shape["tensor"]
+    rows = shapes.batch_shape.rows // (shapes.mesh.shape["data"] * shapes.mesh.shape["fsdp"])
+    logits = rows * shapes.batch_shape.row_length * shapes.trained.model.arch.vocab_size // shapes.mesh.shape["tensor"]
     largest = max(math.prod(array.shape) for each in hlo.operations(compiled.as_text()) for array in each.results)
     assert largest < logits, "one device has all logits of its rows"
 

@@ -6,7 +6,7 @@ import pytest
 
 from care_jax import config
 from care_jax.config import Config
-from care_jax.plan.shapes import abstract_batch, layout_of
+from care_jax.plan.shapes import abstract_batch, batch_shape_of
 from care_jax.training.objective import objective_of
 
 
@@ -30,6 +30,6 @@ def test_abstract_batches_are_those_of_a_real_layout(quickstart, tmp_path, loss)
     assert jax.tree.structure(filled) == jax.tree.structure(expected)
     for array, shape in zip(jax.tree.leaves(filled), jax.tree.leaves(expected)):
         assert (np.shape(array), np.asarray(array).dtype) == (shape.shape, shape.dtype)
-    bound = layout_of(changed, objective_of(changed))
+    bound = batch_shape_of(changed, objective_of(changed))
     for name in ("rows", "row_length", "responses", "completions", "pairs", "groups", "width"):
         assert getattr(bound, name) >= getattr(data.source.shape, name), f"{name}: above its bound"

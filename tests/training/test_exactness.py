@@ -45,8 +45,8 @@ def batch(view: str, needs_kl: bool, **switches: bool) -> tuple[Batch, int]:
     """One step over all questions, in a shape that fits with any switches; and how many responses it runs."""
     options = {"desirable_min": 1.0, "undesirable_max": 0.0} if view == "unpaired" else {}
     units = make_units(corpus().questions, view, policy="all", unit="group", **options)
-    layout = BatchShape(18, 32, 18, 18 * 16, 16, 4, 3, microbatches=1, **switches)
-    plan = plan_step(units, corpus(), layout, layout if needs_kl else None)
+    shape = BatchShape(18, 32, 18, 18 * 16, 16, 4, 3, microbatches=1, **switches)
+    plan = plan_step(units, corpus(), shape, shape if needs_kl else None)
 
     def reference(questions: np.ndarray, responses: np.ndarray) -> np.ndarray:
         return (-20 - 3 * np.sin(questions + 2.0 * responses)).astype(np.float32)

@@ -52,7 +52,7 @@ class ForwardPass:
         return logps
 
     def fill(self, cache: ReferenceCache, sequences: Sequence[SequenceId], variables: Variables) -> int:
-        """Runs what the cache lacks, in the layout of all sequences; returns how many microbatches were run."""
+        """Runs what the cache lacks, placed as in the plan of all sequences; returns how many microbatches were run."""
         plan = self._plan(sequences, variables)
         members = _members(plan)
 

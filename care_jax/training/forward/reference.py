@@ -57,7 +57,7 @@ class Reference:
         return logps
 
     def add_logps(self, batch: Batch) -> Batch:
-        """Returns the batch (on the devices) with reference logps, computed on its own layout if they are not yet."""
+        """Returns the batch (on the devices) with reference logps, which are computed here if they are not yet."""
         if self.params is None:
             return batch
         other = None if batch.mismatched is None else self.add_logps(batch.mismatched)

@@ -22,11 +22,11 @@ def test_a_pass_takes_the_largest_microbatch_that_the_memory_holds(monkeypatch):
     sequences = [(q, corpus.response_id(q, number)) for q, count in enumerate(counts) for number in range(count)]
     model = models.from_config(SAMPLE / "model")
     mesh = make_mesh(1, 8, 1)
-    layout = BatchShape(rows=8, row_length=128, responses=128, completions=1024)
+    shape = BatchShape(rows=8, row_length=128, responses=128, completions=1024)
 
     def run(limit, reserved=0):
         monkeypatch.setattr(sizing, "memory_limit", lambda: limit)
-        one = ForwardPass(model, corpus, layout, mesh, StopSignal(), reserved)
+        one = ForwardPass(model, corpus, shape, mesh, StopSignal(), reserved)
         found = one.run(sequences, {"params": params})
         (plan,) = one._plans.values()
         return plan.shape.rows, found
