@@ -40,7 +40,7 @@ from care_jax.training.run.identity import Identity, identify
 from care_jax.training.run.manifest import write_manifest
 from care_jax.training.run.metrics import Recorder
 from care_jax.training.run.resume import Start, numerics_environment, open_run
-from care_jax.training.run.saving import SaveSchedule
+from care_jax.training.run.save_schedule import SaveSchedule
 from care_jax.training.state import abstract_state, build, check_model_folder, new_state, restore_target
 from care_jax.training.step import State
 

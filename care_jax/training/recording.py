@@ -11,7 +11,7 @@ from care_jax.distributed import say
 from care_jax.training.batches import StepBatch
 from care_jax.training.checks import before_start
 from care_jax.training.checks.alarms import Alarms
-from care_jax.training.checks.skipped import SkippedUpdates
+from care_jax.training.checks.nonfinite import SkippedUpdates
 from care_jax.training.context import RunContext
 from care_jax.training.data import RunData
 from care_jax.training.forward.reference import Reference

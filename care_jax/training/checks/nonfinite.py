@@ -1,12 +1,15 @@
-"""Finds the first tensor of a step that is not finite, with programs of its own that run only after a failed step.
+"""Steps whose loss or gradient was not finite: which tensor was the first, in which question, and when to give up.
 
-They follow the order in which a step computes: weights, hidden states layer by layer, log-probabilities, loss, and then
-the gradient from the head down. They run with the weights that the loop holds at that moment: after a skipped update
-those of the step itself, unless the next update has been applied already.
+The first tensor is found with programs of their own, which run only after such a step. They follow the order in which a
+step computes: weights, hidden states layer by layer, log-probabilities, loss, and then the gradient from the head down.
+They run with the weights that the loop holds at that moment: after a skipped update those of the step itself, unless
+the next update has been applied already.
 """
 
+import contextlib
 import dataclasses
-from typing import Any, TypeAlias
+import json
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +17,64 @@ import numpy as np
 from jaxtyping import Float
 
 from care_jax.data.packing.batch import Batch
+from care_jax.distributed import is_writer, say
 from care_jax.models.arch import Params
 from care_jax.models.decoder import Decoder
 from care_jax.training import objective as objectives
+from care_jax.training.batches import StepBatch
+from care_jax.training.context import RunContext
+from care_jax.training.data import RunData
+from care_jax.training.errors import Diverged, RunFailed
 from care_jax.training.objective import Objective
 from care_jax.training.step import State, Variables, make_logps, response_logps
 
 _Path: TypeAlias = tuple[object, ...]  # keys of a tree, from the root to a leaf
+_QUESTIONS_SHOWN = 8  # per step, in a message
+
+
+class SkippedUpdates:
+    """Names the step, the tensor and the questions of updates that were skipped."""
+
+    def __init__(self, run: RunContext, model: Decoder, data: RunData):
+        self._run, self._data = run, data
+        self._diagnosis = Diagnosis(model, run.objective)
+
+    def report(self, batch: StepBatch, in_a_row: int, kl: float, state: State) -> None:
+        """Says what was not finite, and writes it to nonfinite.jsonl.
+
+        in_a_row: skipped updates up to this one; kl: of the step; state: that after the step. Raises Diverged if
+        `in_a_row` has reached nonfinite.max_consecutive.
+        """
+        finding = self._diagnosis.first_nonfinite(state, batch.arrays, kl)
+        units = self._data.source.units(batch.step - 1)
+        questions = list(dict.fromkeys(self._data.corpus.key(unit.question) for unit in units))
+        culprit = None if finding.place is None else self._question_at(batch.step, *finding.place)
+        if culprit is not None:
+            questions = [culprit, *(key for key in questions if key != culprit)]
+        shown = ", ".join(repr(key[:60]) for key in questions[:_QUESTIONS_SHOWN])
+        more = f" and {len(questions) - _QUESTIONS_SHOWN} more" if len(questions) > _QUESTIONS_SHOWN else ""
+        say(
+            f"step {batch.step}: loss or gradient not finite, update skipped ({in_a_row} in a row). First non-finite "
+            f"tensor: {finding.tensor}{'' if culprit is None else f', in {culprit[:60]!r}'}. "
+            f"Questions of the step: {shown}{more}"
+        )
+        if is_writer():
+            line = {"step": batch.step, "tensor": finding.tensor, "in": culprit, "questions": questions}
+            with (self._run.directory.folder / "nonfinite.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if in_a_row >= self._run.config.nonfinite.max_consecutive:
+            with contextlib.suppress(RunFailed):  # it was reported before, and the run ends for another reason
+                self._run.checkpoints.wait()
+            raise Diverged(
+                f"step {batch.step}: {in_a_row} updates in a row were not finite (nonfinite.max_consecutive); first "
+                f"non-finite tensor: {finding.tensor}; {self._run.checkpoints.resume_hint()}"
+            )
+
+    def _question_at(self, step: int, microbatch: int, slot: int) -> str:
+        """Returns the key of the question whose response has this slot of a microbatch."""
+        placed = self._data.source.plan(step - 1).responses
+        responses = np.flatnonzero((placed.microbatch == microbatch) & (placed.slot == slot))
+        return self._data.corpus.key(int(placed.question[responses[0]]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +86,7 @@ class Finding:
 
 
 class Diagnosis:
-    """Its programs are compiled at the first call."""
+    """Finds the first tensor of a step that is not finite. Its programs are compiled at the first call."""
 
     def __init__(self, model: Decoder, objective: Objective):
         self._model, self._objective = model, objective
@@ -41,15 +95,13 @@ class Diagnosis:
 
     def first_nonfinite(self, state: State, batch: Batch, kl: float) -> Finding:
         """batch: on the devices, as the step used it. kl: KTO's z0 of the step, if the loss names it."""
-        weights = _nonfinite_leaves(state.variables())
-        if weights:
+        finite = jax.tree_util.tree_leaves_with_path(_finite_leaves(state.variables()))
+        if weights := [_name(path) for path, is_finite in finite if not is_finite]:
             return Finding(f"the weight {weights[0]}")
-        places = _nonfinite_places(np.asarray(batch.ref_logps), batch)
-        if places:
+        if places := _nonfinite_places(np.asarray(batch.ref_logps), batch):
             return Finding("the reference's log-probability of a response", places[0])
         logps = np.asarray(self._logps(state.variables(), dataclasses.replace(batch, mismatched=None)))
-        places = _nonfinite_places(logps, batch)
-        if places:
+        if places := _nonfinite_places(logps, batch):
             return Finding(self._first_layer(state, batch, places[0]), places[0])
         other = batch.mismatched
         if other is not None and _nonfinite_places(np.asarray(self._logps(state.variables(), other)), other):
@@ -79,9 +131,10 @@ class Diagnosis:
                 name: {**tree, "blocks": jax.tree.map(lambda x: x[:layers], tree["blocks"])}
                 for name, tree in variables.items()
             }
-            hidden: Any = model.apply(
+            hidden = model.apply(
                 first_layers, rows.tokens, rows.positions, rows.segment_ids, rows.prompt_segment_ids, method="hidden"
             )
+            assert isinstance(hidden, jax.Array)
             return jnp.all(jnp.isfinite(hidden) | (rows.segment_ids == 0)[..., None])
 
         return bool(jax.jit(run)(state.variables(), microbatch))
@@ -148,11 +201,6 @@ def _name(path: _Path) -> str:
 @jax.jit
 def _finite_leaves(tree: Variables) -> Variables:
     return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
-
-
-def _nonfinite_leaves(tree: Variables) -> list[str]:
-    """Returns the names of the leaves that are not finite."""
-    return [_name(path) for path, finite in jax.tree_util.tree_leaves_with_path(_finite_leaves(tree)) if not finite]
 
 
 def _nonfinite_places(logps: Float[np.ndarray, "A S"], batch: Batch) -> list[tuple[int, int]]:

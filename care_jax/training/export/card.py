@@ -1,4 +1,4 @@
-"""README.md of an export: what the model was trained on and how, what was measured, and what it was made with."""
+"""The model card of an export: what it was trained on and how, what was measured, and with which versions."""
 
 import json
 import pathlib
@@ -9,20 +9,18 @@ from care_jax import config as configs
 from care_jax.config import Config
 from care_jax.config.blocks import LossConfig
 from care_jax.hub import is_hub_id
-from care_jax.textfiles import JsonObject, markdown_table, read_lines, write_whole
+from care_jax.textfiles import JsonObject, markdown_table, read_lines
 from care_jax.training.evaluation.final_table import final_table
 
 _LANGUAGES = {"arab": "ar", "chinese": "zh", "japanese": "ja"}
 _MANIFEST_KEYS = ("versions", "python", "device", "processes", "commit", "config_hash", "weights_fingerprint")
 
 
-def write_card(run: pathlib.Path, folder: pathlib.Path) -> None:
-    """Writes README.md into `folder`, the export of the run directory `run`, from the files of the run."""
-    write_whole(folder / "README.md", card(run))
-
-
 def card(run: pathlib.Path) -> str:
-    """Returns the model card, with Hugging Face's front matter; card.md is its template."""
+    """Returns the model card of a run from the files of its directory, with Hugging Face's front matter.
+
+    card.md is its template.
+    """
     config = configs.load(run / "config.yaml")
     manifest = _read_json(run / "manifest.json")
     report = _read_json(run / "data_report.json")
@@ -74,16 +72,10 @@ def _front_matter(config: Config, manifest: JsonObject, report: JsonObject) -> s
 
 def _sources(config: Config, manifest: JsonObject) -> str:
     licences = {source["path"]: source.get("licence") for source in manifest.get("data", [])}
-    rows = [
-        [
-            source.path,
-            source.reader,
-            source.revision or "-",
-            licences.get(source.path) or "not known",
-            f"{source.weight:g}",
-        ]
-        for source in config.data.train
-    ]
+    rows = []
+    for source in config.data.train:
+        licence = licences.get(source.path) or "not known"
+        rows.append([source.path, source.reader, source.revision or "-", licence, f"{source.weight:g}"])
     return _table(["data", "reader", "revision", "licence", "passes"], rows)
 
 
@@ -124,22 +116,18 @@ def _loss(loss: LossConfig) -> str:
 
 
 def _evaluation(config: Config, lines: list[JsonObject]) -> str:
-    """lines: of metrics.jsonl."""
+    """Returns the last results of the run. lines: of metrics.jsonl."""
     last = next((line for line in reversed(lines) if "eval/loss" in line), None)
     if last is None:
         return "None was run during training."
     text = f"Preferences on questions held out of training:\n\n```\n{final_table(lines)}\n```"
     if config.evaluation is None:
         return text
-    rows = [
-        [task.label, _score(last.get(f"eval/{task.label}/score")), str(last.get(f"eval/{task.label}/missing"))]
-        for task in config.evaluation.tasks
-    ]
+    rows = []
+    for task in config.evaluation.tasks:
+        score, missing = (last.get(f"eval/{task.label}/{name}") for name in ("score", "missing"))
+        rows.append([task.label, "-" if score is None else f"{score:.4f}", str(missing)])
     return f"{text}\n\n{_table(['task', 'score', 'missing'], rows)}"
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -19,7 +19,8 @@ from care_jax.evaluation.model import local_folder
 from care_jax.models import lora
 from care_jax.models.arch import Params
 from care_jax.models.decoder import Decoder
-from care_jax.training.export.card import write_card
+from care_jax.textfiles import write_whole
+from care_jax.training.export.card import card
 from care_jax.training.run.bucket import is_remote, upload_model
 from care_jax.training.run.checkpoints import Checkpoints
 from care_jax.training.run.directory import RunDirectory, read_only_directory
@@ -39,9 +40,9 @@ def write_export(
         shutil.rmtree(unfinished)
     models.save_pretrained(folder, model, params, tokenizer=tokenizer, source=source)
     if is_writer():
-        write_card(directory.folder, folder)
+        write_whole(folder / "README.md", card(directory.folder))
     directory.upload(export=True)
-    distributed.barrier("export kept")  # a process that ends here would not wait for the upload of the first
+    distributed.barrier("export kept")  # otherwise the others would end during the upload of the first process
     say(f"exported to {directory.home / 'export'}")
 
 
@@ -96,7 +97,7 @@ def _export(directory: RunDirectory, folder: pathlib.Path, adapter: bool) -> int
                 model, params = _restore_merged(config, checkpoints, step, mesh, source)
                 models.save_pretrained(folder, model, params, tokenizer=load_tokenizer(str(source)), source=source)
     if not adapter and is_writer():
-        write_card(run, folder)
+        write_whole(folder / "README.md", card(run))
     return step
 
 

@@ -15,8 +15,6 @@ from care_jax.data.rows.report import write_report
 from care_jax.distributed import is_writer
 from care_jax.textfiles import JsonObject, write_json
 
-_REPORT = "data_report.json"
-
 
 def write_data_report(
     readings: Sequence[readers.Reading],
@@ -58,9 +56,8 @@ def count_labels(configured: Sequence[LossConfig], sources: Sequence[tuple[list[
 def add_labels(folder: pathlib.Path, labels: JsonObject) -> None:
     """Adds the labels to the report that `write_data_report` wrote."""
     if is_writer():
-        path = folder / _REPORT
-        report = json.loads(path.read_text(encoding="utf-8")) | {"labels": labels}
-        write_json(path, report, indent=2)
+        path = folder / "data_report.json"
+        write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"labels": labels}, indent=2)
 
 
 def labels_text(labels: JsonObject | None) -> str:

@@ -39,8 +39,7 @@ class RunDirectory:
 
     @property
     def has_export(self) -> bool:
-        export = self.home / "export"
-        return export.exists() if self.mirror is None else (export / "config.json").exists()
+        return (self.home / "export" / "config.json").exists()
 
     def upload(self, *, export: bool = False) -> None:
         """Brings every file written so far to `home`; with `export` the exported model too.
@@ -66,7 +65,9 @@ def run_directory(config: Config) -> Iterator[RunDirectory]:
         raise UserError(
             f"output_dir: found {config.output_dir}, expected a folder or gs://BUCKET/...: {scheme[1]} is not known"
         )
-    folder = make_folder(config)
+    folder = pathlib.Path(config.output_dir)
+    with writing_in(folder):
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     with lock_folder(folder):
         yield RunDirectory(folder, folder)
 
@@ -99,19 +100,9 @@ def read_only_directory(run: str | os.PathLike[str]) -> Iterator[RunDirectory]:
         yield RunDirectory(pathlib.Path(name), mirror.home)
 
 
-def make_folder(config: Config) -> pathlib.Path:
-    """Makes the run directory and returns it. Raises UserError if it cannot be written."""
-    folder = pathlib.Path(config.output_dir)
-    with writing_in(folder):
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 @contextlib.contextmanager
 def writing_in(folder: object) -> Iterator[None]:
-    """While entered, an OSError becomes a UserError that names `output_dir`, but for a full disk: that is no mistake
-    of the user's.
-    """
+    """Turns an OSError into a UserError that names `output_dir`, except for a full disk, which is no user's mistake."""
     try:
         yield
     except OSError as error:

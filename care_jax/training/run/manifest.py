@@ -69,13 +69,10 @@ def read_manifest(
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"--from-manifest {path}: not the manifest.json of a run ({error})") from None
     config = configs.resolve(values, machines, overrides)
-    changed = [
-        f"{name} {versions_then.get(name)} then, {now} now"
-        for name, now in _versions().items()
-        if versions_then.get(name) != now
-    ]
+    pairs = ((name, versions_then.get(name), now) for name, now in _versions().items())
+    changed = ", ".join(f"{name} {then} then, {now} now" for name, then, now in pairs if then != now)
     if changed:
-        say(f"warning: other versions than in {path}, so numbers may differ by rounding: {', '.join(changed)}")
+        say(f"warning: other versions than in {path}, so numbers may differ by rounding: {changed}")
     return config, identity
 
 

@@ -10,9 +10,12 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import jax
+from tensorboardX.crc32c import crc32c
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from care_jax import distributed
@@ -47,22 +50,19 @@ class Recorder:
     ):
         """upload: copies the files of the run to where they must be before a checkpoint may commit."""
         self._upload = upload
-        writes = is_writer()
-        self._file = MetricsFile(folder / "metrics.jsonl", resume_step, writes)
-        self._trackers: list[Tracker] = [self._file]
-        if writes:
-            if "tensorboard" in config.trackers:
-                self._trackers.append(TensorBoard(folder / "tensorboard", resume_step))
-            if "wandb" in config.trackers:
-                self._trackers.append(WandB(config.name, folder, config.model_dump(mode="json")))
-        self._log_every = config.log_every
-        self._total = total
+        self._file = MetricsFile(folder / "metrics.jsonl", resume_step)
+        self._trackers: list[MetricsFile | TensorBoard | WandB] = [self._file]
+        if is_writer() and "tensorboard" in config.trackers:
+            self._trackers.append(TensorBoard(folder / "tensorboard", resume_step))
+        if is_writer() and "wandb" in config.trackers:
+            self._trackers.append(WandB(config.name, folder, config.model_dump(mode="json")))
+        self._log_every, self._total = config.log_every, total
         self._bar = tqdm(
             total=total,
             initial=resume_step or 0,
             desc=config.name,
             unit="step",
-            disable=not writes,
+            disable=not is_writer(),
             mininterval=0.2 if sys.stderr.isatty() else 10,  # seconds; fewer lines in the log of a job
         )
         self._last_recorded = time.perf_counter()
@@ -99,21 +99,19 @@ class Recorder:
         # too; then the time since this one was dispatched.
         seconds = since_last if since_last > (now - dispatched) / 4 else now - dispatched
         names = [name for name in _STEP_NAMES if name in values or name in _ALWAYS]
-        line: JsonObject = {name: values.get(name) for name in names}
-        line |= {name: value for name, value in values.items() if name not in names} | batch_facts
-        line["tokens_per_second"] = batch_facts["tokens"] / seconds
-        line["step_seconds"] = seconds
-        line["input_wait_seconds"], self._input_wait = self._input_wait, 0.0
-        line["mfu"] = mfu(flops / seconds)
-        line["device_memory_peak_bytes"] = memory_peak()
-        self._bar.set_postfix(
-            {
-                "loss": _format(line["loss"]),
-                "accuracy": _format(line["rewards/accuracies"]),
-                "tokens/s": f"{line['tokens_per_second']:.0f}",
-            },
-            refresh=False,
-        )
+        line: JsonObject = {
+            **{name: values.get(name) for name in names},
+            **{name: value for name, value in values.items() if name not in names},
+            **batch_facts,
+            "tokens_per_second": batch_facts["tokens"] / seconds,
+            "step_seconds": seconds,
+            "input_wait_seconds": self._input_wait,
+            "mfu": mfu(flops / seconds),
+            "device_memory_peak_bytes": memory_peak(),
+        }
+        self._input_wait = 0.0
+        shown = {"loss": _format(line["loss"]), "accuracy": _format(line["rewards/accuracies"])}
+        self._bar.set_postfix(shown | {"tokens/s": f"{line['tokens_per_second']:.0f}"}, refresh=False)
         self._bar.update(1)
         if number % self._log_every == 0 or number == self._total:
             if self._compile_seconds is not None:
@@ -153,24 +151,19 @@ def memory_peak() -> int | None:
 # ---- Trackers
 
 
-class Tracker(Protocol):
-    def log(self, step: int, metrics: Metrics) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class MetricsFile:
     """metrics.jsonl: one JSON object per line, of a step or of an evaluation. A resume at step n keeps the lines up to
     step n.
+
+    One process of several writes the file; all of them read the lines that are kept.
     """
 
-    def __init__(self, path: pathlib.Path, resume_step: int | None, writes: bool = True):
-        """writes: whether this process writes the file; all of them read the lines that are kept."""
+    def __init__(self, path: pathlib.Path, resume_step: int | None):
         self._file: io.FileIO | None = None
         kept = [] if resume_step is None else [line for line in read_lines(path) if line["step"] <= resume_step]
         self.lines: list[JsonObject] = kept
         distributed.barrier("metrics read")
-        if not writes:
+        if not is_writer():
             return
         aside = path.with_suffix(".jsonl.partial")
         with aside.open("w") as file:
@@ -199,42 +192,32 @@ class MetricsFile:
 class TensorBoard:
     """Scalars as event records; each is written before `log` returns.
 
-    tensorboardX's own writer is not used: it writes in a thread, which a full disk ends without a word, and then the
-    run waits for it.
+    tensorboardX's own writer is not used: a full disk ends its thread without a message, and the run then waits for it.
     """
 
     def __init__(self, folder: pathlib.Path, resume_step: int | None):
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._file = (folder / name).open("ab", buffering=0)
-        self._write_record(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        self._write_event(file_version="brain.Event:2")
         first = 0 if resume_step is None else resume_step + 1  # TensorBoard discards earlier events from here on
-        start = SessionLog(status=SessionLog.START)
-        self._write_record(Event(wall_time=time.time(), step=first, session_log=start).SerializeToString())
+        self._write_event(step=first, session_log=SessionLog(status=SessionLog.START))
 
     def log(self, step: int, metrics: Metrics) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        values = {name: json_value(value) for name, value in metrics.items()}
+        values = ((name, json_value(value)) for name, value in metrics.items())
         scalars = [
-            Summary.Value(tag=name, simple_value=value)
-            for name, value in values.items()
-            if isinstance(value, int | float)
+            Summary.Value(tag=name, simple_value=value) for name, value in values if isinstance(value, int | float)
         ]
-        summary = Summary(value=scalars)
-        self._write_record(Event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
+        self._write_event(step=step, summary=Summary(value=scalars))
 
-    def _write_record(self, event: bytes) -> None:
+    def _write_event(self, **fields: object) -> None:
         """Writes a TFRecord: the length, its masked crc32c, the event, its masked crc32c."""
-        from tensorboardX.crc32c import crc32c
 
         def masked(data: bytes) -> bytes:
             crc = crc32c(data)
             return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
+        event = Event(wall_time=time.time(), **fields).SerializeToString()
         length = struct.pack("<Q", len(event))
         _write(self._file, length + masked(length) + event + masked(event))
 

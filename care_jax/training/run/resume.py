@@ -65,7 +65,12 @@ def open_run(
         config = configs.with_template_date(config, date)
     if step is not None:
         assert before is not None
-        _check_configuration(before, config)
+        if different := configs.numeric_differences(before, config):
+            keys = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, (old, new) in different.items())
+            raise UserError(
+                f"{config.output_dir} holds a run that differs in what changes its numbers: "
+                f"{keys}. Choose another output_dir"
+            )
         _say_rounding_differences(before, config, meta["where"], numerics_environment(mesh), step)
     distributed.barrier("run directory read")  # all processes read it before one of them writes there
     if is_writer():
@@ -85,16 +90,6 @@ def numerics_environment(mesh: jax.sharding.Mesh) -> JsonObject:
     }
 
 
-def _check_configuration(before: Config, config: Config) -> None:
-    different = configs.numeric_differences(before, config)
-    if different:
-        keys = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, (old, new) in different.items())
-        raise UserError(
-            f"{config.output_dir} holds a run that differs in what changes its numbers: {keys}. "
-            "Choose another output_dir"
-        )
-
-
 def _say_rounding_differences(before: Config, config: Config, then: JsonObject, now: JsonObject, step: int) -> None:
     """Says what changes the order of sums: the numbers stay equal up to rounding, but not bit for bit."""
     changed = {key: (then.get(key), value) for key, value in now.items() if then.get(key) != value}
@@ -105,6 +100,5 @@ def _say_rounding_differences(before: Config, config: Config, then: JsonObject, 
 
 
 def _check_same(before: Identity, run: str, now: Identity) -> None:
-    different = before.differences(now)
-    if different:
+    if different := before.differences(now):
         raise UserError(f"{run} read something else: {'; '.join(different)}")

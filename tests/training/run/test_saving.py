@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from care_jax.training.run.saving import SaveSchedule
 
 from care_jax import losses, sharding
 from care_jax.config import Config
@@ -12,7 +13,6 @@ from care_jax.training.objective import make_objective
 from care_jax.training.run.checkpoints import Checkpoints
 from care_jax.training.run.directory import RunDirectory
 from care_jax.training.run.metrics import Recorder
-from care_jax.training.run.saving import SaveSchedule
 from care_jax.training.step import State
 
 STEPS = 10

@@ -12,7 +12,7 @@ from care_jax.training.step import State
 
 
 class SaveSchedule:
-    """Saves every so many steps or minutes, after a signal, and at the end.
+    """Saves after every so many steps or minutes, after a signal, and at the end.
 
     steps: of the whole run. meta: what a checkpoint holds besides the state.
     """
@@ -27,8 +27,7 @@ class SaveSchedule:
         """Returns whether to save after this step, which all processes decide alike: each calls it once per step."""
         self._run.checkpoints.poll()
         minutes = self._run.config.checkpoint.minutes
-        late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-        late = self._run.stop.poll(late)
+        late = self._run.stop.poll(minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes)
         at_interval = self._every is not None and step % self._every == 0
         return step == self._steps or late or self._run.stop.requested or at_interval
 
