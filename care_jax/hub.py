@@ -6,5 +6,5 @@ import re
 
 
 def is_hub_id(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is a hub id: it is written owner/name, and no file or folder on this machine has that path."""
+    """Returns whether `path` is a hub id: written owner/name, and not the path of a file or folder on this machine."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)) is not None and not pathlib.Path(path).exists()

@@ -1,6 +1,6 @@
 """How a process stops: SIGTERM, Ctrl-C and a cloud's notice let it finish and save what it is doing.
 
-`StopSignal` is for training and what else uses a model; `interruptible` is for commands that need no jax.
+`StopSignal` is for training and other uses of a model; `interruptible` is for commands that need no jax.
 
 Job managers and clouds send SIGTERM when they take a machine away (Kubernetes and so GKE, SLURM, a virtual machine that
 shuts down). On Google Cloud some jobs get none, for instance those of a login shell, so the metadata server is asked
@@ -9,6 +9,7 @@ too: `instance/preempted` becomes TRUE about 30 s before a spot machine, also a 
 """
 
 import contextlib
+import dataclasses
 import http.client
 import os
 import pathlib
@@ -91,7 +92,7 @@ class StopSignal:
             self._previous_wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             threading.Thread(target=self._read_signals, args=(self._pipe[0],), daemon=True, name="signals").start()
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous_handlers[number] = signal.signal(number, _do_nothing)
+                self._previous_handlers[number] = signal.signal(number, lambda *_: None)  # only the pipe gets it
         host = metadata_host()
         if host is not None:
             threading.Thread(target=self._watch_metadata, args=(host,), daemon=True, name="preemption").start()
@@ -140,17 +141,17 @@ class StopSignal:
         _exit_now(f"left without a save {seconds}: {self._resume_hint()}", INTERRUPTED)
 
 
+@dataclasses.dataclass
 class ExitStatus:
     """The exit status of what ran in `interruptible`: 0, or 75 after a signal."""
 
-    def __init__(self) -> None:
-        self.value = 0
+    value: int = 0
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[ExitStatus]:
-    """While entered, SIGTERM raises KeyboardInterrupt as Ctrl-C does; at the end a KeyboardInterrupt is caught, and the
-    status that is yielded says to run the command again.
+    """While entered, SIGTERM raises KeyboardInterrupt as Ctrl-C does. At the end a KeyboardInterrupt is caught, and
+    sets the status that is yielded.
     """
     status = ExitStatus()
 
@@ -171,7 +172,7 @@ def interruptible() -> Iterator[ExitStatus]:
 
 
 def metadata_host() -> str | None:
-    """Returns the host of the metadata server on a machine of Google's, elsewhere None: then no request is ever sent.
+    """Returns the host of the metadata server on a machine of Google's; elsewhere None, and no request is sent.
 
     GCE_METADATA_HOST names another host, and NO_GCE_CHECK=true turns this off, as in Google's own libraries.
     """
@@ -187,8 +188,7 @@ def metadata_host() -> str | None:
 
 
 def wait_for_preemption(host: str, closed: threading.Event, pause: float = 1.0) -> bool:
-    """Waits until the machine is to be taken away; returns False if `closed` is set before, or if the server fails too
-    often in a row.
+    """Returns True when the machine is to be taken away; False if `closed` is set before, or after too many failures.
 
     pause: seconds between two requests; doubled by each failure in a row.
     """
@@ -210,10 +210,7 @@ def wait_for_preemption(host: str, closed: threading.Event, pause: float = 1.0) 
             if failures == _MAX_FAILURES:
                 from care_jax.distributed import say
 
-                say(
-                    f"warning: {url} fails ({error}); from now on only SIGTERM announces that this machine is to be "
-                    "taken away"
-                )
+                say(f"warning: {url} fails ({error}); now only SIGTERM announces that this machine is taken away")
                 return False
         closed.wait(pause * 2**failures)
     return False
@@ -228,7 +225,3 @@ def _exit_now(text: str, status: int) -> None:
     """Ends the process from any thread, whatever the others wait for."""
     _print_now(text)
     os._exit(status)
-
-
-def _do_nothing(number: int, frame: FrameType | None) -> None:
-    """A handler, so that the interpreter writes the signal's number to the pipe and does nothing else."""

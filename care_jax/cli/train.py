@@ -1,11 +1,12 @@
 """`care-jax train`."""
 
 import argparse
+import functools
 import os
 import pathlib
 import sys
 
-from care_jax.cli.command import command
+from care_jax.cli.command import Subparsers, command
 from care_jax.errors import FAILED, INTERRUPTED, UserError, nearest
 
 _MORE = """\
@@ -17,7 +18,7 @@ To resume a run that was stopped, run the same command again.
 """
 
 
-def add(commands) -> None:
+def add(commands: Subparsers) -> None:
     """Adds the command to the parser."""
     train = command(commands, "train", _train, "train a model by a recipe", _MORE)
     train.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's file or name, such as quickstart")
@@ -90,9 +91,7 @@ def _print_plan(config) -> None:
     from care_jax import plan as planning
     from care_jax.plan import targets, text
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
+    say = functools.partial(print, file=sys.stderr, flush=True)
     if jax.process_count() > 1:  # the processes that are left may not be able to compile for all of them
         say(f"what would fit: care-jax plan, with the arguments of this run and {targets.plan_options(jax.devices())}")
         return

@@ -1,4 +1,4 @@
-"""Alarms for what goes wrong in preference training while every number stays finite: lines in the log, nothing more."""
+"""Alarms for what goes wrong in preference training while every number stays finite. They are only lines in the log."""
 
 import collections
 import math
@@ -14,9 +14,7 @@ TRUNCATED = 0.05  # share of completions that may be cut
 
 
 def truncation_alarm(truncated: int, completions: int, max_length: int) -> str | None:
-    """Returns an alarm if more than 5 % of the completions are cut: the model would learn to prefer answers without an
-    end.
-    """
+    """Returns an alarm if more than 5 % of the completions are cut: the model would learn answers without an end."""
     if truncated <= TRUNCATED * completions:
         return None
     return (
@@ -56,11 +54,7 @@ class Alarms:
             self._first.append(logp_per_token)
         if len(self._recent) < 2 * WINDOW:
             return []
-        alarms = {
-            "rewards": self._rewards_alarm(),
-            "collapse": self._collapse_alarm(),
-            "solved": self._solved_alarm(),
-        }
+        alarms = {"rewards": self._rewards_alarm(), "collapse": self._collapse_alarm(), "solved": self._solved_alarm()}
         new = [f"alarm at step {step}: {text}" for name, text in alarms.items() if text and name not in self._active]
         self._active = {name for name, text in alarms.items() if text}
         return new

@@ -22,8 +22,6 @@ from care_jax.training.forward.reference import Reference
 from care_jax.training.objective import Objective
 from care_jax.training.step import Variables
 
-_LOGPS = ("logps/chosen", "logps/rejected")
-
 
 class CheckFailed(RunFailed):
     """The run would train on numbers that cannot be right; the message says which and by how much."""
@@ -94,7 +92,8 @@ def check_first_step(
 
     values: the metrics of the step; log_ratio: the mean of |log-ratio|; batch: of the step, on the devices.
     """
-    logps = max((abs(values[name]) for name in _LOGPS if math.isfinite(values[name])), default=0.0)
+    sides = (abs(values[f"logps/{side}"]) for side in ("chosen", "rejected"))
+    logps = max(filter(math.isfinite, sides), default=0.0)
     # Twice the tolerance of a mean margin: a mean of absolute values does not cancel.
     allowed = 2 * (2e-6 * logps + 1e-4 if dtype == "float32" else 1e-3 * logps)
     if log_ratio > allowed:

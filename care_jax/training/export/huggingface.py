@@ -32,8 +32,8 @@ def write_export(
 ) -> None:
     """Writes `export/` in the run directory: the model and its card. All processes call it.
 
-    source: the folder of the model that the run started from. The folder appears by renaming, so it is never seen half
-    written; what a killed export left is removed.
+    source: the folder of the model that the run started from. The folder appears by renaming, so nobody reads a partly
+    written one; what a killed export left is removed.
     """
     folder = directory.folder / "export"
     for unfinished in folder.parent.glob(f".{folder.name}.*") if is_writer() else ():
@@ -89,34 +89,27 @@ def _export(directory: RunDirectory, folder: pathlib.Path, adapter: bool) -> int
         mesh = sharding.make_mesh()
         source = local_folder(config.model.path, config.model.revision)
         with jax.set_mesh(mesh):
+            model, params, adapters = _restore(config, checkpoints, step, mesh, source)
             if adapter:
-                model, _, adapters = _restore_adapters(config, checkpoints, step, mesh, source)
+                assert adapters is not None
                 base = str(source) if config.model.path == "sample" else config.model.path
                 lora.save_adapter(folder, model, adapters, base, config.model.revision)
-            else:
-                model, params = _restore_merged(config, checkpoints, step, mesh, source)
-                models.save_pretrained(folder, model, params, tokenizer=load_tokenizer(str(source)), source=source)
-    if not adapter and is_writer():
+                return step
+            merged = params if adapters is None else lora.merge(model, params, adapters)
+            models.save_pretrained(folder, model, merged, tokenizer=load_tokenizer(str(source)), source=source)
+    if is_writer():
         write_whole(folder / "README.md", card(run))
     return step
 
 
-def _restore_merged(
+def _restore(
     config: Config, checkpoints: Checkpoints, step: int, mesh: jax.sharding.Mesh, source: pathlib.Path
-) -> tuple[Decoder, Params]:
-    """Returns the model and its weights of a checkpoint, adapters merged into them."""
-    if config.model.lora is not None:
-        model, params, adapters = _restore_adapters(config, checkpoints, step, mesh, source)
-        return model, lora.merge(model, params, adapters)
-    model = models.from_config(source, dtype=config.model.dtype)
-    like = models.abstract_params(model.arch, config.model.param_dtype, mesh)
-    return model, checkpoints.restore_trained(step, like, adapters=False)
-
-
-def _restore_adapters(
-    config: Config, checkpoints: Checkpoints, step: int, mesh: jax.sharding.Mesh, source: pathlib.Path
-) -> tuple[Decoder, Params, Params]:
-    """Returns the model, its base weights, and the adapters of a checkpoint."""
+) -> tuple[Decoder, Params, Params | None]:
+    """Returns the model, its weights (of the base if adapters were trained), and the adapters of a checkpoint."""
+    if config.model.lora is None:
+        model = models.from_config(source, dtype=config.model.dtype)
+        like = models.abstract_params(model.arch, config.model.param_dtype, mesh)
+        return model, checkpoints.restore_trained(step, like, adapters=False), None
     model, params = load_model(config, mesh, source)
     fresh, _ = new_adapters(config, model, mesh)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh)

@@ -1,4 +1,4 @@
-"""Files here or in a bucket (gs://BUCKET/...), and the mirror that keeps a bucket like a local folder.
+"""Files on this machine or in a bucket (gs://BUCKET/...), and the mirror that copies a local folder to a bucket.
 
 Orbax and TensorStore write the checkpoints to the bucket themselves. A process writes every other file in a folder on
 its own machine, and `Mirror` uploads a whole file when it has changed: an object cannot be appended to, but its write
@@ -27,10 +27,10 @@ StoragePath: TypeAlias = pathlib.Path | epath.Path
 _UPLOAD_SECONDS = 30.0  # between two uploads of what changed; longer if an upload takes long
 # Folders that are uploaded and never downloaded: a start reads nothing in them. Orbax alone writes the checkpoints.
 _UPLOAD_ONLY = frozenset({"checkpoints", "export", "profile", "tensorboard"})
-_RANGE_BYTES, _RANGES = 16 * 2**20, 8  # a file is read in ranges of this size, so many at a time
+_RANGE_BYTES, _RANGES = 16 * 2**20, 8  # a file in a bucket is read in ranges of this size, 8 at a time
 
 
-# ---- A path here or in a bucket
+# ---- A path on this machine or in a bucket
 
 
 def is_remote(path: object) -> bool:
@@ -38,7 +38,7 @@ def is_remote(path: object) -> bool:
 
 
 def path_of(path: str | os.PathLike[str]) -> StoragePath:
-    """Returns a path of the file system, or of a bucket: Orbax takes either."""
+    """Returns a path of the file system or of a bucket; Orbax takes either."""
     return epath.Path(path) if is_remote(path) else pathlib.Path(path)
 
 
@@ -53,9 +53,7 @@ def files(folder: StoragePath) -> dict[str, int]:
 
 def size(path: StoragePath) -> int | None:
     """Returns the bytes of a file; None if there is none."""
-    if isinstance(path, pathlib.Path):
-        return path.stat().st_size if path.is_file() else None
-    return path.stat().length if path.is_file() else None
+    return epath.Path(path).stat().length if path.is_file() else None
 
 
 def sha256(path: StoragePath) -> str:
@@ -141,7 +139,7 @@ def _short(error: BaseException) -> str:
 
 
 class Mirror:
-    """Uploads what changes in a local folder while entered, in a thread of its own.
+    """While entered, a thread uploads what changes in a local folder.
 
     One process of several uploads; the others upload only the profiler's traces of their own devices.
     """

@@ -24,14 +24,14 @@ from care_jax.training.step import State
 # next interval; the last one of a run must succeed.
 _SAVE_FAILURES = (OSError, ValueError, RuntimeError)
 _DAMAGED, _REMOVED = ".damaged", ".removed"  # endings of the names of checkpoints that are no longer used
-_BUCKET_SECONDS = 5.0  # between two questions to a bucket whether a save has committed
+_BUCKET_SECONDS = 5.0  # between two requests to a bucket whether a save has committed
 
 
 class Checkpoints:
     """Saves asynchronously to `folder`; keeps the newest `keep` checkpoints and, with `best`, the best one.
 
-    best: a metric of the evaluation; of a loss the lowest is best, of all else the highest. read_only: nothing in the
-    folder is changed, since the run may be under way elsewhere.
+    best: a metric of the evaluation; the lowest value is best if its name ends with loss, else the highest. read_only:
+    nothing in the folder is changed, since the run may be under way elsewhere.
     """
 
     def __init__(self, folder: StoragePath, keep: int = 1, best: str | None = None, *, read_only: bool = False):
@@ -42,7 +42,7 @@ class Checkpoints:
         self._pending: tuple[int, float] | None = None  # the step of a save under way, and when it began
         self.last_save_seconds = 0.0  # of this process; 0 before the first save
         self._last_failure: str | None = None
-        self._next_look = 0.0  # when a bucket may be asked again
+        self._next_look = 0.0  # when a bucket may be asked again (time.monotonic)
         # gcsfs raises whatever HTTP and credentials raise.
         self._failures = (Exception,) if is_remote(folder) else _SAVE_FAILURES
         if not read_only:
@@ -122,10 +122,10 @@ class Checkpoints:
     # ---- Saving
 
     def save(self, step: int, state: State, meta: JsonObject, metrics: JsonObject | None = None) -> None:
-        """Starts to save the state after `step` steps; it is written beside the training and commits by renaming.
+        """Starts to save the state after `step` steps, in threads; the save commits by renaming.
 
-        metrics: of an evaluation of this very state, or None. A failure is reported, here or by `poll`, and does no
-        harm to earlier checkpoints.
+        metrics: of an evaluation of this state, or None. A failure is reported, here or by `poll`, and leaves earlier
+        checkpoints as they are.
         """
         self._finish_pending()
         value = (metrics or {}).get(self._best) if self._best else None
@@ -143,17 +143,12 @@ class Checkpoints:
             self._saver.check_for_errors()
         except self._failures as error:
             self._report_failure(error)
-        else:
-            if self._may_look() and _committed(self.folder / str(self._pending[0])):
-                self._finish_pending()
-
-    def _may_look(self) -> bool:
-        """Returns whether to look for the commit now: a bucket takes a while to answer, so not at every step."""
-        now = time.monotonic()
-        if is_remote(self.folder) and now < self._next_look:
-            return False
-        self._next_look = now + _BUCKET_SECONDS
-        return True
+            return
+        if is_remote(self.folder) and time.monotonic() < self._next_look:
+            return  # a bucket takes a while to answer, so it is not asked at every step
+        self._next_look = time.monotonic() + _BUCKET_SECONDS
+        if _committed(self.folder / str(self._pending[0])):
+            self._finish_pending()
 
     def wait(self) -> None:
         """Waits for the pending save. Raises RunFailed if the newest save failed."""
@@ -199,7 +194,7 @@ class Checkpoints:
                 self._remove(self.folder / str(step))
 
     def _remove(self, path: StoragePath) -> None:
-        """Removes a checkpoint; first it ceases to be one, so that a kill leaves no half of one."""
+        """Removes a checkpoint. Its name or commit file goes first, so that a kill leaves no partial one."""
         try:
             if is_remote(path):  # nothing is renamed in a bucket; without its commit file it is no checkpoint
                 (path / checksums.COMMIT).unlink()
@@ -226,7 +221,7 @@ class Checkpoints:
         return max(scores, key=lambda step: (scores[step], step), default=None)
 
     def _remove_unfinished(self) -> None:
-        """Removes what a save or a removal left that was killed or failed."""
+        """Removes what killed or failed saves and removals left."""
         for path in self._entries() if is_writer() else ():
             unfinished = ocp.utils.TMP_DIR_SUFFIX in path.name or path.name.endswith(_REMOVED)
             if unfinished or (path.name.isdigit() and not _committed(path)):
@@ -235,14 +230,14 @@ class Checkpoints:
     # ---- Restoring
 
     def meta(self, step: int) -> JsonObject:
-        """Returns what was saved beside the state."""
+        """Returns the JSON that was saved with the state."""
         return json.loads((self.folder / str(step) / "meta" / "metadata").read_text(encoding="utf-8"))
 
     def restore(self, step: int, like: State) -> State:
         """Returns the state saved after `step` steps, sharded as `like`; with adapters the base comes from `like`."""
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _stored(like))
         handler = ocp.StandardCheckpointHandler()
-        restored = handler.restore(self._state_folder(step), args=ocp.args.StandardRestore(target))
+        restored = handler.restore(epath.Path(self.folder / str(step) / "state"), args=ocp.args.StandardRestore(target))
         return dataclasses.replace(like, **restored)
 
     def restore_trained(self, step: int, like: Params, *, adapters: bool) -> Params:
@@ -253,10 +248,7 @@ class Checkpoints:
         name = "lora" if adapters else "params"
         options = ocp.checkpoint_utils.construct_restore_args({name: like})
         target = ocp.args.PyTreeRestore({name: like}, restore_args=options, partial_restore=True)
-        return ocp.PyTreeCheckpointHandler().restore(self._state_folder(step), args=target)[name]
-
-    def _state_folder(self, step: int) -> epath.Path:
-        return epath.Path(self.folder / str(step) / "state")
+        return ocp.PyTreeCheckpointHandler().restore(epath.Path(self.folder / str(step) / "state"), args=target)[name]
 
     # ---- Closing
 

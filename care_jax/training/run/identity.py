@@ -54,10 +54,12 @@ def identify(config: Config, source: pathlib.Path, files: dict[str, str], corpus
     for path in paths:
         tokenizer.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     from_seed = config.model.init == "random"
-    return Identity(dict(sorted(files.items())), _hash(corpus), tokenizer.hexdigest(), "" if from_seed else weights)
+    return Identity(
+        dict(sorted(files.items())), _corpus_digest(corpus), tokenizer.hexdigest(), "" if from_seed else weights
+    )
 
 
-def _hash(corpus: Corpus) -> str:
+def _corpus_digest(corpus: Corpus) -> str:
     digest = hashlib.sha256()
     for question in range(len(corpus.questions)):
         digest.update(corpus.key(question).encode("utf-8", "surrogatepass") + b"\0")

@@ -29,8 +29,7 @@ def write_manifest(
     """Writes manifest.json into the run directory. source: the model's folder; weights: the fingerprint of the starting
     weights, pretrained or random.
     """
-    data = config.data
-    sources = [*data.train, *(data.eval if isinstance(data.eval, tuple) else ())]
+    sources = [*config.data.train, *(config.data.eval if isinstance(config.data.eval, tuple) else ())]
     manifest = {
         "versions": _versions(),
         "python": platform.python_version(),
@@ -40,8 +39,8 @@ def write_manifest(
         "config_hash": configs.numeric_hash(config),
         "seed": config.seed,
         "data": [
-            {"path": each.path, "reader": each.reader, "revision": each.revision, "licence": _data_licence(each.path)}
-            for each in sources
+            {"path": data.path, "reader": data.reader, "revision": data.revision, "licence": _data_licence(data.path)}
+            for data in sources
         ],
         "data_sha256": identity.data,
         "model": {"path": config.model.path, **_model_origin(config, source)},
@@ -96,9 +95,8 @@ def _model_origin(config: Config, folder: pathlib.Path) -> dict[str, str | None]
 
 
 def _card_licence(card: pathlib.Path) -> str | None:
-    if not card.is_file():
-        return None
-    front_matter = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S)
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    front_matter = re.match(r"---\n(.*?)\n---", text, re.S)
     try:
         fields = yaml.safe_load(front_matter[1]) if front_matter else None
     except yaml.YAMLError:

@@ -1,4 +1,4 @@
-"""Orbax's asynchronous saver of a state and its JSON, with checksums in each checkpoint and without its noise."""
+"""Orbax's asynchronous saver of a state and its JSON: it adds checksums, and hides tracebacks of failed saves."""
 
 import functools
 import logging
@@ -17,8 +17,8 @@ from care_jax.training.run.bucket import path_of
 
 
 def make_saver() -> ocp.AsyncCheckpointer:
-    """Returns a saver of what `save_args` holds. It saves one checkpoint at a time beside the training, and each of its
-    methods may raise the failure of an earlier save.
+    """Returns a saver of what `save_args` returns. It saves one checkpoint at a time, in threads; each of its methods
+    may raise the failure of an earlier save.
     """
     _silence_failed_saves()
     # Orbax would make the directories in a thread; otherwise a failure is raised by `save` itself.
@@ -43,11 +43,8 @@ class _HandlerWithChecksums(ocp.CompositeCheckpointHandler):
 
     async def async_save(self, directory: epath.Path, args: ocp.args.Composite) -> list[Future] | None:
         futures = await super().async_save(directory, args)
-
-        def write_checksums() -> None:
-            checksums.write_part(path_of(directory), jax.process_index())
-
-        return [ChainedFuture(futures or [], write_checksums)]
+        write_part = functools.partial(checksums.write_part, path_of(directory), jax.process_index())
+        return [ChainedFuture(futures or [], write_part)]
 
     def finalize(self, directory: epath.Path) -> None:
         super().finalize(directory)
