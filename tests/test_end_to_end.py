@@ -145,9 +145,9 @@ def stop_when(folder, how, there):
     return started.wait(timeout=120)
 
 
-def same_end(resumed, whole):
-    assert numbers(resumed) == numbers(whole)
-    expected = load_file(whole / "export" / "model.safetensors")
+def same_end(resumed, uninterrupted):
+    assert numbers(resumed) == numbers(uninterrupted)
+    expected = load_file(uninterrupted / "export" / "model.safetensors")
     for name, value in load_file(resumed / "export" / "model.safetensors").items():
         np.testing.assert_array_equal(value, expected[name])
 
@@ -174,11 +174,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path, how, status)
     ],
 )
 def test_a_kill_at_an_odd_moment_changes_nothing(finished, tmp_path, there):
-    whole = finished[0] / "runs" / "quickstart"
+    uninterrupted = finished[0] / "runs" / "quickstart"
     assert stop_when(tmp_path, signal.SIGKILL, there) == -signal.SIGKILL
     done = care_jax("train", "quickstart", *SHORT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    same_end(tmp_path / "runs" / "quickstart", whole)
+    same_end(tmp_path / "runs" / "quickstart", uninterrupted)
 
 
 def test_another_configuration_does_not_go_on_in_the_same_folder(finished):

@@ -29,10 +29,10 @@ def test_every_way_to_start_is_there_and_short():
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_pass_shellcheck(script):
-    found = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
-    if found is None:
+    shellcheck = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
+    if shellcheck is None:
         pytest.skip("shellcheck is not installed (the test extra has it)")
-    done = subprocess.run([found, str(script)], capture_output=True, text=True, check=False)
+    done = subprocess.run([shellcheck, str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
@@ -58,31 +58,31 @@ def test_the_jobset_is_one_slice_that_restarts_and_is_told_of_its_end():
         chips *= int(size)
     assert container["resources"]["limits"]["google.com/tpu"] * spec["completions"] == chips
     assert {"name": "CARE_JAX_DISTRIBUTED", "value": "auto"} in container["env"]
-    token = next(one for one in container["env"] if one["name"] == "HF_TOKEN")
+    token = next(variable for variable in container["env"] if variable["name"] == "HF_TOKEN")
     assert "value" not in token, "a token belongs into a secret"
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
     command, *arguments = container["args"]
     assert command == "train"
-    words = [one for one in arguments if "=" not in one]
-    loaded = config.load(*words, overrides=[one for one in arguments if "=" in one])
+    words = [word for word in arguments if "=" not in word]
+    loaded = config.load(*words, overrides=[word for word in arguments if "=" in word])
     assert loaded.output_dir.startswith("gs://")
 
 
 def test_commands_that_the_pages_show_load():
     shown = "".join(path.read_text() for path in LAUNCH.iterdir())
-    found = re.findall(r"(?:train|plan) ((?:dpo|kto|simpo)-[\w.\-]+) ([\w\-]+)", shown)
-    assert found
-    for recipe, machine in found:
+    commands = re.findall(r"(?:train|plan) ((?:dpo|kto|simpo)-[\w.\-]+) ([\w\-]+)", shown)
+    assert commands
+    for recipe, machine in commands:
         config.load(recipe, machine)
 
 
 def test_compiler_flags_are_the_same_everywhere_and_known_to_the_compiler():
-    found = {path.name: set(re.findall(r"--xla_\w+=\w+", path.read_text())) for path in LAUNCH.iterdir()}
-    gpu, tpu = found["slurm.sh"], found["tpu-vm.sh"]
+    flags_of = {path.name: set(re.findall(r"--xla_\w+=\w+", path.read_text())) for path in LAUNCH.iterdir()}
+    gpu, tpu = flags_of["slurm.sh"], flags_of["tpu-vm.sh"]
     assert len(gpu) > 5
     assert len(tpu) > 3
-    assert found["Dockerfile"] == gpu | tpu
+    assert flags_of["Dockerfile"] == gpu | tpu
     # An unknown flag ends the program before it begins.
     script = "import jax; print(jax.jit(lambda x: x + 1)(1))"
     for flags, known in ((gpu, True), ({"--xla_gpu_no_such_flag=true"}, False)):
@@ -102,8 +102,8 @@ def test_compiler_flags_are_known_to_libtpu():
     pytest.importorskip("libtpu", reason="needs the plan extra")
     flags = set(re.findall(r"--xla_\w+=\w+", (LAUNCH / "tpu-vm.sh").read_text()))
     script = "from care_jax.plan import targets; targets.topology('v5e:2x2')"
-    for given, known in ((flags, True), ({"--xla_tpu_no_such_flag=true"}, False)):
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": " ".join(sorted(given))}
+    for options, known in ((flags, True), ({"--xla_tpu_no_such_flag=true"}, False)):
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": " ".join(sorted(options))}
         assert (subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == 0) == known
 
 
@@ -124,7 +124,7 @@ esac
 
 
 @pytest.mark.parametrize(
-    ("states", "asked", "status"),
+    ("states", "requests", "status"),
     [
         (["none", "WAITING_FOR_RESOURCES", "ACTIVE"], ["create"], 0),
         (["ACTIVE"], [], 0),
@@ -136,7 +136,7 @@ esac
     ],
     ids=["new", "there", "preempted", "failed before", "trouble", "fails", "trouble at once"],
 )
-def test_a_tpu_is_asked_for_until_it_is_there(tmp_path, states, asked, status):
+def test_a_tpu_is_asked_for_until_it_is_there(tmp_path, states, requests, status):
     state_file, program = tmp_path / "states", tmp_path / "gcloud"
     state_file.write_text("\n".join(states) + "\n")
     program.write_text(GCLOUD)
@@ -148,7 +148,7 @@ def test_a_tpu_is_asked_for_until_it_is_there(tmp_path, states, asked, status):
     assert done.returncode == status, done.stderr
     lines = (tmp_path / "asked").read_text().splitlines() if (tmp_path / "asked").exists() else []
     resources = [line.split()[3] for line in lines if "queued-resources" in line]
-    assert resources == asked
+    assert resources == requests
     assert "secret" not in "".join(lines)
     if status == 0:
         assert lines[-1].strip() == "exec venv/bin/care-jax train quickstart"

@@ -59,22 +59,22 @@ def numbers(folder):
     return [{k: v for k, v in line.items() if not k.endswith(clock) and k != "mfu"} for line in lines]
 
 
-def same_run(found, expected):
+def same_run(run, expected):
     """Compares to 1e-5, but not the accuracy of step 1: it depends on the sign of a margin that is only rounding."""
-    for one, other in zip(numbers(found), numbers(expected), strict=True):
-        assert one.keys() == other.keys()
+    for line, other in zip(numbers(run), numbers(expected), strict=True):
+        assert line.keys() == other.keys()
         for name, value in other.items():
-            if one["step"] <= 1 and name.endswith("accuracies"):
+            if line["step"] <= 1 and name.endswith("accuracies"):
                 continue
             if isinstance(value, float):
                 # Rewards are small differences of logps in the hundreds.
                 least = 0 if name in ("loss", "grad_norm") else 2e-5
-                shown = f"step {one['step']} {name}"
-                np.testing.assert_allclose(one[name], value, rtol=1e-5, atol=least, err_msg=shown)
+                shown = f"step {line['step']} {name}"
+                np.testing.assert_allclose(line[name], value, rtol=1e-5, atol=least, err_msg=shown)
             else:
-                assert one[name] == value, name
+                assert line[name] == value, name
     weights = load_file(expected / "runs/quickstart/export/model.safetensors")
-    for name, value in load_file(found / "runs/quickstart/export/model.safetensors").items():
+    for name, value in load_file(run / "runs/quickstart/export/model.safetensors").items():
         np.testing.assert_allclose(
             value, weights[name], rtol=1e-5, atol=1e-5 * np.abs(weights[name]).max(), err_msg=name
         )
@@ -119,12 +119,12 @@ def test_where_one_is_killed_the_others_end_and_the_run_goes_on(tmp_path, count,
     started.communicate(timeout=100)
     assert time.monotonic() - killed < 60
     assert started.returncode != 0
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    finished(train(count, whole, *longer))
+    uninterrupted = tmp_path / "uninterrupted"
+    uninterrupted.mkdir()
+    finished(train(count, uninterrupted, *longer))
     said = finished(train(count, tmp_path, *longer))
     assert "resumed at step" in said
-    same_run(tmp_path, whole)
+    same_run(tmp_path, uninterrupted)
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def process(parent, number):
 
 
 @pytest.mark.parametrize(
-    ("given", "joined"),
+    ("variables", "joined"),
     [
         ({}, None),
         ({"SLURM_STEP_NUM_TASKS": "1"}, None),
@@ -182,17 +182,17 @@ def process(parent, number):
         ),
     ],
 )
-def test_processes_join_where_there_are_several(monkeypatch, given, joined):
+def test_processes_join_where_there_are_several(monkeypatch, variables, joined):
     """By address, in a SLURM step, on GKE, on request; jax finds out the rest itself."""
     for name in ("SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES", "CARE_JAX_DISTRIBUTED", "JAX_COORDINATOR_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    asked = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: asked.append(options))
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
     start_processes()
     silence = {"heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 30}
-    assert asked == ([] if joined is None else [joined | silence])
+    assert calls == ([] if joined is None else [joined | silence])
 
 
 OWN_ROWS = """
@@ -220,8 +220,8 @@ def said_by_script(text, folder, count, *arguments):
 @pytest.mark.slow
 def test_each_of_two_processes_fills_the_rows_of_its_own_devices(tmp_path):
     said = said_by_script(OWN_ROWS, tmp_path, 2, "now")
-    found = {line.partition(" ")[2] for line in said.splitlines() if line.startswith("process ")}
-    assert found == {
+    rows = {line.partition(" ")[2] for line in said.splitlines() if line.startswith("process ")}
+    assert rows == {
         *("0 (1, 2, 1) 0 4", "1 (1, 2, 1) 4 8"),
         *("0 (2, 1, 1) 0 4", "1 (2, 1, 1) 4 8"),
         *("0 (1, 1, 2) 0 8", "1 (1, 1, 2) 0 8"),
@@ -235,16 +235,16 @@ from care_jax import models, sharding
 from care_jax.models.hf import safetensors_io
 
 mesh = sharding.make_mesh(1, -1, 1)
-asked = []
+bytes_read = []
 read = safetensors_io.Tensor.read
 def counted(self, shape, index):
-    found = read(self, shape, index)
-    asked.append(found.nbytes)
-    return found
+    values = read(self, shape, index)
+    bytes_read.append(values.nbytes)
+    return values
 safetensors_io.Tensor.read = counted
 _, params = models.from_pretrained(sys.argv[1], mesh=mesh)
-whole = sum(np.prod(one.shape) for one in safetensors_io.folder_tensors(pathlib.Path(sys.argv[1])).values())
-print("share", sum(asked) / (4 * whole), file=sys.stderr)
+total = sum(np.prod(tensor.shape) for tensor in safetensors_io.folder_tensors(pathlib.Path(sys.argv[1])).values())
+print("share", sum(bytes_read) / (4 * total), file=sys.stderr)
 models.save_pretrained(sys.argv[2], *models.from_pretrained(sys.argv[1], mesh=mesh))
 """
 

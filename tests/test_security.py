@@ -31,21 +31,21 @@ SWITCHES = {"allow_pickle", "trust_remote_code"}
 
 def dangers(tree: ast.AST) -> list[str]:
     """Returns what in a module could run what it reads."""
-    found = []
+    names = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names if alias.name.split(".")[0] in MODULES]
+            names += [alias.name for alias in node.names if alias.name.split(".")[0] in MODULES]
         elif isinstance(node, ast.ImportFrom):
-            found += [node.module] if node.module.split(".")[0] in MODULES else []
+            names += [node.module] if node.module.split(".")[0] in MODULES else []
         elif isinstance(node, ast.Call):
             name = node.func.id if isinstance(node.func, ast.Name) else None
             method = node.func.attr if isinstance(node.func, ast.Attribute) else None
-            found += [name] if name in CALLS else []
-            found += [method] if method in METHODS else []
+            names += [name] if name in CALLS else []
+            names += [method] if method in METHODS else []
             for word in node.keywords:
                 if word.arg in SWITCHES and not (isinstance(word.value, ast.Constant) and word.value.value is False):
-                    found.append(word.arg)
-    return found
+                    names.append(word.arg)
+    return names
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -77,24 +77,24 @@ def metadata_server(*answers):
 
     A number is an error status; a function is called for the answer.
     """
-    asked = []
+    requests = []
 
     def reply(request):
-        answer = answers[min(len(asked), len(answers) - 1)]
+        answer = answers[min(len(requests), len(answers) - 1)]
         answer = answer() if callable(answer) else answer
-        asked.append((request.path, request.headers.get("Metadata-Flavor")))
+        requests.append((request.path, request.headers.get("Metadata-Flavor")))
         request.send_response(answer if isinstance(answer, int) else 200)
         request.send_header("Metadata-Flavor", "Google")
-        request.send_header("ETag", f"e{len(asked)}")
+        request.send_header("ETag", f"e{len(requests)}")
         request.end_headers()
         request.wfile.write(str(answer).encode())
 
     with serving(reply) as host:
-        yield host, asked
+        yield host, requests
 
 
 def test_a_notice_of_the_cloud_asks(monkeypatch, capfd):
-    with metadata_server("TRUE") as (host, asked):
+    with metadata_server("TRUE") as (host, requests):
         monkeypatch.setenv("GCE_METADATA_HOST", host)
         with StopSignal() as stop:
             deadline = time.monotonic() + 20
@@ -104,20 +104,20 @@ def test_a_notice_of_the_cloud_asks(monkeypatch, capfd):
             stop.poll()
             assert stop.requested
     assert "this machine is to be taken away, stopping: this step is finished and saved" in capfd.readouterr().err
-    assert [flavor for _, flavor in asked] == ["Google"]
+    assert [flavor for _, flavor in requests] == ["Google"]
 
 
 def test_the_notice_is_waited_for():
-    with metadata_server("FALSE", 503, "FALSE", "TRUE") as (host, asked):
+    with metadata_server("FALSE", 503, "FALSE", "TRUE") as (host, requests):
         assert stopping.wait_for_preemption(host, threading.Event(), pause=0.01)
     where = "/computeMetadata/v1/instance/preempted?wait_for_change=true&timeout_sec=60&last_etag="
-    assert [path for path, _ in asked] == [where + etag for etag in ("0", "e1", "e1", "e3")]
+    assert [path for path, _ in requests] == [where + etag for etag in ("0", "e1", "e1", "e3")]
 
 
 def test_a_server_that_fails_is_not_asked_for_ever(capsys):
-    with metadata_server(404) as (host, asked):
+    with metadata_server(404) as (host, requests):
         assert not stopping.wait_for_preemption(host, threading.Event(), pause=0.001)
-    assert len(asked) == 6
+    assert len(requests) == 6
     assert "only SIGTERM announces" in capsys.readouterr().err
 
 

@@ -37,7 +37,7 @@ VARIANTS = {
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def whole(request, tmp_path_factory):
+def finished_run(request, tmp_path_factory):
     """(words of the command, folder of an uninterrupted run, seconds from its first file to its end)."""
     folder = tmp_path_factory.mktemp(request.param)
     words = ["train", "quickstart", *VARIANTS[request.param]]
@@ -65,8 +65,8 @@ def start(words, folder):
 
 def lines(run):
     path = run / "metrics.jsonl"
-    whole_ones = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in whole_ones]
+    complete = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in complete]
 
 
 def evaluated_next(run):
@@ -111,9 +111,9 @@ def finish(words, folder, run):
     return done
 
 
-def at_random(whole, tmp_path, how, seed):
+def at_random(finished_run, tmp_path, how, seed):
     """Sends the signal `how` at random moments of runs, without end; yields (status, folder) after each."""
-    words, run, seconds = whole
+    words, run, seconds = finished_run
     draw, number = random.Random(seed), 0
     while True:
         folder = tmp_path / str(number)
@@ -129,9 +129,9 @@ def at_random(whole, tmp_path, how, seed):
             number += 1
 
 
-def test_kills_in_every_phase(whole, tmp_path):
+def test_kills_in_every_phase(finished_run, tmp_path):
     """One run is killed and resumed several times: in the reference pass, in saves, an evaluation, the export."""
-    words, run, _ = whole
+    words, run, _ = finished_run
     folder = tmp_path / "run"
     for aim in AIMED:
         assert kill_in(start(words, folder), folder / "runs" / "quickstart", aim), f"it ended without {aim}"
@@ -139,10 +139,10 @@ def test_kills_in_every_phase(whole, tmp_path):
     finish(words, folder, run)
 
 
-def test_kills_at_random_moments(whole, tmp_path):
-    words, run, _ = whole
+def test_kills_at_random_moments(finished_run, tmp_path):
+    words, run, _ = finished_run
     kills = 0
-    for status, folder in at_random(whole, tmp_path, signal.SIGKILL, seed=1):
+    for status, folder in at_random(finished_run, tmp_path, signal.SIGKILL, seed=1):
         assert status in (-signal.SIGKILL, 0)
         print(f"killed in {phase(folder / 'runs' / 'quickstart')}")
         kills += status != 0
@@ -152,24 +152,24 @@ def test_kills_at_random_moments(whole, tmp_path):
         finish(words, folder, run)
 
 
-def test_terms_at_random_moments(whole, tmp_path):
+def test_terms_at_random_moments(finished_run, tmp_path):
     """Exit status 75, and the last recorded step is saved."""
-    words, whole_run, _ = whole
+    words, whole, _ = finished_run
     stopped = 0
-    for status, folder in at_random(whole, tmp_path, signal.SIGTERM, seed=2):
+    for status, folder in at_random(finished_run, tmp_path, signal.SIGTERM, seed=2):
         run = folder / "runs" / "quickstart"
         if status != 75:  # the signal came after the last step
             assert (run / "export").exists(), (status, (folder / "stderr").read_text())
             continue
-        taken = max((line["step"] for line in lines(run)), default=0)
-        if taken:
-            assert (run / "checkpoints" / str(taken)).is_dir(), (folder / "stderr").read_text()
-        print(f"stopped after step {taken}")
+        last_step = max((line["step"] for line in lines(run)), default=0)
+        if last_step:
+            assert (run / "checkpoints" / str(last_step)).is_dir(), (folder / "stderr").read_text()
+        print(f"stopped after step {last_step}")
         stopped += 1
         if stopped == TERMS:
             break
     for folder in tmp_path.iterdir():
-        finish(words, folder, whole_run)
+        finish(words, folder, whole)
 
 
 def unprivileged(*words, cwd):
@@ -189,9 +189,9 @@ def copied(run, folder, *without):
     return copy
 
 
-def test_damaged_checkpoints(whole, tmp_path):
-    """The one before is used, with a warning, and the result is equal bit for bit; an unreadable one is refused."""
-    words, run, _ = whole
+def test_damaged_checkpoints(finished_run, tmp_path):
+    """The previous one is used, with a warning, and the result is equal bit for bit; an unreadable one is refused."""
+    words, run, _ = finished_run
     for seed in range(DAMAGED):
         folder = tmp_path / str(seed)
         copy = copied(run, folder)
@@ -208,9 +208,9 @@ def test_damaged_checkpoints(whole, tmp_path):
         shutil.rmtree(folder)
 
 
-def test_damaged_reference_caches(whole, tmp_path):
+def test_damaged_reference_caches(finished_run, tmp_path):
     """Refused with the reason; a missing part is computed again, and the result is equal bit for bit."""
-    words, run, _ = whole
+    words, run, _ = finished_run
     for seed in range(DAMAGED_CACHES):
         folder = tmp_path / str(seed)
         copy = copied(run, folder, "checkpoints")
@@ -234,18 +234,18 @@ def test_damaged_reference_caches(whole, tmp_path):
         assert "Traceback" not in done.stderr, what
 
 
-@pytest.mark.parametrize("whole", ["dpo"], indirect=True)
-def test_a_notice_of_the_cloud(whole, tmp_path):
+@pytest.mark.parametrize("finished_run", ["dpo"], indirect=True)
+def test_a_notice_of_the_cloud(finished_run, tmp_path):
     """As after SIGTERM: exit status 75, and the state is saved."""
-    words, *_ = whole
+    words, *_ = finished_run
     here = tmp_path / "runs" / "quickstart"
-    with metadata_server(lambda: "TRUE" if len(lines(here)) > 2 else "FALSE") as (host, asked):
+    with metadata_server(lambda: "TRUE" if len(lines(here)) > 2 else "FALSE") as (host, requests):
         done = subprocess.run(
             command(*words, "data.max_steps=1000"), cwd=tmp_path, env=environment() | {"GCE_METADATA_HOST": host},
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip
     assert done.returncode == 75, done.stderr
-    assert len(asked) > 1
+    assert len(requests) > 1
     assert "this machine is to be taken away, stopping: this step is finished and saved" in done.stderr
     assert "the same command resumes from there" in done.stderr
     stopped = max(int(path.name) for path in (here / "checkpoints").iterdir())
@@ -253,10 +253,10 @@ def test_a_notice_of_the_cloud(whole, tmp_path):
     assert care_jax(*words, cwd=tmp_path).returncode == 2, "another length of the run is another run"
 
 
-@pytest.mark.parametrize("whole", ["dpo"], indirect=True)
-def test_no_grace(whole, tmp_path):
+@pytest.mark.parametrize("finished_run", ["dpo"], indirect=True)
+def test_no_grace(finished_run, tmp_path):
     """The process exits without a save after the grace period; the steps since the last one are repeated."""
-    words, run, _ = whole
+    words, run, _ = finished_run
     short = [*words, "checkpoint.grace_seconds=0.001"]
     started = start(short, tmp_path)
     here = tmp_path / "runs" / "quickstart"
@@ -272,9 +272,9 @@ def test_no_grace(whole, tmp_path):
     finish(short, tmp_path, run)
 
 
-@pytest.mark.parametrize("whole", ["dpo"], indirect=True)
-def test_a_folder_has_one_run_at_a_time(whole, tmp_path):
-    words, run, _ = whole
+@pytest.mark.parametrize("finished_run", ["dpo"], indirect=True)
+def test_a_folder_has_one_run_at_a_time(finished_run, tmp_path):
+    words, run, _ = finished_run
     started = start(words, tmp_path)
     started.send_signal(signal.SIGSTOP)  # it holds the lock and does not end meanwhile
     refused = care_jax(*words, cwd=tmp_path)
@@ -312,11 +312,11 @@ def ends_clearly(done):
     assert [line for line in done.stderr.splitlines() if line.startswith("care-jax: ")], done.stderr
 
 
-@pytest.mark.parametrize("whole", ["dpo", "kto-lora"], indirect=True)
+@pytest.mark.parametrize("finished_run", ["dpo", "kto-lora"], indirect=True)
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.5, 0.75, 0.9, 0.97])
-def test_a_disk_that_fills(whole, small_disk, tmp_path, share):
+def test_a_disk_that_fills(finished_run, small_disk, tmp_path, share):
     """At every size: a clear message, no traceback, sound checkpoints; on a larger disk the run then resumes."""
-    words, run, _ = whole
+    words, run, _ = finished_run
     place = small_disk(max(8, int(share * used(run)) // 1024))
     ends_clearly(care_jax(*words, f"output_dir={place}/run", cwd=tmp_path))
     print(f"full at {share}: {sorted(path.name for path in place.glob('run/checkpoints/*'))}")
@@ -328,9 +328,9 @@ def test_a_disk_that_fills(whole, small_disk, tmp_path, share):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.9])
-def test_a_disk_that_fills_during_the_export(whole, small_disk, share):
+def test_a_disk_that_fills_during_the_export(finished_run, small_disk, share):
     """The last checkpoint stays and no incomplete export appears; with enough space the same command writes it."""
-    words, run, _ = whole
+    words, run, _ = finished_run
     place = small_disk(4 * used(run) // 1024)
     copy = shutil.copytree(run, place / "runs" / "quickstart")
     before = used(copy / "export")

@@ -17,13 +17,7 @@ from care_jax.errors import Leakage, UserError
 from care_jax.textfiles import JsonObject
 from care_jax.training.evaluation.held_out import HeldOut, hold_out
 from care_jax.training.objective import Objective
-from care_jax.training.run.data_report import (
-    add_labels,
-    count_labels,
-    explain_no_units,
-    labels_text,
-    write_data_report,
-)
+from care_jax.training.run.data_report import explain_no_units, labels_text, report_labels, write_data_report
 
 _STORED_CHECKED = 64  # prompts of a token cache
 
@@ -79,10 +73,7 @@ def prepare(config: Config, tokenizer: Tokenizer, objective: Objective, folder: 
     tokens = tokenize_questions(config.data, tokenizer, questions)
     write_data_report(readings.all, questions.all, tokens.corpora, folder)
     sources = make_sources(config, objective.view, readings, tokens)
-    labels = None
-    if objective.view == "unpaired":
-        labels = count_labels(config.losses, sources)
-        add_labels(folder, labels)
+    labels = report_labels(folder, config.losses, sources) if objective.view == "unpaired" else None
     source, steps = plan_steps(config, objective, sources, tokens.corpus)
     held_out = make_held_out(config, objective, tokens)
     sequences = pipeline.needed_sequences(source, steps)

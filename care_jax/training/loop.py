@@ -133,7 +133,7 @@ def _run(run: RunContext, start: Start) -> Run:
     else:
         state = run.checkpoints.restore(start.step, restore_target(weights, abstract, shardings))
     del weights  # the state, or the reference, now holds what is needed of them
-    recorder = Recorder(config, folder, start.step, data.steps, directory.upload)
+    recorder = Recorder(run, start.step, data.steps)
     tasks = None
     if config.evaluation is not None:
         answering = LoadedModel(config.name, source, trained.model, {}, tokenizer)

@@ -257,11 +257,7 @@ class Checkpoints:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Ends Orbax's threads, unless another process is lost: they would wait for it."""
-        if not process_lost(error):
-            self.close()
-
-    def close(self) -> None:
-        if not self._read_only:
+        if not self._read_only and not process_lost(error):
             self._finish_pending()
             self._saver.close()
 

@@ -38,8 +38,12 @@ def write_data_report(
         write_report(folder, [reading.report for reading in readings])
 
 
-def count_labels(configured: Sequence[LossConfig], sources: Sequence[tuple[list[Unit], float]]) -> JsonObject:
-    """Counts the labels of an epoch, and applies KTO's published rule for its weights."""
+def report_labels(
+    folder: pathlib.Path, configured: Sequence[LossConfig], sources: Sequence[tuple[list[Unit], float]]
+) -> JsonObject:
+    """Counts the labels of an epoch, and applies KTO's published rule for its weights; adds this to the report that
+    `write_data_report` wrote, and returns it.
+    """
     counts = {
         name: round(sum(weight * sum(unit.desirable is value for unit in units) for units, weight in sources))
         for name, value in (("desirable", True), ("undesirable", False))
@@ -50,14 +54,10 @@ def count_labels(configured: Sequence[LossConfig], sources: Sequence[tuple[list[
             weights = [loss.hyperparameters[f"{name}_weight"] for name in counts]
             ratio, advice = losses.kto_weight_ratio(*counts.values(), *weights)
             labels |= {"kto_weight_ratio": ratio if math.isfinite(ratio) else None, "advice": advice}
-    return labels
-
-
-def add_labels(folder: pathlib.Path, labels: JsonObject) -> None:
-    """Adds the labels to the report that `write_data_report` wrote."""
     if is_writer():
         path = folder / "data_report.json"
         write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"labels": labels}, indent=2)
+    return labels
 
 
 def labels_text(labels: JsonObject | None) -> str:

@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import jax
@@ -19,14 +19,14 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from care_jax import distributed
-from care_jax.config import Config
 from care_jax.distributed import is_writer
 from care_jax.hardware import CHIPS
 from care_jax.textfiles import JsonObject, read_lines
+from care_jax.training.context import RunContext
 
 Metrics: TypeAlias = Mapping[str, object]
 
-# The order of a step's line. The first ones are always there: null where a step has no such value.
+# The order of a step's line. The first ones are always there: null if a step has no such value.
 _ALWAYS = (
     *("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
     *("logps/chosen", "logps/rejected"),
@@ -40,16 +40,9 @@ class Recorder:
     One process of several writes.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        folder: pathlib.Path,
-        resume_step: int | None,
-        total: int,
-        upload: Callable[[], None] = lambda: None,
-    ):
-        """upload: copies the files of the run to where they must be before a checkpoint may commit."""
-        self._upload = upload
+    def __init__(self, run: RunContext, resume_step: int | None, total: int):
+        """total: steps of the whole run."""
+        config, folder, self._upload = run.config, run.directory.folder, run.directory.upload
         self._file = MetricsFile(folder / "metrics.jsonl", resume_step)
         self._trackers: list[MetricsFile | TensorBoard | WandB] = [self._file]
         if is_writer() and "tensorboard" in config.trackers:
@@ -79,11 +72,11 @@ class Recorder:
         self._last_recorded = time.perf_counter()
 
     def record_compilation(self, seconds: float) -> None:
-        """The next step's line will hold how long the train step took to compile."""
+        """Notes how long the train step took to compile, for the next line of a step."""
         self._compile_seconds = seconds
 
     def record_input_wait(self, seconds: float) -> None:
-        """The next step's line will hold how long the loop waited for input."""
+        """Adds to the time that the loop waited for input, for the next line of a step."""
         self._input_wait += seconds
 
     def record_step(
@@ -95,8 +88,8 @@ class Recorder:
         """
         now = time.perf_counter()
         since_last, self._last_recorded = now - self._last_recorded, now
-        # The time since the step before was recorded. On the CPU that step may be recorded only when this one is done
-        # too; then the time since this one was dispatched.
+        # The time since the previous step was recorded. On the CPU that step may be recorded only when this one is done
+        # too; then it is the time since this one was dispatched.
         seconds = since_last if since_last > (now - dispatched) / 4 else now - dispatched
         names = [name for name in _STEP_NAMES if name in values or name in _ALWAYS]
         line: JsonObject = {

@@ -39,22 +39,22 @@ def scaled(params, name, layer, factor):
 
 
 def test_a_weight_is_named(tiny):
-    found = first(tiny, lambda params, batch: (scaled(params, "up", 1, jnp.nan), batch))
-    assert found.tensor == "the weight params.blocks.mlp.up.weight"
+    finding = first(tiny, lambda params, batch: (scaled(params, "up", 1, jnp.nan), batch))
+    assert finding.tensor == "the weight params.blocks.mlp.up.weight"
 
 
 def test_a_layer_is_named(tiny):
-    found = first(tiny, lambda params, batch: (scaled(scaled(params, "up", 1, 1e30), "gate", 1, 1e30), batch))
-    assert found.tensor == "the hidden state after layer 2 of 2"
-    assert found.place is not None
+    finding = first(tiny, lambda params, batch: (scaled(scaled(params, "up", 1, 1e30), "gate", 1, 1e30), batch))
+    assert finding.tensor == "the hidden state after layer 2 of 2"
+    assert finding.place is not None
 
 
 def test_a_reference_is_named(tiny):
     def change(params, batch):
         return params, batch.replace(ref_logps=batch.ref_logps.at[1, 2].set(jnp.inf))
 
-    found = first(tiny, change)
-    assert (found.tensor, found.place) == ("the reference's log-probability of a response", (1, 2))
+    finding = first(tiny, change)
+    assert (finding.tensor, finding.place) == ("the reference's log-probability of a response", (1, 2))
 
 
 def spiked(chosen_logps, rejected_logps):
@@ -63,9 +63,9 @@ def spiked(chosen_logps, rejected_logps):
 
 
 def test_a_gradient_is_named(tiny):
-    found = first(tiny, lambda params, batch: (params, batch), spiked)
-    assert found.tensor.startswith("the gradient of ")
-    assert "microbatch 1; the loss is finite" in found.tensor
+    finding = first(tiny, lambda params, batch: (params, batch), spiked)
+    assert finding.tensor.startswith("the gradient of ")
+    assert "microbatch 1; the loss is finite" in finding.tensor
 
 
 @pytest.mark.slow  # its parts are tested above; this is all of them together
@@ -83,9 +83,9 @@ def test_a_run_that_diverges(tmp_path, capsys):
                 "checkpoint.every": 1,
             },
         )
-    told = capsys.readouterr().err
-    assert "step 2: loss or gradient not finite, update skipped (1 in a row). First non-finite tensor: the " in told
-    assert "Questions of the step: '" in told
+    stderr = capsys.readouterr().err
+    assert "step 2: loss or gradient not finite, update skipped (1 in a row). First non-finite tensor: the " in stderr
+    assert "Questions of the step: '" in stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "nonfinite.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 3]
     assert all(line["questions"] for line in lines)

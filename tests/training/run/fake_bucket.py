@@ -77,15 +77,15 @@ class Bucket:
 
     def add(self, upload: str, name: str, data: bytes, span: str) -> dict | int:
         """Adds a part of an upload; returns the object's metadata if it is complete, else the bytes received so far."""
-        held = self._begun[upload]
+        received = self._begun[upload]
         place = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", span)
         assert place, span
-        assert place[1] is None or int(place[1]) == len(held), span
-        self._begun[upload] = held = held + data
+        assert place[1] is None or int(place[1]) == len(received), span
+        self._begun[upload] = received = received + data
         if place[2] == "*":
-            return len(held)
-        assert int(place[2]) >= len(held), span
-        return self.put(name, held, None) or {} if int(place[2]) == len(held) else len(held)
+            return len(received)
+        assert int(place[2]) >= len(received), span
+        return self.put(name, received, None) or {} if int(place[2]) == len(received) else len(received)
 
     def delete(self, name: str) -> bool:
         with self._lock:
@@ -106,7 +106,7 @@ class Bucket:
     def listing(self, bucket: str, prefix: str, delimiter: str, start: str, end: str) -> dict:
         items, prefixes = [], set()
         with self._lock:
-            for name in sorted(one for one in self.objects if one.startswith(f"{bucket}/{prefix}")):
+            for name in sorted(path for path in self.objects if path.startswith(f"{bucket}/{prefix}")):
                 key = name.split("/", 1)[1]
                 if key < start or (end and key >= end):
                     continue
@@ -147,36 +147,36 @@ def _handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
 
         def reply_to_request(self) -> None:
             url = urlsplit(self.path)
-            asked = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
+            query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            found = re.fullmatch(r"(?:/upload|/download)?/storage/v1/b/([^/]+)(?:/o(?:/(.+))?)?", url.path)
-            assert found, self.path
-            where, key = found[1], unquote(found[2] or asked.get("name", ""))
-            if self.command == "POST" and asked.get("uploadType") == "multipart":
+            match = re.fullmatch(r"(?:/upload|/download)?/storage/v1/b/([^/]+)(?:/o(?:/(.+))?)?", url.path)
+            assert match, self.path
+            where, key = match[1], unquote(match[2] or query.get("name", ""))
+            if self.command == "POST" and query.get("uploadType") == "multipart":
                 _, about, data = body.split(b"\n\n", 2)
                 key, body = json.loads(about.split(b"\n--")[0])["name"], data.removesuffix(b"\n--==0==--")
             if bucket.refuse(self.command, f"{where}/{key}"):
                 self.answer(403, {"error": {"code": 403, "message": "denied by the test"}})
-            elif self.command == "POST" and "/rewriteTo/" in (found[2] or ""):
-                source, target = (unquote(one) for one in found[2].split(f"/rewriteTo/b/{where}/o/"))
+            elif self.command == "POST" and "/rewriteTo/" in (match[2] or ""):
+                source, target = (unquote(path) for path in match[2].split(f"/rewriteTo/b/{where}/o/"))
                 about = bucket.put(f"{where}/{target}", bucket.objects[f"{where}/{source}"], None)
                 self.answer(200, {"kind": "storage#rewriteResponse", "done": True, "resource": about})
-            elif self.command == "POST" and "upload_id" in asked:
-                done = bucket.add(asked["upload_id"], f"{where}/{key}", body, self.headers["Content-Range"])
+            elif self.command == "POST" and "upload_id" in query:
+                done = bucket.add(query["upload_id"], f"{where}/{key}", body, self.headers["Content-Range"])
                 if isinstance(done, int):
                     self.answer(308, Range=f"bytes=0-{done - 1}")
                 else:
                     self.answer(200, done)
-            elif self.command == "POST" and asked["uploadType"] == "resumable":
+            elif self.command == "POST" and query["uploadType"] == "resumable":
                 self.answer(200, Location=f"{bucket.address}{self.path}&upload_id={bucket.begin()}")
             elif self.command == "POST":
-                assert asked["uploadType"] in ("multipart", "media"), self.path
-                done = bucket.put(f"{where}/{key}", body, asked.get("ifGenerationMatch"))
+                assert query["uploadType"] in ("multipart", "media"), self.path
+                done = bucket.put(f"{where}/{key}", body, query.get("ifGenerationMatch"))
                 self.answer(200 if done else 412, done or {})
-            elif self.command == "GET" and found[2] is None:
+            elif self.command == "GET" and match[2] is None:
                 if url.path.endswith("/o"):
                     names = ("prefix", "delimiter", "startOffset", "endOffset")
-                    self.answer(200, bucket.listing(where, *(asked.get(name, "") for name in names)))
+                    self.answer(200, bucket.listing(where, *(query.get(name, "") for name in names)))
                 else:
                     self.answer(200, {"kind": "storage#bucket", "name": where})
             elif f"{where}/{key}" not in bucket.objects:
@@ -184,15 +184,15 @@ def _handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
             elif self.command == "DELETE":
                 bucket.delete(f"{where}/{key}")
                 self.answer(204)
-            elif asked.get("alt") == "media":
-                self.media(f"{where}/{key}", asked)
+            elif query.get("alt") == "media":
+                self.media(f"{where}/{key}", query)
             else:
                 self.answer(200, bucket.about(f"{where}/{key}"))
 
-        def media(self, name: str, asked: dict[str, str]) -> None:
+        def media(self, name: str, query: dict[str, str]) -> None:
             data, about = bucket.objects[name], bucket.about(name)
             bucket.reads.append(name)
-            if asked.get("ifGenerationNotMatch") == about["generation"]:
+            if query.get("ifGenerationNotMatch") == about["generation"]:
                 return self.answer(304)
             known = {"x_goog_generation": about["generation"], "Content_Type": "application/octet-stream"}
             known["X_Goog_Hash"] = f"md5={about['md5Hash']}"

@@ -1,6 +1,5 @@
 """A run directory in a bucket: with the real Orbax, TensorStore and gcsfs, and a bucket on this machine."""
 
-import contextlib
 import json
 
 import jax
@@ -64,21 +63,20 @@ def test_a_run_its_resume_and_its_export(bucket, tmp_path, capsys):
     run = care_jax.train({}, **CONFIG, output_dir=url)
     assert str(run.path) == url
     names = bucket.below(home)
-    for one in ("config.yaml", "manifest.json", "data_report.json", "metrics.jsonl", "held_out.jsonl"):
-        assert one in names
+    assert {"config.yaml", "manifest.json", "data_report.json", "metrics.jsonl", "held_out.jsonl"} <= {*names}
     tops = {name.split("/")[0] for name in names if "/" in name}
     assert tops == {"checkpoints", "reference", "export", "tensorboard"}
     assert {name.split("/")[1] for name in names if name.startswith("checkpoints/")} == {"2", "4"}
     assert names == [name for name in names if not name.endswith((".part", ".partial", ".lock"))]
-    whole = lines(bucket.objects[home + "metrics.jsonl"])
-    assert [line["step"] for line in whole] == [0, 1, 2, 3, 4, 4]
+    uninterrupted = lines(bucket.objects[home + "metrics.jsonl"])
+    assert [line["step"] for line in uninterrupted] == [0, 1, 2, 3, 4, 4]
     weights = load(bucket.objects[home + "export/model.safetensors"])
     assert [path for path in (tmp_path / "cache" / "runs").rglob("*") if path.is_file() and path.name != ".lock"] == []
 
     # The same command again: the run is finished, and its model is read from the bucket.
     again = care_jax.train({}, **CONFIG, output_dir=url)
     assert "gs://one/runs/first holds a finished run of 4 steps" in capsys.readouterr().err
-    assert lines("\n".join(map(json.dumps, again.metrics)).encode()) == whole
+    assert lines("\n".join(map(json.dumps, again.metrics)).encode()) == uninterrupted
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), again.params, run.params))
 
     # As after a kill: the last checkpoint is not committed, the metrics go further, the export is incomplete.
@@ -91,7 +89,7 @@ def test_a_run_its_resume_and_its_export(bucket, tmp_path, capsys):
     assert "resumed at step 2 of 4" in stderr
     assert ", 0 microbatches run, the rest from" in stderr, "the reference is not computed again"
     assert not any("/export/" in name or "/tensorboard/" in name for name in bucket.reads)
-    assert lines(bucket.objects[home + "metrics.jsonl"]) == whole
+    assert lines(bucket.objects[home + "metrics.jsonl"]) == uninterrupted
     for name, value in load(bucket.objects[home + "export/model.safetensors"]).items():
         np.testing.assert_array_equal(value, weights[name], err_msg=name)
     with pytest.raises(UserError, match=r"gs://one/runs/first holds a run that differs .*loss.beta: 0.1 then, 0.5 now"):
@@ -111,7 +109,7 @@ def test_a_run_its_resume_and_its_export(bucket, tmp_path, capsys):
 
 def test_checkpoints_stay_as_in_a_folder(bucket):
     folder = bucket_files.path_of("gs://three/checkpoints")
-    with contextlib.closing(Checkpoints(folder, keep=2, best="eval/loss")) as checkpoints:
+    with Checkpoints(folder, keep=2, best="eval/loss") as checkpoints:
         for step, loss in ((1, 0.3), (2, 0.1), (3, 0.2), (4, None)):
             checkpoints.save(step, state(step), META, None if loss is None else {"eval/loss": loss})
         checkpoints.wait()
@@ -123,10 +121,10 @@ def test_checkpoints_stay_as_in_a_folder(bucket):
     data[len(data) // 2] ^= 1
     bucket.put(name, bytes(data), None)
     bucket.put("three/checkpoints/5/state/d/half", b"half", None)
-    with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
+    with Checkpoints(folder, read_only=True) as checkpoints:
         assert checkpoints.latest() == 3
         assert is_of(checkpoints.restore(3, state(0)), 3)
-    with contextlib.closing(Checkpoints(folder, keep=2)) as checkpoints:
+    with Checkpoints(folder, keep=2) as checkpoints:
         assert checkpoints.steps() == [2, 3, 4]
         assert bucket.below("three/checkpoints/5") == []
         assert checkpoints.latest() == 3
@@ -134,7 +132,7 @@ def test_checkpoints_stay_as_in_a_folder(bucket):
 
 
 def test_a_save_that_the_bucket_refuses_harms_nothing(bucket, capsys):
-    with contextlib.closing(Checkpoints(bucket_files.path_of("gs://four/checkpoints"))) as checkpoints:
+    with Checkpoints(bucket_files.path_of("gs://four/checkpoints")) as checkpoints:
         checkpoints.save(1, state(1), META)
         checkpoints.wait()
         bucket.refuse = lambda method, name: method == "POST" and name.startswith("four/checkpoints/2/")
@@ -151,7 +149,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(bucket, capsys, m
     def refused(*_, **__):
         raise HttpError({"code": 503, "message": "not now"})
 
-    with contextlib.closing(Checkpoints(bucket_files.path_of("gs://seven/checkpoints"), keep=1)) as checkpoints:
+    with Checkpoints(bucket_files.path_of("gs://seven/checkpoints"), keep=1) as checkpoints:
         checkpoints.save(1, state(1), META)
         checkpoints.wait()
         monkeypatch.setattr(checkpoints_module, "remove", refused)

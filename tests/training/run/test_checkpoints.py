@@ -27,15 +27,15 @@ def state(step: int) -> State:
     return State(zero + step, zero, params, None, optax.adam(1e-3).init(params))
 
 
-def is_of(found: State, step: int) -> bool:
-    return jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), found, state(step)))
+def is_of(restored: State, step: int) -> bool:
+    return jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), restored, state(step)))
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A folder with the checkpoints of steps 2 and 4."""
     folder = tmp_path_factory.mktemp("saved")
-    with contextlib.closing(Checkpoints(folder, keep=2)) as checkpoints:
+    with Checkpoints(folder, keep=2) as checkpoints:
         for step in (2, 4):
             checkpoints.save(step, state(step), META)
         checkpoints.wait()
@@ -48,7 +48,7 @@ def copied(saved, tmp_path):
 
 
 def test_what_is_saved_comes_back(saved):
-    with contextlib.closing(Checkpoints(saved, read_only=True)) as checkpoints:
+    with Checkpoints(saved, read_only=True) as checkpoints:
         assert checkpoints.latest() == 4
         assert is_of(checkpoints.restore(4, state(0)), 4)
         assert checkpoints.meta(4)["last"] == 9
@@ -57,12 +57,12 @@ def test_what_is_saved_comes_back(saved):
 
 
 def test_the_newest_and_the_best_stay(tmp_path):
-    with contextlib.closing(Checkpoints(tmp_path, keep=2, best="eval/loss")) as checkpoints:
+    with Checkpoints(tmp_path, keep=2, best="eval/loss") as checkpoints:
         for step, loss in ((1, 0.3), (2, 0.1), (3, 0.2), (4, None), (5, 0.4)):
             checkpoints.save(step, state(step), META, None if loss is None else {"eval/loss": loss})
         checkpoints.wait()
         assert checkpoints.steps() == [2, 4, 5]
-    with contextlib.closing(Checkpoints(tmp_path, keep=1, best="eval/rewards/accuracies")) as checkpoints:
+    with Checkpoints(tmp_path, keep=1, best="eval/rewards/accuracies") as checkpoints:
         checkpoints.save(6, state(6), META, {"eval/rewards/accuracies": 0.3})
         checkpoints.wait()
         assert checkpoints.steps() == [5, 6]  # that of step 5 was saved with a metric of 0.4
@@ -70,7 +70,7 @@ def test_the_newest_and_the_best_stay(tmp_path):
 
 
 def test_no_checkpoint_is_none(tmp_path):
-    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+    with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest() is None
         assert "starts again" in checkpoints.resume_hint()
 
@@ -79,7 +79,7 @@ def test_no_checkpoint_is_none(tmp_path):
 def test_of_fifty_damaged_ones_none_is_used(saved, open_folder, capsys, seed):
     folder = shutil.copytree(saved, open_folder / "checkpoints")
     kind = harm(folder / "4", seed)
-    with no_privileges(open_folder), contextlib.closing(Checkpoints(folder, keep=2)) as checkpoints:
+    with no_privileges(open_folder), Checkpoints(folder, keep=2) as checkpoints:
         if kind.startswith("permissions"):
             with pytest.raises(UserError, match="step 4 cannot be read"):
                 checkpoints.latest()
@@ -96,7 +96,7 @@ def test_what_is_damaged_is_named(copied, capsys):
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
-    with contextlib.closing(Checkpoints(copied, read_only=True)) as checkpoints:
+    with Checkpoints(copied, read_only=True) as checkpoints:
         assert checkpoints.latest() == 2
     stderr = capsys.readouterr().err
     assert f"{data.relative_to(copied / '4')} differs from its sha256" in stderr
@@ -106,7 +106,7 @@ def test_what_is_damaged_is_named(copied, capsys):
 def test_where_none_is_sound_the_run_is_refused(copied):
     for step in (2, 4):
         (copied / str(step) / "sha256.json").unlink()
-    with contextlib.closing(Checkpoints(copied)) as checkpoints:
+    with Checkpoints(copied) as checkpoints:
         with pytest.raises(UserError, match=r"no checkpoint is sound \(step 4: it misses sha256.json; step 2"):
             checkpoints.latest()
         assert checkpoints.steps() == [2, 4], "nothing is moved, so that the next start is refused too"
@@ -124,7 +124,7 @@ def a_small_disk(limit: int):
 
 
 def test_a_save_that_fails_is_told_of_and_harms_nothing(copied, capsys):
-    with contextlib.closing(Checkpoints(copied, keep=2)) as checkpoints:
+    with Checkpoints(copied, keep=2) as checkpoints:
         assert checkpoints.latest() == 4
         with a_small_disk(256):
             checkpoints.save(6, state(6), META)
@@ -135,7 +135,7 @@ def test_a_save_that_fails_is_told_of_and_harms_nothing(copied, capsys):
         checkpoints.save(8, state(8), META)
         checkpoints.wait()
         assert checkpoints.steps() == [4, 8]
-    with contextlib.closing(Checkpoints(copied)) as checkpoints:
+    with Checkpoints(copied) as checkpoints:
         assert not list(copied.glob("*tmp*"))  # not earlier: Orbax's threads may write after the failure is reported
         assert is_of(checkpoints.restore(checkpoints.latest(), state(0)), 8)
 

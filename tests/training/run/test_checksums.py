@@ -32,8 +32,8 @@ def test_all_files_are_listed_and_the_parts_are_gone(tmp_path):
 def test_each_process_verifies_its_share(tmp_path):
     folder = checkpoint(tmp_path)
     (folder / "state" / "ocdbt.process_1" / "data").write_bytes(b"\0" * 9)
-    found = [checksums.damage(folder, (process, 3)) for process in range(3)]
-    assert found == [None, None, "state/ocdbt.process_1/data differs from its sha256"]
+    damage = [checksums.damage(folder, (process, 3)) for process in range(3)]
+    assert damage == [None, None, "state/ocdbt.process_1/data differs from its sha256"]
 
 
 def test_damage_is_named(tmp_path):

@@ -60,10 +60,10 @@ def test_tensorboard_reads_what_is_written(tmp_path):
 
 
 @pytest.mark.parametrize(("start", "steps", "taken", "traced"), [(2, 2, 4, True), (3, 9, 4, True), (5, 1, 4, False)])
-def test_a_trace_is_of_its_steps_and_ends_with_the_run(tmp_path, start, steps, taken, traced):
-    trace = Trace(ProfileConfig(start=start, steps=steps), tmp_path / "profile", taken)
+def test_a_trace_is_of_its_steps_and_ends_with_the_run(tmp_path, start, steps, total, traced):
+    trace = Trace(ProfileConfig(start=start, steps=steps), tmp_path / "profile", total)
     with trace:
-        for number in range(1, taken + 1):
+        for number in range(1, total + 1):
             trace.start_if_due(number)
             jax.block_until_ready(jax.numpy.ones(3) + number)
             if trace.is_last(number):
