@@ -55,7 +55,7 @@ def claim_memory() -> None:
 
 
 def platform() -> str:
-    """Returns cpu, gpu or tpu: of the mesh in context (which may be only compiled for), otherwise of this process."""
+    """Returns cpu, gpu or tpu: that of the mesh in context (maybe only compiled for), else that of this process."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     backend = jax.default_backend() if device is None else device.platform

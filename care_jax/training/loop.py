@@ -196,7 +196,7 @@ def take_steps(
                 saving = True  # the next start makes up for the evaluation
         if saving:
             saves.save(step, state, evaluations.metrics_after(step))
-        saves.stop_if_asked(step)
+        saves.stop_if_requested(step)
     return state
 
 

@@ -88,7 +88,7 @@ def check_first_step(
     values: Mapping[str, float], log_ratio: float, dtype: str, objective: Objective, batch: Batch
 ) -> None:
     """Raises CheckFailed if the first step's numbers do not fit a policy that is still its own reference: log-ratios
-    are 0 up to rounding (the reference's batches are packed otherwise), and the loss is that of equal logps.
+    are 0 up to rounding (the reference pass packs its batches differently), and the loss is that of equal logps.
 
     values: the metrics of the step; log_ratio: the mean of |log-ratio|; batch: of the step, on the devices.
     """

@@ -21,9 +21,9 @@ from care_jax.training.run.identity import Identity
 class Start:
     """How a run starts, new or resumed.
 
-    config: with the date for the chat template, of the first start. step: of the checkpoint to resume from, or None;
-    meta: what that checkpoint holds beside the state. repeats: of a run by manifest, the identity that it must have,
-    and a name of the manifest's run for the message.
+    config: with the chat template's date of the first start. step: of the checkpoint to resume from, or None; meta:
+    the JSON of that checkpoint. repeats: for a run by manifest, the identity that it must have, and the name of the
+    manifest's run for the message.
     """
 
     config: Config
@@ -32,7 +32,7 @@ class Start:
     repeats: tuple[Identity, str] | None = None
 
     def check(self, now: Identity) -> None:
-        """Raises UserError if the run before (or the manifest's) read something else."""
+        """Raises UserError if the earlier run (or the manifest's) read something else."""
         if self.repeats is not None:
             _check_same(*self.repeats, now)
         if self.step is not None:
@@ -50,7 +50,7 @@ def open_run(
     """Finds the checkpoint to resume from, writes config.yaml into the run directory, and returns how the run starts.
 
     A run that was stopped before its first checkpoint starts again. Raises UserError if the directory holds checkpoints
-    of a run with other mathematics, and names the keys; or if it does not hold what `resume` requires.
+    of a run with other mathematics (the message names the keys), or if it does not hold what `resume` requires.
     """
     if config.resume == "never" and checkpoints.steps():
         raise UserError(f"resume: never, but {config.output_dir} holds checkpoints already; choose another output_dir")
@@ -80,7 +80,7 @@ def open_run(
 
 
 def numerics_environment(mesh: jax.sharding.Mesh) -> JsonObject:
-    """Returns what the rounding of a run's numbers depends on, beside its configuration."""
+    """Returns what the rounding of a run's numbers depends on besides its configuration."""
     return {
         "devices": mesh.size,
         "kind": jax.devices()[0].device_kind,

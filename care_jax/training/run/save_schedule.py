@@ -37,7 +37,7 @@ class SaveSchedule:
         self._run.checkpoints.save(step, state, self._meta, metrics)
         self._saved_at = time.monotonic()
 
-    def stop_if_asked(self, step: int) -> None:
+    def stop_if_requested(self, step: int) -> None:
         """Raises Interrupted if a signal asked the run to stop, once the state of this step is saved."""
         stop, checkpoints = self._run.stop, self._run.checkpoints
         if not stop.requested:

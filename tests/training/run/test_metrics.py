@@ -59,7 +59,7 @@ def test_tensorboard_reads_what_is_written(tmp_path):
     board.close()
 
 
-@pytest.mark.parametrize(("start", "steps", "taken", "traced"), [(2, 2, 4, True), (3, 9, 4, True), (5, 1, 4, False)])
+@pytest.mark.parametrize(("start", "steps", "total", "traced"), [(2, 2, 4, True), (3, 9, 4, True), (5, 1, 4, False)])
 def test_a_trace_is_of_its_steps_and_ends_with_the_run(tmp_path, start, steps, total, traced):
     trace = Trace(ProfileConfig(start=start, steps=steps), tmp_path / "profile", total)
     with trace:

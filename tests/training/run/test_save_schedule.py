@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from care_jax.training.run.saving import SaveSchedule
 
 from care_jax import losses, sharding
 from care_jax.config import Config
@@ -13,6 +12,7 @@ from care_jax.training.objective import make_objective
 from care_jax.training.run.checkpoints import Checkpoints
 from care_jax.training.run.directory import RunDirectory
 from care_jax.training.run.metrics import Recorder
+from care_jax.training.run.save_schedule import SaveSchedule
 from care_jax.training.step import State
 
 STEPS = 10
@@ -29,7 +29,7 @@ def make_schedule(tmp_path):
         directory = RunDirectory(tmp_path, tmp_path)
         checkpoints = Checkpoints(tmp_path / "checkpoints")
         run = RunContext(config, make_objective(losses.dpo), mesh, directory, checkpoints, StopSignal())
-        return SaveSchedule(run, Recorder(config, tmp_path, None, STEPS), STEPS, {"last": STEPS}), run
+        return SaveSchedule(run, Recorder(run, None, STEPS), STEPS, {"last": STEPS}), run
 
     return make
 
@@ -52,12 +52,12 @@ def test_after_so_many_minutes(make_schedule, monkeypatch):
 
 def test_a_signal_saves_and_stops_the_run(make_schedule):
     saves, run = make_schedule(checkpoint={"every": None})
-    saves.stop_if_asked(3)  # nothing asked
+    saves.stop_if_requested(3)
     run.stop.requested = True
     assert saves.due(4)
-    saves.save(4, STATE, None)
-    with pytest.raises(Interrupted, match="stopped at step 4 of 10; saved"):
-        saves.stop_if_asked(4)
-    assert run.checkpoints.steps() == [4]
-    assert run.checkpoints.meta(4)["last"] == STEPS
-    run.checkpoints.close()
+    with run.checkpoints as checkpoints:
+        saves.save(4, STATE, None)
+        with pytest.raises(Interrupted, match="stopped at step 4 of 10; saved"):
+            saves.stop_if_requested(4)
+        assert checkpoints.steps() == [4]
+        assert checkpoints.meta(4)["last"] == STEPS
