@@ -35,8 +35,7 @@ def judge(arguments: argparse.Namespace) -> int:
         _print_counts(arguments, jobs)
         return 0
     if arguments.requests_out is not None and arguments.answers_in is None:
-        count = _write_requests(arguments, jobs)
-        print(f"{arguments.requests_out}: {count} requests for {name}", file=sys.stderr)
+        _write_requests(arguments, jobs, f"for {name}")
         return 0
     counts: dict[str, int] = {}
     if arguments.answers_in is not None:
@@ -57,15 +56,15 @@ def _uses_files(arguments: argparse.Namespace) -> bool:
 def _is_local(arguments: argparse.Namespace) -> bool:
     """Returns whether the judge is a model on this machine."""
     model = arguments.judge_model
-    if model is None or arguments.base_url is not None:
-        return False
-    return model == "sample" or pathlib.Path(model).expanduser().exists()
+    exists = model is not None and (model == "sample" or pathlib.Path(model).expanduser().exists())
+    return exists and arguments.base_url is None
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together."""
     by_files = _uses_files(arguments)
-    if not by_files and arguments.judge_model is None and arguments.base_url is None and not arguments.dry_run:
+    needs_model = not (by_files or arguments.dry_run) and arguments.base_url is None
+    if needs_model and arguments.judge_model is None:
         raise UserError(
             "expected a judge: --judge-model J with --base-url U, --judge-model FOLDER, --requests-out F, or "
             "--answers-in F"
@@ -78,21 +77,18 @@ def _check(arguments: argparse.Namespace) -> None:
     for option, path in (("--out", arguments.out), ("--requests-out", arguments.requests_out)):
         if path is not None and pathlib.Path(path).expanduser().resolve() == source:
             raise UserError(f"{option}: {path} is the responses: choose another file")
-    if not (by_files or arguments.dry_run or arguments.base_url is not None or _is_local(arguments)):
+    if needs_model and not _is_local(arguments):
         raise UserError(
             f"--judge-model: no folder {arguments.judge_model!r} here; for a model at an endpoint give --base-url, "
             "such as https://api.openai.com/v1"
         )
 
 
-# --- by files --------------------------------------------------------------------------------------------------------
-
-
-def _write_requests(arguments: argparse.Namespace, jobs: list[Job]) -> int:
+def _write_requests(arguments: argparse.Namespace, jobs: list[Job], purpose: str) -> None:
     lines = judges.request_lines(jobs)
     with writing("--requests-out", arguments.requests_out):
         write_lines(pathlib.Path(arguments.requests_out), lines)
-    return len(lines)
+    print(f"{arguments.requests_out}: {len(lines)} requests {purpose}", file=sys.stderr)
 
 
 def _read_answers(arguments: argparse.Namespace, jobs: list[Job]) -> list[Judgement]:
@@ -102,12 +98,8 @@ def _read_answers(arguments: argparse.Namespace, jobs: list[Job]) -> list[Judgem
         print(f"care-jax: {unmatched} answers belong to no row of {arguments.responses}", file=sys.stderr)
     unrated = [job for job, judgement in zip(jobs, judgements) if judgement.rating is None and job.body is not None]
     if arguments.requests_out is not None and unrated:
-        count = _write_requests(arguments, unrated)
-        print(f"{arguments.requests_out}: {count} requests to be asked again", file=sys.stderr)
+        _write_requests(arguments, unrated, "to send again")
     return judgements
-
-
-# --- by an endpoint or a model ---------------------------------------------------------------------------------------
 
 
 def _cache_path(arguments: argparse.Namespace) -> str | None:
@@ -134,9 +126,6 @@ def _ask(
         opened = open_model(arguments.judge_model, mesh, arguments.dtype)
         generate = functools.partial(generate_answers, opened, mesh=mesh)
         return judges.judge_by_model(jobs, generate, cache, arguments.tries, update), {}
-
-
-# --- printing --------------------------------------------------------------------------------------------------------
 
 
 def _print_counts(arguments: argparse.Namespace, jobs: list[Job]) -> None:

@@ -89,13 +89,9 @@ def count_pending(jobs: Sequence[Job], cache: ReplyCache, tries: int) -> int:
         if job.body is None:
             continue
         replies = [cache.get(content_key(job.body, attempt)) for attempt in range(tries)]
-        rated = any(reply is not None and job.rubric.rates(reply["text"]) for reply in replies)
-        if not rated and replies[-1] is None:
+        if replies[-1] is None and not any(reply and job.rubric.rates(reply["text"]) for reply in replies):
             pending.add(content_key(job.body))
     return len(pending)
-
-
-# --- by an endpoint --------------------------------------------------------------------------------------------------
 
 
 def judge_by_endpoint(
@@ -124,9 +120,6 @@ def _judgement(rubric: Rubric, reply: Reply) -> Judgement:
         return Judgement(None, None, reply.problem or "no answer")
     rating = rubric.parse(reply.text)
     return Judgement(rating, reply.text, "" if rating is not None else "no rating in the judgement")
-
-
-# --- by a model on this machine --------------------------------------------------------------------------------------
 
 
 def judge_by_model(
@@ -160,9 +153,6 @@ def judge_by_model(
                 progress()
         unrated = [request for request in unrated if judgements[request[0]].rating is None]
     return judgements
-
-
-# --- by files in OpenAI's batch format -------------------------------------------------------------------------------
 
 
 def request_lines(jobs: Iterable[Job]) -> list[JsonObject]:
@@ -213,9 +203,6 @@ def _batch_reply(line: JsonObject) -> Reply:
             return Reply(None, problem="not a chat completion")
     error = line.get("error") or (response.get("body") if isinstance(response, Mapping) else None)
     return Reply(None, problem=f"the batch failed: {json.dumps(error)}"[:200])
-
-
-# --- results ---------------------------------------------------------------------------------------------------------
 
 
 def rated_lines(jobs: Sequence[Job], judgements: Sequence[Judgement], judge: str, criteria: str) -> list[JsonObject]:

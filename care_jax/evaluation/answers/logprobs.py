@@ -65,11 +65,8 @@ def encode_item(tokenizer: Tokenizer, item: Item, template: str = "none", date: 
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if start is None:
             raise UserError(f"item {item.id}: a text without a prompt needs BOS or EOS, and the tokenizer has neither")
-        choices = []
-        for choice in item.choices:
-            ids = _token_ids(tokenizer, choice)
-            choices.append(tuple(ids[1:] if ids[:1] == [start] else ids))
-        return EncodedItem((start,), tuple(choices))
+        texts = [_token_ids(tokenizer, choice) for choice in item.choices]
+        return EncodedItem((start,), tuple(tuple(ids[1:] if ids[:1] == [start] else ids) for ids in texts))
     if template == "none":
         prompt = _token_ids(tokenizer, item.prompt)
         joined = [_token_ids(tokenizer, item.prompt + choice) for choice in item.choices]

@@ -68,15 +68,9 @@ def _answer(place: str, row: JsonObject, values: JsonObject) -> Answer:
         numbers = None if logps is None else tuple(float(value) for value in logps)
     except (TypeError, ValueError):
         raise UserError(f"{place}, logps: expected a list of numbers, found {logps!r}"[:300]) from None
-    id_, question, system = values.get("id"), values.get("question"), values.get("system")
-    return Answer(
-        row,
-        None if id_ is None or id_ == "" else str(id_),
-        question if isinstance(question, str) else None,
-        response,
-        numbers,
-        system if isinstance(system, str) else None,
-    )
+    id_ = None if values.get("id") in (None, "") else str(values["id"])
+    texts = {name: value for name in ("question", "system") if isinstance(value := values.get(name), str)}
+    return Answer(row, id_, texts.get("question"), response, numbers, texts.get("system"))
 
 
 def match(items: Sequence[Item], answers: Sequence[Answer]) -> Matched:
