@@ -28,7 +28,7 @@ def write_report(report: Report, records: Sequence[Record], folder: str | pathli
         write_whole(files[1], table_csv(report))
         write_json(files[2], as_json(report))
         write_whole(files[3], page.page(records, report.systems))
-    return [*files, *plots.draw(report, place)]
+        return [*files, *plots.draw(report, place)]
 
 
 def markdown(report: Report) -> str:
@@ -46,15 +46,15 @@ def markdown(report: Report) -> str:
 
 def _culture_table(report: Report, task: str, culture: str) -> list[str]:
     categories = [
-        category
-        for category in report.categories[task]
-        if any(report.cell(task, "cell", system, culture, category) for system in report.systems)
+        name
+        for name in report.categories[task]
+        if any(report.cell(task, "cell", system, culture, name) for system in report.systems)
     ]
     rows = []
     for system in report.systems:
         macro = report.cell(task, "macro", system, culture, ALL)
         if macro is not None:
-            cells = [report.cell(task, "cell", system, culture, category) for category in categories]
+            cells = [report.cell(task, "cell", system, culture, name) for name in categories]
             rows.append([system, *map(_with_interval, [*cells, macro]), str(macro.n), str(macro.failed)])
     heading = [] if culture == ALL else [f"### {culture}", ""]
     return heading + markdown_table(["system", *categories, "macro average", "n", "failed"], rows)
