@@ -1,10 +1,10 @@
 """The data types of a task: its options, the items to be answered, and their scores."""
 
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from care_jax.errors import UserError, nearest
 from care_jax.textfiles import JsonObject
@@ -142,37 +142,35 @@ def _languages_and_countries(item: Grouped) -> list[str]:
     return [value for key in ("language", "country", "culture") if (value := item.groups.get(key))]
 
 
-_Values: TypeAlias = dict[str, list[float]]
-
-
 def summarize(item_scores: list[ItemScore], metric: str, scale: float = 1.0, worst: float | None = 0.0) -> Outcome:
     """Returns the means over all items and over the groups of each dimension, times `scale`.
 
     worst: the value of missing and failed items; None leaves these items out of the means.
     """
     values: list[float] = []
-    by: dict[str, _Values] = {}
-    measures: _Values = {}
+    by: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    measures: defaultdict[str, list[float]] = defaultdict(list)
     for score in item_scores:
         value = worst if score.value is None else score.value
         if value is None:
             continue
         values.append(value)
         for dimension, group in score.item.groups.items():
-            by.setdefault(dimension, {}).setdefault(group, []).append(value)
+            by[dimension][group].append(value)
         for name, measure in score.measures.items():
-            measures.setdefault(name, []).append(measure)
+            measures[name].append(measure)
+    grouped = {dimension: dict(sorted(groups.items())) for dimension, groups in sorted(by.items())}
     return Outcome(
         item_scores,
         metric,
         sum(values) / len(values) * scale if values else None,
         {name: sum(numbers) / len(values) * scale for name, numbers in measures.items()},
         {
-            dimension: {group: sum(numbers) / len(numbers) * scale for group, numbers in sorted(groups.items())}
-            for dimension, groups in sorted(by.items())
+            dimension: {group: sum(numbers) / len(numbers) * scale for group, numbers in groups.items()}
+            for dimension, groups in grouped.items()
         },
         {
-            dimension: {group: len(numbers) for group, numbers in sorted(groups.items())}
-            for dimension, groups in sorted(by.items())
+            dimension: {group: len(numbers) for group, numbers in groups.items()}
+            for dimension, groups in grouped.items()
         },
     )

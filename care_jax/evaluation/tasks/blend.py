@@ -1,17 +1,18 @@
-"""BLEnD's short answers (Myung et al. 2024), compared with the answers of a country's people.
+"""BLEnD (Myung et al. 2024): short answers, compared with those of a country's people, and multiple-choice questions.
 
-Reads the files of the authors' repository (data/annotations, questions, prompts) and the hub's lists. The scorer
-follows evaluation/exact_match.py except for its lemmatizers, which need a dozen heavy packages: words are compared as
-`TOKENIZERS` splits them, and the metrics are labelled (lite).
+Reads the files of the authors' repository (data/annotations, questions, prompts) and the hub's lists. The scorer of
+short answers follows evaluation/exact_match.py except for its lemmatizers, which need a dozen heavy packages: words are
+compared as `TOKENIZERS` splits them, and the metrics are labelled (lite).
 """
 
 import csv
+import json
 import pathlib
 import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -25,10 +26,14 @@ from care_jax.data.readers.blend import (
     exclusion,
     open_annotations,
 )
+from care_jax.data.rows.row import shorten
+from care_jax.data.rows.table import open_table, require_fields
 from care_jax.errors import UserError, nearest
 from care_jax.evaluation.answers.responses import Matched
 from care_jax.evaluation.items import Item, ItemScore, Options, Outcome, TaskItems, select_items, summarize
 from care_jax.evaluation.language import detect_language
+from care_jax.evaluation.tasks.choice_scores import add_unit_mean, score_choices
+from care_jax.evaluation.tasks.parsing import blend_choice
 
 _OFFICIAL_PROMPT = "inst-4"
 _DEFAULT_PROMPT = "Give one short answer to this question, and nothing else.\n\nQuestion: {q}\nAnswer:"
@@ -43,14 +48,14 @@ class Annotation:
 
 
 class OfficialQuestion(NamedTuple):
-    """A question in the official file: in the local language, in English, and its topic."""
+    """A question in the official file, in the local language and in English."""
 
     local: str
     english: str
     topic: str
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading short answers --------------------------------------------------------------------------------------------
 
 
 def read_short(path: str, options: Options) -> TaskItems:
@@ -73,10 +78,10 @@ def read_short(path: str, options: Options) -> TaskItems:
         questions_file = _find_near(file, f"{country}_questions*.csv")
         questions = {} if questions_file is None else read_questions(questions_file)
         for entry in open_annotations(str(file) if file.exists() else path):
-            country_of_entry = str(entry.values.get("country", country))
-            unique = len(files) == 1 and "country" not in entry.values
-            item = _make_item(entry, country_of_entry, template, options)
-            item = replace(item, id=entry.id if unique else f"{country_of_entry}:{entry.id}")
+            entry_country = str(entry.values.get("country", country))
+            item = _make_item(entry, entry_country, template, options)
+            if len(files) > 1 or "country" in entry.values:  # ids are unique per country only
+                item = replace(item, id=f"{entry_country}:{entry.id}")
             if entry.id in questions:
                 item = replace(item, groups={**item.groups, "topic": questions[entry.id].topic})
             reason = exclusion(entry.values["idks"]) or (None if entry.votes else "no_annotations")
@@ -162,7 +167,7 @@ def read_questions(path: str | pathlib.Path) -> dict[str, OfficialQuestion]:
     return {row["ID"]: OfficialQuestion(row[local], row[english], row.get("Topic", "")) for row in rows}
 
 
-# --- scoring ---------------------------------------------------------------------------------------------------------
+# --- scoring short answers --------------------------------------------------------------------------------------------
 
 _WIDE = str.maketrans({"：": ":", "、": ",", "，": ",", "。": "."})
 _TASHKEEL = re.compile(r"[\u064b-\u065f\u0670\u0640]")
@@ -200,12 +205,9 @@ def _best_match(item: Item, response: str, strict: bool) -> tuple[float, str | N
         return 0.0, None
     most = annotation.votes[0].count
     for votes in annotation.votes:
-        if annotation.language != "English":
-            for answer in votes.local:
-                if contains_answer(answer, text, annotation.language, strict=strict):
-                    return votes.count / most, answer
-        for answer in votes.english:
-            if contains_answer(answer, text, "English", strict=strict):
+        local = [] if annotation.language == "English" else [(answer, annotation.language) for answer in votes.local]
+        for answer, language in (*local, *((answer, "English") for answer in votes.english)):
+            if contains_answer(answer, text, language, strict=strict):
                 return votes.count / most, answer
     return 0.0, None
 
@@ -252,24 +254,73 @@ def contains_answer(answer: str, response: str, language: str, *, strict: bool =
     response, is never contained.
     """
     lower = answer.lower()
-    spellings = {lower, lower.replace("-", " "), lower.replace(" ", "-")}
-    has_spaces = language not in ("Chinese", "Japanese")
-    if not strict:
-        if any(spelling in response for spelling in spellings):
+    complete_words = strict and language not in ("Chinese", "Japanese")
+    for spelling in (lower, lower.replace("-", " "), lower.replace(" ", "-")):
+        if complete_words and spelling:
+            if re.search(rf"(?<!\w){re.escape(spelling)}(?!\w)", response):
+                return True
+        elif spelling in response and (spelling or not strict):
             return True
-    elif any(spelling and _contains_words(spelling, response, has_spaces) for spelling in spellings):
-        return True
     split = TOKENIZERS.get(language, split_words)
     answer_words, response_words = ([_fold_accents(word) for word in split(text)] for text in (lower, response))
     answer_words = [word for word in answer_words if word not in string.punctuation]
     return set(answer_words) <= set(response_words) and (bool(answer_words) or not strict)
 
 
-def _contains_words(answer: str, response: str, has_spaces: bool) -> bool:
-    if not has_spaces:
-        return answer in response
-    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", response) is not None
-
-
 def _fold_accents(word: str) -> str:
     return unicodedata.normalize("NFD", word).replace("\u0301", "").lower()
+
+
+# --- multiple-choice questions ---------------------------------------------------------------------------------------
+
+_CHOICE_COLUMNS = ("MCQID", "prompt", "choices", "answer_idx", "ID", "country")
+
+
+def read_choices(path: str, options: Options) -> TaskItems:
+    """Reads mc_questions_file*.csv (a file, a folder of them) or the hub's rows. The unit of an item is its ID."""
+    items = []
+    for row, values in open_table(path, {column: (column,) for column in _CHOICE_COLUMNS}, options.columns):
+        require_fields(row, values, "MCQID", "prompt", "choices", "answer_idx")
+        choices = _parse_choices(values["choices"], row.place)
+        right = str(values["answer_idx"]).strip()
+        if right not in choices:
+            raise UserError(f"{row.place}, answer_idx: found {right!r}, expected one of {', '.join(choices)}")
+        country = str(values.get("country", ""))
+        items.append(
+            Item(
+                id=str(values["MCQID"]),
+                question=str(values["prompt"]),
+                prompt=str(values["prompt"]),
+                groups={"country": country, "culture": culture_id(country)} if country else {},
+                choices=tuple(f" {letter}" for letter in choices),
+                letters=tuple(choices),
+                right=(list(choices).index(right),),
+                wordings=tuple(choices.values()),
+                unit=str(values.get("ID", values["MCQID"])),
+                language="English",
+            )
+        )
+    return TaskItems(select_items(items, options, path))
+
+
+def _parse_choices(value: object, place: str) -> dict[str, str]:
+    """Returns letter -> option."""
+    try:
+        choices = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise UserError(f"{place}, choices: not JSON: {error}") from None
+    if not isinstance(choices, Mapping) or not choices:
+        raise UserError(f"{place}, choices: expected an object of letter and option, found {shorten(choices)}")
+    return {str(key): str(option) for key, option in choices.items() if option is not None}
+
+
+def score_choice_questions(task_items: TaskItems, matched: Matched, options: Options) -> Outcome:
+    """Returns acc over items, and the mean over questions (IDs), each of which is asked with several sets of options.
+
+    An answer is read by the official parser, or in mode strict by the robust one.
+    """
+
+    def parse(item: Item, text: str, options: Options) -> str | None:
+        return blend_choice(text, dict(zip(item.letters, item.wordings)), robust=options.mode == "strict")
+
+    return add_unit_mean(score_choices(task_items, matched, options, parse))

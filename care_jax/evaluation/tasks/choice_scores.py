@@ -51,7 +51,7 @@ def _score_unit(unit: str, parts: Sequence[ItemScore]) -> ItemScore:
 
 
 def add_unit_mean(outcome: Outcome) -> Outcome:
-    """Adds, beside the mean over items, the mean over units of the means of their items."""
+    """Adds the mean over units, each of which is the mean over its items."""
     units: dict[str, list[float]] = {}
     for score in outcome.item_scores:
         units.setdefault(str(score.item.unit), []).append(score.value or 0.0)
@@ -59,12 +59,10 @@ def add_unit_mean(outcome: Outcome) -> Outcome:
     return replace(outcome, scores={"acc": outcome.score, "acc per ID (macro)": mean})
 
 
-def average_answers(item: Item, values: Sequence[float], answers: int, prediction: str | None = None) -> ItemScore:
-    """Returns an item's mean over its answers. values: of the answers that could be read. answers: their number."""
-    if not answers:
-        return ItemScore(item, None, "missing")
+def average_answers(item: Item, values: Sequence[float], count: int, prediction: str | None = None) -> ItemScore:
+    """Returns an item's mean over its answers. values: of the answers that could be read. count: of all its answers."""
     if not values:
-        return ItemScore(item, None, "failed", prediction)
+        return ItemScore(item, None, "failed" if count else "missing", prediction)
     return ItemScore(item, sum(values) / len(values), "scored", prediction)
 
 
@@ -84,8 +82,7 @@ def _score_item(item: Item, matched: Matched, options: Options, parse: Parser) -
 
 
 def _chosen_letter(item: Item, answer: Answer, options: Options, parse: Parser) -> str | None:
-    logps = answer.logps
-    if logps is None:
+    if answer.logps is None:
         return parse(item, answer.response or "", options)
-    check_logps(item, logps)
-    return item.letters[max(range(len(item.letters)), key=logps.__getitem__)]
+    check_logps(item, answer.logps)
+    return item.letters[answer.logps.index(max(answer.logps))]

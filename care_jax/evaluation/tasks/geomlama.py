@@ -1,4 +1,4 @@
-"""GeoMLAMA: several of the candidates for a gap are right."""
+"""GeoMLAMA: statements with a gap, for which several of the candidates are right."""
 
 from care_jax.data.rows.table import open_table, require_fields
 from care_jax.errors import UserError
@@ -16,7 +16,7 @@ _ALIASES = {
 
 
 def read_geomlama(path: str, options: Options) -> TaskItems:
-    """Reads gd_prompt_{lang}.tsv; its blank rows only separate."""
+    """Reads gd_prompt_{lang}.tsv; blank rows are skipped."""
     items = []
     for row, values in open_table(path, _ALIASES, options.columns):
         if not any(str(value or "").strip() for value in (row.value or {}).values()):
@@ -63,8 +63,7 @@ def score_geomlama(task_items: TaskItems, matched: Matched, options: Options) ->
 
 def _rank(item: Item, answer: Answer) -> list[int] | None:
     """Returns the candidates' indices, by log-probability or in the order in which a text names them, or None."""
-    logps = answer.logps
-    if logps is not None:
+    if (logps := answer.logps) is not None:
         check_logps(item, logps)
         return sorted(range(len(item.choices)), key=lambda index: -logps[index])
     text = (answer.response or "").casefold()

@@ -1,15 +1,17 @@
 """Which of two texts a model finds likelier: cloze prompts with names of two cultures, and pairs of statements."""
 
 import json
+import operator
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from care_jax.data.rows.row import Row
 from care_jax.data.rows.table import open_table, require_fields
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import Matched
-from care_jax.evaluation.items import Item, ItemScore, Options, Outcome, TaskItems, select_items, summarize
+from care_jax.evaluation.items import Item, Options, Outcome, TaskItems, select_items, summarize
+from care_jax.evaluation.tasks.choice_scores import average_answers
 from care_jax.textfiles import JsonObject
 
 _MASKS = ("[MASK]", "<mask>", "<MASK>")
@@ -36,7 +38,7 @@ _PAIRS = {
 }
 _FOREIGN = ("western", "foreign", "other")
 
-Preference: TypeAlias = Callable[[float, float], bool]  # (logp of a right text, logp of another text) -> counts as 1
+Comparison: TypeAlias = Callable[[float, float], bool]  # (logp of a right text, logp of another text) -> counts as 1
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -51,22 +53,19 @@ def read_cloze(path: str, options: Options) -> TaskItems:
     """
     folder = pathlib.Path(path).expanduser()
     prompt_files = sorted(folder.rglob("*prompts*.csv")) if folder.is_dir() else []
-    items = _read_camel(folder, prompt_files, options) if prompt_files else _read_rows(path, options)
+    items = list(_read_camel(folder, prompt_files, options) if prompt_files else _read_rows(path, options))
     return TaskItems(select_items(items, options, path))
 
 
-def _read_rows(path: str, options: Options) -> list[Item]:
-    items = []
+def _read_rows(path: str, options: Options) -> Iterator[Item]:
     for row, values in open_table(path, _CLOZE, options.columns):
         require_fields(row, values, "prompt", "native", "foreign")
         native, foreign = (_names(values[key], row, key) for key in ("native", "foreign"))
-        items.append(_cloze_item(str(values.get("id") or row.number), values, native, foreign))
-    return items
+        yield _cloze_item(str(values.get("id") or row.number), values, native, foreign)
 
 
-def _read_camel(folder: pathlib.Path, prompt_files: Sequence[pathlib.Path], options: Options) -> list[Item]:
+def _read_camel(folder: pathlib.Path, prompt_files: Sequence[pathlib.Path], options: Options) -> Iterator[Item]:
     native, foreign = _read_entities(folder, prompt_files)
-    items = []
     for file in prompt_files:
         for row, values in open_table(str(file), _CLOZE, options.columns):
             require_fields(row, values, "prompt", "type")
@@ -76,8 +75,7 @@ def _read_camel(folder: pathlib.Path, prompt_files: Sequence[pathlib.Path], opti
                     f"{row.place}: no native and foreign names of type {values['type']!r}; there are "
                     f"{', '.join(sorted({*native, *foreign}))}"
                 )
-            items.append(_cloze_item(f"{file.stem}:{row.row}", values, native[kind], foreign[kind]))
-    return items
+            yield _cloze_item(f"{file.stem}:{row.row}", values, native[kind], foreign[kind])
 
 
 def _read_entities(
@@ -155,32 +153,26 @@ def read_pairs(path: str, options: Options) -> TaskItems:
 def score_comparisons(task_items: TaskItems, matched: Matched, options: Options) -> Outcome:
     """Returns CAMeL's Cultural Bias Score (Naous et al. 2024): per item, the share of pairs (native, foreign) in which
     the foreign text is likelier; the mean over items."""
-    return _score(task_items, matched, "cultural bias score", lambda native, foreign: foreign > native)
+    return _score(task_items, matched, "cultural bias score", operator.lt)
 
 
 def score_pairs(task_items: TaskItems, matched: Matched, options: Options) -> Outcome:
     """Returns the share of pairs in which the stereotyped statement is likelier; one half is neutral."""
-    return _score(task_items, matched, "stereotype preferred", lambda stereotyped, contrast: stereotyped > contrast)
+    return _score(task_items, matched, "stereotype preferred", operator.gt)
 
 
-def _score(task_items: TaskItems, matched: Matched, metric: str, prefers: Preference) -> Outcome:
+def _score(task_items: TaskItems, matched: Matched, metric: str, compare: Comparison) -> Outcome:
     scores = []
     for item in task_items.items:
         answers = matched.answers.get(item.id, [])
-        shares = [
-            _share(item, answer.logps, prefers)
-            for answer in answers
-            if answer.logps is not None and len(answer.logps) == len(item.choices)
-        ]
-        if shares:
-            scores.append(ItemScore(item, sum(shares) / len(shares)))
-        else:
-            scores.append(ItemScore(item, None, "failed" if answers else "missing"))
+        logps = [answer.logps for answer in answers if answer.logps and len(answer.logps) == len(item.choices)]
+        shares = [_share(item, values, compare) for values in logps]
+        scores.append(average_answers(item, shares, len(answers)))
     return summarize(scores, metric, worst=None)
 
 
-def _share(item: Item, logps: Sequence[float], prefers: Preference) -> float:
-    """Returns the share of pairs (right, other) for which `prefers` holds."""
+def _share(item: Item, logps: Sequence[float], compare: Comparison) -> float:
+    """Returns the share of pairs (right, other) for which `compare` holds."""
     others = [index for index in range(len(item.choices)) if index not in item.right]
-    count = sum(prefers(logps[right], logps[other]) for right in item.right for other in others)
+    count = sum(compare(logps[right], logps[other]) for right in item.right for other in others)
     return count / (len(item.right) * len(others))

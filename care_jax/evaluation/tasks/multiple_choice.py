@@ -1,24 +1,68 @@
 """The readers of multiple-choice tasks: INCLUDE, CulturalBench, FORK, and any table by a map of its columns."""
 
+import json
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
+from care_jax.data.cultures import culture_id
+from care_jax.data.rows.row import Row, shorten
 from care_jax.data.rows.table import open_table, require_fields
+from care_jax.errors import UserError
 from care_jax.evaluation.items import Item, Options, TaskItems, select_items
-from care_jax.evaluation.tasks.choice_table import (
-    ALIASES,
-    LETTERS,
-    ChoiceQuestion,
-    parse_question,
-    parse_truth,
-    row_groups,
-    row_id,
-)
-from care_jax.evaluation.tasks.fewshot import Prompt, PromptFormat, join_prompt, read_examples
+from care_jax.textfiles import JsonObject
+
+LETTERS = "ABCDEFGHIJ"
+_OPTION_KEYS = tuple(f"option_{letter.lower()}" for letter in LETTERS)
+_ALIASES: dict[str, tuple[str, ...]] = {
+    "id": ("id", "sample_id", "data_idx"),
+    "unit": ("question_idx", "unit"),
+    "question": ("prompt_question", "question", "query", "input", "problem"),
+    "choices": ("choices", "options", "candidates"),
+    **{key: (key, f"prompt_{key}", f"Option {letter}", letter) for key, letter in zip(_OPTION_KEYS, LETTERS)},
+    "option": ("prompt_option", "option"),
+    "answer": ("answer", "Answer Key", "answer_idx", "label", "target", "correct_answer", "gold"),
+    "culture": ("culture", "associated_culture"),
+    "country": ("country", "region"),
+    "language": ("language", "lang"),
+    "domain": ("domain", "dimension"),
+    "subject": ("subject", "topic", "type"),
+    "regional_feature": ("regional_feature",),
+    "level": ("level",),
+    "category": ("category", "cul_type", "culture_type"),
+    "cultural_sensitivity": ("cultural_sensitivity_label", "cultural_sensitivity"),
+}
+_GROUPS = (
+    "culture", "country", "language", "domain", "subject", "regional_feature", "category", "cultural_sensitivity",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceQuestion:
+    """A question with options. right: index of the right one. kind: what few-shot examples share with the question."""
+
+    id: str
+    text: str
+    choices: tuple[str, ...]
+    right: int
+    groups: Mapping[str, str]
+    language: str | None
+    domain: str
+    kind: tuple[str, ...]
+
+
+# Returns the two parts of a prompt, between which few-shot examples stand: a description of the task, and the question
+# with its options, up to the answer.
+PromptFormat: TypeAlias = Callable[[ChoiceQuestion, Options], tuple[str, str]]
+
+
+# --- the readers -----------------------------------------------------------------------------------------------------
 
 
 def read_mcq(path: str, options: Options) -> TaskItems:
     """Reads any table of question, options (a list, or a column each) and answer (index, letter or text)."""
-    return _read(path, options, lambda question, options: Prompt("", _plain_prompt(question)))
+    return _read(path, options, lambda question, options: ("", _plain_prompt(question)))
 
 
 def read_include(path: str, options: Options) -> TaskItems:
@@ -31,15 +75,15 @@ def read_include(path: str, options: Options) -> TaskItems:
     return _read(path, options, _include_prompt)
 
 
-def _include_prompt(question: ChoiceQuestion, options: Options) -> Prompt:
+def _include_prompt(question: ChoiceQuestion, options: Options) -> tuple[str, str]:
     task = "are multiple-choice questions (with answers)" if options.num_fewshot else "is multiple-choice question"
     description = f"The following {task} about {question.domain}." if question.domain else ""
     if options.mode == "strict":
-        return Prompt(description + "\n\n" if description else "", _plain_prompt(question))
+        return description + "\n\n" if description else "", _plain_prompt(question)
     lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices)]
     if len(lines) > 3:
         lines[3] = " " + lines[3]
-    return Prompt(description, "\n".join([question.text.strip(), *lines, "Answer:"]))
+    return description, "\n".join([question.text.strip(), *lines, "Answer:"])
 
 
 def _plain_prompt(question: ChoiceQuestion) -> str:
@@ -48,15 +92,15 @@ def _plain_prompt(question: ChoiceQuestion) -> str:
 
 
 def _read(path: str, options: Options, prompt_format: PromptFormat) -> TaskItems:
-    rows = [parse_question(row, values) for row, values in open_table(path, ALIASES, options.columns)]
+    rows = [_parse_question(row, values) for row, values in open_table(path, _ALIASES, options.columns)]
     questions = [question for question in rows if question is not None]
     selected = select_items(questions, options, path)
-    examples = read_examples(options, prompt_format)
+    examples = _read_examples(options, prompt_format) if options.num_fewshot else {}
     items = [
         Item(
             id=question.id,
             question=question.text,
-            prompt=join_prompt(question, prompt_format(question, options), examples, options),
+            prompt=_join_prompt(question, prompt_format(question, options), examples, options),
             groups=question.groups,
             choices=tuple(f" {letter}" for letter in LETTERS[: len(question.choices)]),
             letters=tuple(LETTERS[: len(question.choices)]),
@@ -72,7 +116,7 @@ def _read(path: str, options: Options, prompt_format: PromptFormat) -> TaskItems
 
 def read_culturalbench(path: str, options: Options) -> TaskItems:
     """Reads CulturalBench's easy rows (four options) or hard rows (a statement per option), or CulturalTeaming's."""
-    _, values = next(iter(open_table(path, ALIASES, options.columns)), (None, {}))
+    _, values = next(iter(open_table(path, _ALIASES, options.columns)), (None, {}))
     is_hard = "option" in values and "option_a" not in values and "choices" not in values
     return read_hard(path, options) if is_hard else read_mcq(path, options)
 
@@ -80,23 +124,144 @@ def read_culturalbench(path: str, options: Options) -> TaskItems:
 def read_hard(path: str, options: Options) -> TaskItems:
     """Reads CulturalBench-Hard: an item per row, true or false; the rows of a question are a unit."""
     items = []
-    for row, values in open_table(path, ALIASES, options.columns):
+    for row, values in open_table(path, _ALIASES, options.columns):
         require_fields(row, values, "question", "option", "answer")
         question, option = str(values["question"]).strip(), str(values["option"]).strip()
+        truth = str(values["answer"]).strip().casefold()
+        if truth not in ("true", "false", "1", "0"):
+            raise UserError(f"{row.place}, answer: expected true or false, found {values['answer']!r}")
         items.append(
             Item(
-                id=row_id(values, row),
+                id=_row_id(values, row),
                 question=f"{question}\n{option}",
                 prompt=f"Question: {question}\nAnswer: {option}\n"
                 "Is this answer right? Say True or False and nothing else.\nTrue or False:",
-                groups=row_groups(values),
+                groups=_row_groups(values),
                 choices=(" True", " False"),
                 letters=("True", "False"),
-                right=(0 if parse_truth(values["answer"], row) else 1,),
+                right=(0 if truth in ("true", "1") else 1,),
                 unit=str(values.get("unit", values["question"])),
                 language=values.get("language"),
             )
         )
     items = select_items(items, Options(language=options.language), path)
-    units = set(list(dict.fromkeys(item.unit for item in items))[: options.limit])
+    units = set(list(dict.fromkeys(item.unit for item in items))[: options.limit])  # the limit counts questions
     return TaskItems([item for item in items if item.unit in units])
+
+
+# --- the fields of a row ---------------------------------------------------------------------------------------------
+
+
+def _parse_question(row: Row, values: JsonObject) -> ChoiceQuestion | None:
+    """Returns the question in a row, or None if its text is blank; raises UserError if options or answer are wrong."""
+    require_fields(row, values, "question", "answer")
+    choices = _choices(values, row)
+    if _is_blank(values):
+        return None
+    return ChoiceQuestion(
+        id=_row_id(values, row),
+        text=str(values["question"]),
+        choices=tuple(choices),
+        right=_right_index(values["answer"], choices, row),
+        groups=_row_groups(values),
+        language=values.get("language"),
+        domain=str(values.get("domain", "")).strip(),
+        kind=_question_kind(values),
+    )
+
+
+def _is_blank(values: JsonObject) -> bool:
+    return not str(values["question"] or "").strip()
+
+
+def _question_kind(values: JsonObject) -> tuple[str, ...]:
+    """Returns what examples share with a question: its language, and its domain or else its subject."""
+    subject = values.get("domain") or values.get("subject")
+    return tuple(str(value).strip() for value in (values.get("language"), subject) if value not in (None, ""))
+
+
+def _row_id(values: JsonObject, row: Row) -> str:
+    return str(values["id"]) if values.get("id") not in (None, "") else str(row.number)
+
+
+def _row_groups(values: JsonObject) -> dict[str, str]:
+    """Returns the groups that a row belongs to, by dimension; a row with a country has a culture too."""
+    groups = {key: str(values[key]) for key in _GROUPS if values.get(key) not in (None, "")}
+    if "culture" not in groups and "country" in groups:
+        groups["culture"] = culture_id(groups["country"])
+    return groups
+
+
+def _choices(values: JsonObject, row: Row) -> list[str]:
+    choices = values.get("choices")
+    if choices is None:
+        choices = [values[key] for key in _OPTION_KEYS if values.get(key) not in (None, "")]
+    elif isinstance(choices, str):
+        try:
+            choices = json.loads(choices)
+        except ValueError:
+            choices = [part.strip() for part in choices.split("|")]
+    if isinstance(choices, Mapping):
+        choices = choices["text"] if "text" in choices else list(choices.values())
+    if not isinstance(choices, list | tuple) or not 2 <= len(choices) <= len(LETTERS):
+        raise UserError(
+            f"{row.place}: expected 2 to {len(LETTERS)} options, in `choices` or option_a, option_b, ...; "
+            f"found {shorten(choices)}"
+        )
+    return [str(choice) for choice in choices]
+
+
+def _right_index(value: object, choices: Sequence[str], row: Row) -> int:
+    """Returns the index of the right option, named by an index from 0, a letter (also 'Option B') or its own text."""
+    text = str(value).strip()
+    stripped = [choice.strip() for choice in choices]
+    letter = text.removeprefix("Option ").removeprefix("option_").strip(".() ").upper()
+    if isinstance(value, int) and not isinstance(value, bool):
+        index = value
+    elif text in stripped:
+        index = stripped.index(text)
+    elif len(letter) == 1 and letter in LETTERS:
+        index = LETTERS.index(letter)
+    else:
+        index = int(text) if text.isdigit() else -1
+    if not 0 <= index < len(choices):
+        raise UserError(
+            f"{row.place}, answer: found {value!r}, expected 0 to {len(choices) - 1}, a letter up to "
+            f"{LETTERS[len(choices) - 1]}, or an option's text"
+        )
+    return index
+
+
+# --- few-shot examples -----------------------------------------------------------------------------------------------
+
+_Examples: TypeAlias = Mapping[tuple[str, ...], Mapping[str, str]]  # kind -> question as in its prompt -> right letter
+
+
+def _read_examples(options: Options, prompt_format: PromptFormat) -> _Examples:
+    """Returns the first different questions of each kind in `fewshot`, one more than a prompt needs."""
+    if options.fewshot is None:
+        raise UserError("--num-fewshot: examples are taken from --fewshot FILE, such as a validation or dev split")
+    examples: dict[tuple[str, ...], dict[str, str]] = {}
+    for row, values in open_table(options.fewshot, _ALIASES, options.columns):
+        require_fields(row, values, "question", "answer")
+        letters = examples.setdefault(_question_kind(values), {})
+        if len(letters) > options.num_fewshot or _is_blank(values):
+            continue
+        question = _parse_question(row, values)
+        if question is not None:
+            letters.setdefault(prompt_format(question, options)[1], LETTERS[question.right])
+    return examples
+
+
+def _join_prompt(question: ChoiceQuestion, parts: tuple[str, str], examples: _Examples, options: Options) -> str:
+    """Returns the prompt of a question after `num_fewshot` examples of its kind, none of which is the question."""
+    description, question_text = parts
+    solved = [
+        f"{text} {letter}\n\n" for text, letter in examples.get(question.kind, {}).items() if text != question_text
+    ]
+    if len(solved) < options.num_fewshot:
+        raise UserError(
+            f"--fewshot: {options.fewshot} has {len(solved)} example(s) of {', '.join(question.kind) or 'any kind'} "
+            f"besides {shorten(question.text)}, expected {options.num_fewshot}"
+        )
+    return description + "".join(solved[: options.num_fewshot]) + question_text

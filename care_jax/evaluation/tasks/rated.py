@@ -7,14 +7,13 @@ from care_jax.data.cultures import culture_id
 from care_jax.data.questions import plain_text
 from care_jax.data.rows.table import open_table
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.responses import Answer, Matched
+from care_jax.evaluation.answers.responses import Matched
 from care_jax.evaluation.items import Item, ItemScore, Options, Outcome, TaskItems, select_items, summarize
-from care_jax.textfiles import JsonObject
 
 _GLOBE = {
     "id": ("id", "question_id"),
     "question": ("question", "prompt", "item"),
-    "dimension": ("dimension", "domain", "category"),
+    "category": ("dimension", "domain", "category"),
     "language": ("language", "lang"),
     "culture": ("culture", "country"),
 }
@@ -35,16 +34,14 @@ def read_care(path: str, options: Options) -> TaskItems:
     for question in reading.questions:
         culture = question.culture or "none"
         numbers[culture] += 1
-        groups = {"culture": culture, "category": question.category or "none"}
-        if question.language:
-            groups["language"] = question.language
+        language = {"language": question.language} if question.language else {}
         prompt = plain_text(question.prompt)
         items.append(
             Item(
                 id=f"{culture}-{numbers[culture]:04d}",
                 question=prompt,
                 prompt=prompt,
-                groups=groups,
+                groups={"culture": culture, "category": question.category or "none", **language},
                 language="en" if options.query_language == "english" else question.language,
                 fields={
                     "culture": culture,
@@ -59,20 +56,17 @@ def read_care(path: str, options: Options) -> TaskItems:
 
 
 def read_globe(path: str, options: Options) -> TaskItems:
-    """Reads LLM-GLOBE's questions by a map of columns (question, dimension, language); the rubric `globe` rates 1 to 7.
+    """Reads LLM-GLOBE's questions by a map of columns (question, category, language); the rubric `globe` rates 1 to 7.
 
-    This was written without the published files: if their columns have other names, give these by --columns.
+    Written without the published files: if their columns have other names, give these by --columns.
     """
     items = []
     for row, values in open_table(path, _GLOBE, options.columns):
         if not str(values.get("question") or "").strip():
             raise UserError(f"{row.place}: no question; its columns are {', '.join(map(str, row.value or ()))}")
-        groups = {"category": str(values["dimension"])} if values.get("dimension") else {}
-        if values.get("culture"):
-            groups["culture"] = culture_id(str(values["culture"]))
-        if values.get("language"):
-            groups["language"] = str(values["language"])
-        fields: JsonObject = {key: groups[key] for key in ("culture", "category") if key in groups}
+        groups = {key: str(values[key]) for key in ("category", "culture", "language") if values.get(key)}
+        if "culture" in groups:
+            groups["culture"] = culture_id(groups["culture"])
         items.append(
             Item(
                 id=str(values.get("id") or row.number),
@@ -80,7 +74,7 @@ def read_globe(path: str, options: Options) -> TaskItems:
                 prompt=str(values["question"]),
                 groups=groups,
                 language=values.get("language"),
-                fields={**fields, "rubric": "globe"},
+                fields={key: groups[key] for key in ("culture", "category") if key in groups} | {"rubric": "globe"},
             )
         )
     return TaskItems(select_items(items, options, path))
@@ -96,14 +90,10 @@ def score_rated(task_items: TaskItems, matched: Matched, options: Options) -> Ou
 
 def _score_item(item: Item, matched: Matched) -> ItemScore:
     answers = matched.answers.get(item.id, [])
-    ratings = [rating for answer in answers if (rating := _rating(answer)) is not None]
-    if ratings:
-        return ItemScore(item, sum(ratings) / len(ratings))
+    ratings = [answer.row.get("rating") for answer in answers]
+    numbers = [float(rating) for rating in ratings if isinstance(rating, int | float) and not isinstance(rating, bool)]
+    if numbers:
+        return ItemScore(item, sum(numbers) / len(numbers))
     if any("judge_failed" in answer.row for answer in answers):
         return ItemScore(item, None, "failed")
     return ItemScore(item, None, "scored" if answers else "missing")
-
-
-def _rating(answer: Answer) -> float | None:
-    value = answer.row.get("rating")
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -9,15 +9,7 @@ from typing import Literal
 from care_jax.errors import UserError, nearest
 from care_jax.evaluation.answers.responses import Matched
 from care_jax.evaluation.items import Options, Outcome, TaskItems
-from care_jax.evaluation.tasks import (
-    blend,
-    blend_choices,
-    choice_scores,
-    geomlama,
-    likelier,
-    multiple_choice,
-    rated,
-)
+from care_jax.evaluation.tasks import blend, choice_scores, geomlama, likelier, multiple_choice, rated
 
 Kind = Literal["judged", "text", "choice", "logprob"]
 
@@ -54,7 +46,7 @@ TASKS: dict[str, Task] = {
         Task("blend_sa", "text", "BLEnD's short answers, against those of a country's people", "nayeon212/BLEnD",
              "CC-BY-SA-4.0", blend.read_short, blend.score_short, "SEM-B(lite), 0-100", 512),
         Task("blend_mc", "choice", "BLEnD's multiple-choice questions (English)", "nayeon212/BLEnD",
-             "CC-BY-SA-4.0", blend_choices.read_choices, blend_choices.score_blend_choices, "acc", 512, generated=True),
+             "CC-BY-SA-4.0", blend.read_choices, blend.score_choice_questions, "acc", 512, generated=True),
         Task("include", "choice", "INCLUDE's regional exam questions in 44 languages", "CohereLabs/include-base-44",
              "Apache-2.0", multiple_choice.read_include, choice_scores.score_choices, "acc", 16, fewshot=True),
         Task("culturalbench", "choice", "CulturalBench, easy or hard by its columns; CulturalTeaming's rows too",
@@ -64,9 +56,8 @@ TASKS: dict[str, Task] = {
              "CC-BY-4.0", multiple_choice.read_mcq, choice_scores.score_choices, "acc", 16, fewshot=True),
         Task("culturalbench_hard", "choice", "CulturalBench-Hard: four statements, all to be judged right",
              "kellycyy/CulturalBench", "CC-BY-4.0", multiple_choice.read_hard, choice_scores.score_units, "acc", 16),
-        Task("fork", "choice", "FORK: culinary commonsense, one of two", "shramay-palta/FORK_ACL2023",
-             "CC-BY-4.0", multiple_choice.read_mcq, choice_scores.score_choices, "acc", 16, fewshot=True,
-             needs_file=True),
+        Task("fork", "choice", "FORK: culinary commonsense, one of two", "shramay-palta/FORK_ACL2023", "CC-BY-4.0",
+             multiple_choice.read_mcq, choice_scores.score_choices, "acc", 16, fewshot=True, needs_file=True),
         Task("geomlama", "choice", "GeoMLAMA: several right answers among the candidates", "WadeYin9712/GeoMLAMA",
              "not stated", geomlama.read_geomlama, geomlama.score_geomlama, "top-n overlap", 64, needs_file=True),
         Task("llm_globe", "judged", "LLM-GLOBE's open questions, rated 1-7 by the rubric globe", "raginlee/LLM-GLOBE",
@@ -117,9 +108,9 @@ def read(task: Task, path: str | None, options: Options) -> TaskItems:
     task_items = task.read(source, options)
     repeated = [id_ for id_, count in Counter(item.id for item in task_items.items).items() if count > 1]
     if repeated:
-        raise UserError(f"{source}: {len(repeated)} id(s) stand for several items, such as {repeated[0]!r}")
+        raise UserError(f"{source}: {len(repeated)} id(s) belong to several items, such as {repeated[0]!r}")
     if not task_items.items:
-        raise UserError(f"{source}: found no item to be answered; excluded: {dict(task_items.excluded) or 'none'}")
+        raise UserError(f"{source}: found no item to answer; excluded: {dict(task_items.excluded) or 'none'}")
     return task_items
 
 

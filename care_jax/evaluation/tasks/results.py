@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from care_jax.evaluation.answers.responses import Answer, Matched, match
 from care_jax.evaluation.items import Item, Options, Outcome, TaskItems
@@ -16,10 +17,12 @@ def score(task: Task, task_items: TaskItems, answers: Sequence[Answer], options:
     """Returns (result, outcome). result: `task system n excluded missing failed score metric interval scores by ...`.
 
     n: items that count. missing: items without an answer. failed: items with answers from which nothing could be read.
+    length_cut: answers that reached the limit of tokens.
     """
     matched = match(task_items.items, answers)
     outcome = task.score(task_items, matched, options)
     statuses = Counter(item_score.status for item_score in outcome.item_scores)
+    all_answers = chain.from_iterable(matched.answers.values())
     result = {
         "task": task.name,
         "system": ", ".join(matched.systems) or None,
@@ -30,13 +33,13 @@ def score(task: Task, task_items: TaskItems, answers: Sequence[Answer], options:
         "score": outcome.score,
         "metric": outcome.metric,
         "interval": _interval(task, outcome),
-        "scores": dict(outcome.scores),
-        "by": {dimension: dict(groups) for dimension, groups in outcome.by.items()},
-        "by_n": {dimension: dict(groups) for dimension, groups in outcome.by_n.items()},
+        "scores": outcome.scores,
+        "by": outcome.by,
+        "by_n": outcome.by_n,
         "excluded_by": dict(task_items.excluded),
         "unmatched": matched.unmatched,
         "answer_language": _answer_languages(task_items.items, matched),
-        "length_cut": _count_cut(matched),
+        "length_cut": sum(answer.row.get("finish_reason") == "length" for answer in all_answers),
         "mode": options.mode,
         "query_language": options.query_language,
         "notes": list(task_items.notes),
@@ -66,12 +69,6 @@ def _answer_languages(items: Sequence[Item], matched: Matched) -> dict[str, dict
             if answer.response:
                 counts.setdefault(detect_language(item.question), Counter())[detect_language(answer.response)] += 1
     return {language: dict(answers.most_common()) for language, answers in counts.items()}
-
-
-def _count_cut(matched: Matched) -> int:
-    """Returns how many answers reached the limit of tokens."""
-    lists = matched.answers.values()
-    return sum(answer.row.get("finish_reason") == "length" for answers in lists for answer in answers)
 
 
 def score_lines(outcome: Outcome, task: str, system: str | None) -> Iterator[JsonObject]:

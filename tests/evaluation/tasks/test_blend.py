@@ -1,4 +1,4 @@
-"""BLEnD's short answers: the formats, the quirks, and the scores of the real files, also computed by hand."""
+"""BLEnD: the formats, the quirks, the scores of the real files, also computed by hand, and multiple choice."""
 
 import json
 import re
@@ -28,8 +28,8 @@ def answer(id_, text, **row):
     return Answer(row, id_, None, text, None, None)
 
 
-def score(path, answers, **options):
-    task, task_options = tasks.find("blend_sa", Options(**options))
+def score(path, answers, name="blend_sa", **options):
+    task, task_options = tasks.find(name, Options(**options))
     return tasks.score(task, tasks.read(task, path, task_options), answers, task_options)[0]
 
 
@@ -193,3 +193,32 @@ def test_local_and_english_questions_of_the_real_files(shared):
         assert word in local
         assert country in english
         assert topic == "Food"
+
+
+# --- multiple-choice questions ---------------------------------------------------------------------------------------
+
+
+def choices_file(tmp_path):
+    rows = [
+        ("a_0", "a", "China", {"A": "golf", "B": "tennis"}, "B"),
+        ("a_1", "a", "China", {"A": "rugby", "B": "tennis", "C": "golf"}, "B"),
+        ("b_0", "b", "US", {"A": "dummy", "B": "Tea"}, "A"),
+    ]
+    lines = ["MCQID,ID,country,prompt,choices,choice_countries,answer_idx"]
+    for mcqid, id_, country, options, right in rows:
+        quoted = json.dumps(options).replace('"', '""')
+        lines.append(f'{mcqid},{id_},{country},"Pick one of {mcqid}","{quoted}",{{}},{right}')
+    path = tmp_path / "mc_questions_file-1.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_multiple_choice_micro_and_per_id(tmp_path):
+    path = choices_file(tmp_path)
+    answers = [answer("a_0", '{"answer_choice":"B"}'), answer("a_1", "The answer is B"), answer("b_0", "A")]
+    for mode, micro, macro in (("parity", 2 / 3, (0.5 + 1) / 2), ("strict", 1.0, 1.0)):
+        result = score(path, answers, "blend_mc", mode=mode)
+        assert result["score"] == pytest.approx(micro)
+        assert result["scores"]["acc per ID (macro)"] == pytest.approx(macro)
+        assert result["failed"] == (1 if mode == "parity" else 0)  # 'T' is no option
+    assert result["by"]["country"] == {"China": 1.0, "US": 1.0}

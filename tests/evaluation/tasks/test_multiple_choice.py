@@ -1,7 +1,8 @@
-"""Readers of INCLUDE, CulturalBench and FORK."""
+"""Readers of INCLUDE, CulturalBench, FORK and any table, and the examples before a question."""
 
 import pytest
 
+from care_jax.errors import UserError
 from tests.evaluation.tasks.helpers import INCLUDE, OPTIONS, answer, read, result, write, write_lines
 
 
@@ -51,3 +52,44 @@ def test_fork_has_two_options(tmp_path):
     )
     assert read("fork", path).items[0].choices == (" A", " B")
     assert result("fork", path, [answer("7", "hands")])["score"] == 1.0
+
+
+@pytest.mark.parametrize("right", [1, "1", "B", "b", "Option B", "bread"])
+def test_the_right_option_may_be_an_index_a_letter_or_its_text(tmp_path, right):
+    path = write_lines(tmp_path / "a.jsonl", [{"question": "q", "options": ["rice", "bread"], "answer": right}])
+    assert read("mcq", path).items[0].right == (1,)
+
+
+def test_any_table_by_a_column_map(tmp_path):
+    path = write(tmp_path / "a.csv", "frage,w1,w2,loesung\nq,ja,nein,nein\n")
+    columns = {"question": "frage", "option_a": "w1", "option_b": "w2", "answer": "loesung"}
+    assert result("mcq", path, [answer("0", "B")], columns=columns)["score"] == 1.0
+    with pytest.raises(UserError, match=r"row 0.*no question, answer; its columns are frage, w1"):
+        read("mcq", path)
+
+
+def test_examples_stand_before_a_question_and_are_of_its_kind(tmp_path):
+    """That the text is lm-evaluation-harness's is tested in test_lm_eval.py."""
+    rows = [
+        INCLUDE | {"question": name, "domain": domain, "choices": OPTIONS, "answer": number % 4}
+        for number, (name, domain) in enumerate([("a", "STEM"), ("b", "Arts"), ("c", "STEM"), ("d", "STEM")])
+    ]
+    path, examples = write_lines(tmp_path / "a.jsonl", rows[:1]), write_lines(tmp_path / "b.jsonl", rows)
+    (item,) = read("include", path, num_fewshot=2, fewshot=examples).items
+    options = "\nA. 一\nB. 二\nC. 三\n D. 四\nAnswer:"
+    about = "The following are multiple-choice questions (with answers) about STEM."
+    assert item.prompt == f"{about}c{options} C\n\nd{options} D\n\na{options}"  # never the question itself
+    (plain,) = read("mcq", path, num_fewshot=1, fewshot=examples).items
+    assert plain.prompt.startswith("c\nA. 一\nB. 二\nC. 三\nD. 四\nAnswer: C\n\na\nA.")
+    with pytest.raises(UserError, match=r"b.jsonl has 2 example\(s\) of Chinese, STEM besides a, expected 3"):
+        read("include", path, num_fewshot=3, fewshot=examples)
+    # Only the questions that are asked need examples; one asked twice is one example.
+    both = write_lines(tmp_path / "c.jsonl", rows[:2])
+    (limited,) = read("include", both, num_fewshot=2, fewshot=examples, limit=1).items
+    assert limited == item
+    twice = write_lines(tmp_path / "d.jsonl", [rows[0], rows[0], rows[2], rows[2], rows[3]])
+    assert read("include", path, num_fewshot=2, fewshot=twice).items == [item]
+    with pytest.raises(UserError, match="--num-fewshot: examples are taken from --fewshot FILE"):
+        read("mcq", path, num_fewshot=1)
+    with pytest.raises(UserError, match="geomlama takes no examples; include, "):
+        read("geomlama", path, num_fewshot=1, fewshot=examples)
