@@ -59,7 +59,7 @@ def read_lines(path: pathlib.Path) -> list[JsonObject]:
 
 
 def complete_lines(path: pathlib.Path) -> Iterator[bytes]:
-    """Yields the complete lines of a file, which is made if it does not exist; then cuts off an incomplete last one."""
+    """Yields the complete lines of a file, which is created if need be, and then cuts off an incomplete last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
         file.seek(0)

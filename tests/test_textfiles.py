@@ -27,6 +27,16 @@ def test_lines_come_back_up_to_the_first_incomplete_one(tmp_path):
     assert textfiles.read_lines(path) == rows
 
 
+def test_an_incomplete_last_line_is_cut_off_once_all_lines_are_read(tmp_path):
+    path = tmp_path / "new" / "a.jsonl"
+    assert list(textfiles.complete_lines(path)) == []
+    path.write_bytes(b"1\n2\n3")
+    assert next(textfiles.complete_lines(path)) == b"1\n"
+    assert path.read_bytes() == b"1\n2\n3"
+    assert list(textfiles.complete_lines(path)) == [b"1\n", b"2\n"]
+    assert path.read_bytes() == b"1\n2\n"
+
+
 def test_a_line_that_is_not_json_is_named(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('\ufeff{"a": 1}\n\n[2]\n{"cut', encoding="utf-8")

@@ -27,7 +27,7 @@ class PromptRow:
     prompt: Content
 
     def seed(self, seed: int, sample: int) -> int:
-        """The seed of this row's answer number `sample`."""
+        """Returns the seed of answer number `sample` to this row."""
         return stable_hash(seed, "answer", self.row, sample) % 2**31
 
 
@@ -82,5 +82,5 @@ def item_prompts(items: Sequence[Item], task: str) -> list[PromptRow]:
 
 
 def item_fields(item: Item, task: str) -> JsonObject:
-    """Returns what the line of an answer holds besides the answer."""
+    """Returns the fields that an answer's line has besides the answer."""
     return {"id": item.id, "task": task, "question": item.question, **item.groups, **item.fields}

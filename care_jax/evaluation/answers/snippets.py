@@ -22,9 +22,9 @@ _FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class SnippetFilter:
-    """Which snippets are read: the first `best` ranks of each question, of this search engine and language.
+    """Which snippets are read. best: ranks per question. engine: only of this search engine.
 
-    Without a language, a snippet must be in that of its question: the item's, or English if `english`.
+    language: only in this language; None: in that of the question, which is the item's, or English if `english`.
     """
 
     best: int | None = None

@@ -19,7 +19,7 @@ _FALLBACKS = {"culture": ("country", "language"), "category": ("topic", "domain"
 class Record:
     """One answer of one system. value: its rating or score, or None if it has none.
 
-    item: what pairs answers across systems. id: the id that the task gives the item.
+    item: the key by which answers of several systems are paired. id: the id that the task gives the item.
     """
 
     system: str
