@@ -1,13 +1,18 @@
 """A run's checkpoints: the state, its step (which is the data position) and the configuration in one atomic save."""
 
 import dataclasses
+import functools
 import json
+import logging
 import pathlib
+import sys
 import time
+from collections.abc import Callable
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint.future import ChainedFuture, Future
 
 from care_jax import distributed
 from care_jax.distributed import is_writer, say
@@ -16,8 +21,7 @@ from care_jax.models.arch import Params
 from care_jax.textfiles import JsonObject
 from care_jax.training.errors import RunFailed, machine_error, process_lost
 from care_jax.training.run import checksums
-from care_jax.training.run.bucket import StoragePath, is_remote, move, remove
-from care_jax.training.run.saver import make_saver, save_args
+from care_jax.training.run.bucket import StoragePath, is_remote, move, path_of, remove
 from care_jax.training.step import State
 
 # What a disk, a file system or another process does to a save. The failure is reported and the save tried again at the
@@ -49,7 +53,7 @@ class Checkpoints:
             if not is_remote(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
-            self._saver = make_saver()
+            self._saver = _make_saver()
 
     # ---- What the folder holds
 
@@ -131,7 +135,10 @@ class Checkpoints:
         value = (metrics or {}).get(self._best) if self._best else None
         self._pending = step, time.monotonic()
         try:
-            self._saver.save(self.folder / str(step), args=save_args(_stored(state), {**meta, "metric": value}))
+            args = _ArgsWithChecksums(
+                state=ocp.args.StandardSave(_stored(state)), meta=ocp.args.JsonSave({**meta, "metric": value})
+            )
+            self._saver.save(self.folder / str(step), args=args)
         except self._failures as error:
             self._report_failure(error)
 
@@ -271,3 +278,68 @@ def _stored(state: State) -> Params:
     """Returns what is saved of a state: with adapters not the base model, which does not change."""
     fields = {"step": state.step, "skipped": state.skipped, "opt_state": state.opt_state}
     return {**fields, "params": state.params} if state.lora is None else {**fields, "lora": state.lora}
+
+
+# ---- Orbax
+
+
+def _make_saver() -> ocp.AsyncCheckpointer:
+    """Returns Orbax's saver of `_ArgsWithChecksums`. It saves one checkpoint at a time, in threads; each of its methods
+    may raise the failure of an earlier save.
+    """
+    _silence_failed_saves()
+    # Orbax would make the directories in a thread; otherwise a failure is raised by `save` itself.
+    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    handler = _HandlerWithChecksums(
+        state=ocp.StandardCheckpointHandler(),
+        meta=ocp.JsonCheckpointHandler(),
+        composite_options=ocp.CompositeOptions(async_options=options),
+    )
+    return ocp.AsyncCheckpointer(handler, async_options=options)
+
+
+class _HandlerWithChecksums(ocp.CompositeCheckpointHandler):
+    """Writes the checksums of a save before Orbax commits it: each process those of its own files, the first the rest.
+
+    Orbax has no checksums of its own that a restore verifies.
+    """
+
+    async def async_save(self, directory: epath.Path, args: ocp.args.Composite) -> list[Future] | None:
+        futures = await super().async_save(directory, args)
+        write_part = functools.partial(checksums.write_part, path_of(directory), jax.process_index())
+        return [ChainedFuture(futures or [], write_part)]
+
+    def finalize(self, directory: epath.Path) -> None:
+        super().finalize(directory)
+        checksums.seal(path_of(directory))
+
+
+@ocp.args.register_with_handler(_HandlerWithChecksums, for_save=True, for_restore=True)
+class _ArgsWithChecksums(ocp.args.Composite):
+    """Orbax chooses the handler of a save by the class of its arguments."""
+
+
+def _silence_failed_saves() -> None:
+    """Hides what Orbax prints about a failed save: `Checkpoints` reports it in one sentence.
+
+    This lasts for the life of the process, since late callbacks come after the last save too.
+    """
+    logging.getLogger("absl").addFilter(_is_no_failed_save)  # a filter that is added twice counts once
+    if getattr(sys.unraisablehook, "func", None) is not _ignore_late_callbacks:
+        sys.unraisablehook = functools.partial(_ignore_late_callbacks, sys.unraisablehook)
+
+
+def _is_no_failed_save(record: logging.LogRecord) -> bool:
+    """Filters the log: Orbax logs the traceback of a failed save as an error."""
+    return not (record.levelno >= logging.ERROR and record.module in ("async_checkpointer", "future"))
+
+
+def _ignore_late_callbacks(
+    hook: Callable[["sys.UnraisableHookArgs"], object], unraisable: "sys.UnraisableHookArgs"
+) -> None:
+    """Replaces `sys.unraisablehook`. The writes of a failed save continue in threads; each of them finds, when it ends,
+    that the event loop of that save is closed. hook: the one before, for all other errors.
+    """
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        hook(unraisable)
