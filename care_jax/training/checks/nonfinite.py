@@ -8,7 +8,6 @@ the next update has been applied already.
 
 import contextlib
 import dataclasses
-import json
 from typing import TypeAlias
 
 import jax
@@ -20,6 +19,7 @@ from care_jax.data.packing.batch import Batch
 from care_jax.distributed import is_writer, say
 from care_jax.models.arch import Params
 from care_jax.models.decoder import Decoder
+from care_jax.textfiles import dump_line
 from care_jax.training import objective as objectives
 from care_jax.training.batches import StepBatch
 from care_jax.training.context import RunContext
@@ -61,7 +61,7 @@ class SkippedUpdates:
         if is_writer():
             line = {"step": batch.step, "tensor": finding.tensor, "in": culprit, "questions": questions}
             with (self._run.directory.folder / "nonfinite.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(dump_line(line))
         if in_a_row >= self._run.config.nonfinite.max_consecutive:
             with contextlib.suppress(RunFailed):  # it was reported before, and the run ends for another reason
                 self._run.checkpoints.wait()
