@@ -181,11 +181,11 @@ def _inspect(arguments: argparse.Namespace) -> int:
     report = _read(arguments, arguments.data).report
     if arguments.plot:
         with writing("--plot", arguments.plot):
-            inspection.inspect_picture([report], arguments.plot)
+            inspection.inspect_picture(report, arguments.plot)
     if arguments.json:
-        print(json.dumps(inspection.inspect([report]), ensure_ascii=False))
+        print(json.dumps(inspection.inspect(report), ensure_ascii=False))
         return 0
-    sys.stdout.write(inspection.inspect_text([report]))
+    sys.stdout.write(inspection.inspect_text(report))
     for entry in report.rejected[:10]:
         row = f"{entry['file']}, row {entry['row']}, {entry['field']}"
         print(f"  {row}: {entry['reason']}: {str(entry['found'])[:80]}")

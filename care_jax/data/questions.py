@@ -83,12 +83,7 @@ def is_ids(content: Stored | Sequence[object]) -> TypeGuard[Sequence[int]]:
 
 def is_messages(content: Stored | Sequence[object]) -> TypeGuard[Sequence[Message]]:
     """Returns whether this content is messages, not text or token ids."""
-    return (
-        not isinstance(content, Stored)
-        and not isinstance(content, str)
-        and len(content) > 0
-        and isinstance(content[0], (dict, Mapping))
-    )
+    return not isinstance(content, str | Stored) and len(content) > 0 and isinstance(content[0], (dict, Mapping))
 
 
 def plain_text(content: Content) -> str:
@@ -97,14 +92,9 @@ def plain_text(content: Content) -> str:
         return content
     if isinstance(content, Stored):
         return content.words
-    if len(content) == 1 and isinstance(content[0], dict):  # the usual case first: this is called per row
-        return content[0]["content"]
-    if is_ids(content):
+    if not is_messages(content):
         return " ".join(map(str, content))
-    messages = [m for m in content if isinstance(m, Mapping)]
-    if len(messages) == 1:
-        return messages[0]["content"]
-    return "\n".join(f"{m['role']}: {m['content']}" for m in messages)
+    return content[0]["content"] if len(content) == 1 else "\n".join(f"{m['role']}: {m['content']}" for m in content)
 
 
 def question_key(prompt: Content, culture: str | None) -> str:

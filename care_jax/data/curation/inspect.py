@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from care_jax.data.preferences import PairPolicy, question_pairs
 from care_jax.data.questions import Content, Question, Response, Stored, is_ids, plain_text
-from care_jax.data.rows.report import Report, merge
+from care_jax.data.rows.report import Report
 from care_jax.data.rows.row import shorten
 from care_jax.data.scripts import count_scripts, main_script
 from care_jax.errors import UserError
@@ -16,23 +16,18 @@ from care_jax.textfiles import JsonObject
 _EXAMPLES = 2
 
 
-def inspect(reports: Sequence[Report]) -> JsonObject:
-    """Returns the object of `data inspect --json`, of several readings together.
+def inspect(report: Report) -> JsonObject:
+    """Returns the object of `data inspect --json`.
 
     It holds the keys of data_report.json, those of `statistics_of`, `examples`, and `rejected`: an entry per dropped
     row, as rejected_rows.jsonl holds them.
     """
-    questions = _questions(reports)
     return {
-        **merge(reports),
-        **statistics_of(questions),
-        "examples": [_example(question) for question in questions[:_EXAMPLES]],
-        "rejected": [entry for report in reports for entry in report.rejected],
+        **report.to_json(),
+        **statistics_of(report.questions),
+        "examples": [_example(question) for question in report.questions[:_EXAMPLES]],
+        "rejected": report.rejected,
     }
-
-
-def _questions(reports: Sequence[Report]) -> list[Question]:
-    return [question for report in reports for question in report.questions]
 
 
 def _best_first(question: Question) -> list[Response]:
@@ -58,21 +53,25 @@ def statistics_of(questions: Sequence[Question]) -> JsonObject:
     """
     by_source: dict[str, Counter[float]] = defaultdict(Counter)
     rated: list[tuple[float, int]] = []  # (rating, length)
-    pair_lengths: list[tuple[int, int]] = []  # (chosen, rejected)
+    pair_lengths: dict[str, list[int]] = {"chosen": [], "rejected": []}
     scripts: Counter[str] = Counter()
     ties = pairs = 0
     for question in questions:
-        lengths = [_length(response.content) for response in question.responses]
-        for length, response in zip(lengths, question.responses):
-            if not _is_tokenized(response.content):
-                scripts[script(plain_text(response.content))] += 1
+        lengths = []
+        for response in question.responses:
+            content = response.content if _is_tokenized(response.content) else plain_text(response.content)
+            lengths.append(len(content))
+            if isinstance(content, str):
+                scripts[script(content)] += 1
             if response.rating is not None:
                 by_source[response.source][response.rating] += 1
-                rated.append((response.rating, length))
+                rated.append((response.rating, len(content)))
         counts = Counter(r.rating for r in question.responses if r.rating is not None)
         ties += sum(n * (n - 1) // 2 for n in counts.values())
         pairs += counts.total() * (counts.total() - 1) // 2
-        pair_lengths += [(lengths[i], lengths[j]) for i, j in question_pairs(question, PairPolicy("all"))]
+        for chosen, rejected in question_pairs(question, PairPolicy("all")):
+            pair_lengths["chosen"].append(lengths[chosen])
+            pair_lengths["rejected"].append(lengths[rejected])
     return {
         "responses_per_question": dict(sorted(Counter(len(q.responses) for q in questions).items())),
         "ratings_by_source": {
@@ -80,10 +79,7 @@ def statistics_of(questions: Sequence[Question]) -> JsonObject:
             for source, counts in sorted(by_source.items())
         },
         "ties": {"ties": ties, "of_pairs": pairs},
-        "lengths": {
-            "chosen": statistics.fmean(chosen for chosen, _ in pair_lengths) if pair_lengths else None,
-            "rejected": statistics.fmean(rejected for _, rejected in pair_lengths) if pair_lengths else None,
-        },
+        "lengths": {name: statistics.fmean(lengths) if lengths else None for name, lengths in pair_lengths.items()},
         "rating_length": _correlation(rated),
         "scripts": dict(scripts.most_common()),
     }
@@ -91,16 +87,11 @@ def statistics_of(questions: Sequence[Question]) -> JsonObject:
 
 def _correlation(rated: Sequence[tuple[float, int]]) -> float | None:
     ratings, lengths = [float(rating) for rating, _ in rated], [float(length) for _, length in rated]
-    varied = len(set(ratings)) > 1 and len(set(lengths)) > 1
-    return statistics.correlation(ratings, lengths) if varied else None
+    return statistics.correlation(ratings, lengths) if len(set(ratings)) > 1 and len(set(lengths)) > 1 else None
 
 
 def _is_tokenized(content: Content) -> bool:
     return isinstance(content, Stored) or is_ids(content)
-
-
-def _length(content: Content) -> int:
-    return len(content) if _is_tokenized(content) else len(plain_text(content))
 
 
 def script(text: str) -> str:
@@ -108,11 +99,9 @@ def script(text: str) -> str:
     return main_script(count_scripts(text[:2000]))
 
 
-def inspect_text(reports: Sequence[Report], examples: int = _EXAMPLES) -> str:
-    """Returns the same as text, with the first questions as examples."""
-    account = merge(reports)
-    questions = _questions(reports)
-    stats = statistics_of(questions)
+def inspect_text(report: Report) -> str:
+    """Returns the same as text, without the rejected rows."""
+    account, stats = report.to_json(), statistics_of(report.questions)
     dropped = {reason: n for reason, n in account["dropped"].items() if n}
     lines = [
         f"rows       {account['rows']:,}",
@@ -125,18 +114,16 @@ def inspect_text(reports: Sequence[Report], examples: int = _EXAMPLES) -> str:
     lines.append(f"pairs      {_counts(account['pairs'])}")
     lines.append(f"responses per question  {_counts(stats['responses_per_question'])}")
     lines.append(f"ties       {stats['ties']['ties']:,} of {stats['ties']['of_pairs']:,} pairs of one question")
-    if stats["lengths"]["chosen"] is not None:
-        lengths = stats["lengths"]
-        lines.append(
-            f"length     chosen {lengths['chosen']:.1f}, rejected {lengths['rejected']:.1f} characters (ids: tokens)"
-        )
+    chosen, rejected = stats["lengths"].values()
+    if chosen is not None:
+        lines.append(f"length     chosen {chosen:.1f}, rejected {rejected:.1f} characters (ids: tokens)")
     if stats["rating_length"] is not None:
         lines.append(f"rating and length correlate by {stats['rating_length']:+.2f}")
     lines.append(f"scripts    {_counts(stats['scripts'])}")
     if stats["ratings_by_source"]:
         lines.append("ratings by source")
         lines += [f"  {source:<16} {_counts(counts)}" for source, counts in stats["ratings_by_source"].items()]
-    for question in questions[:examples]:
+    for question in report.questions[:_EXAMPLES]:
         lines.append(f"e.g. {shorten(plain_text(question.prompt), 100)}")
         for response in _best_first(question)[:4]:
             rated = "" if response.rating is None else f"{response.rating:g}"
@@ -148,14 +135,14 @@ def _counts(counts: Mapping[str, int] | Mapping[int, int]) -> str:
     return ", ".join(f"{key} {n:,}" for key, n in counts.items())
 
 
-def inspect_picture(reports: Sequence[Report], path: str | pathlib.Path) -> None:
+def inspect_picture(report: Report, path: str | pathlib.Path) -> None:
     """Draws the ratings by source and the responses per question; needs matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise UserError("a picture needs matplotlib: pip install matplotlib") from error
 
-    stats = statistics_of(_questions(reports))
+    stats = statistics_of(report.questions)
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     values = sorted({float(v) for counts in stats["ratings_by_source"].values() for v in counts})

@@ -43,10 +43,11 @@ def check(train: Sequence[Question], against: Sequence[Question], threshold: flo
     overlaps = []
     for question in train:
         same = index.same(question)
-        if same is not None:
-            overlaps.append(_overlap("same", 1.0, question, same))
-        elif near := index.nearest(question):
-            overlaps.append(_overlap("near", near[0], question, near[1]))
+        similarity, other = (1.0, same) if same is not None else index.nearest(question)
+        if other is not None:
+            texts = plain_text(question.prompt), plain_text(other.prompt)
+            kind = "near" if same is None else "same"
+            overlaps.append(Overlap(kind, round(similarity, 3), *texts, question.culture, question.file, other.file))
     return overlaps
 
 
@@ -69,23 +70,14 @@ class _Index:
 
     def same(self, question: Question) -> Question | None:
         """Returns the first question with the same text."""
-        for text in _texts(question):
-            for number in self._by_text.get(text, ()):
-                if _same_culture(question, self._questions[number]):
-                    return self._questions[number]
-        return None
+        numbers = (number for text in _texts(question) for number in self._by_text.get(text, ()))
+        candidates = (self._questions[number] for number in numbers)
+        return next((other for other in candidates if _same_culture(question, other)), None)
 
-    def nearest(self, question: Question) -> tuple[float, Question] | None:
-        """Returns the most similar question and its similarity, if it is at least the threshold."""
-        near = [] if is_ids(question.prompt) else self._near(question)
-        if not near:
-            return None
-        similarity, number = max(near, key=lambda pair: (pair[0], -pair[1]))
-        return similarity, self._questions[number]
-
-    def _near(self, question: Question) -> list[tuple[float, int]]:
-        near = []
-        for text in _texts(question):
+    def nearest(self, question: Question) -> tuple[float, Question | None]:
+        """Returns the similarity and the most similar question; (0, None) if none is as similar as the threshold."""
+        near: list[tuple[float, int]] = []  # (similarity, -number of the question)
+        for text in () if is_ids(question.prompt) else _texts(question):
             grams = _grams(text)
             # A text as similar as the threshold shares at least one of the rarest grams: only these are looked up.
             rarest = sorted(grams, key=lambda gram: len(self._by_gram.get(gram, ())))
@@ -94,8 +86,9 @@ class _Index:
                 similarity = _jaccard(grams, self._grams[candidate])
                 other = self._questions[self._owners[candidate]]
                 if similarity >= self._threshold and _same_culture(question, other) and not _template(question, other):
-                    near.append((similarity, self._owners[candidate]))
-        return near
+                    near.append((similarity, -self._owners[candidate]))
+        similarity, number = max(near, default=(0.0, None))
+        return similarity, None if number is None else self._questions[-number]
 
 
 def _texts(question: Question) -> list[str]:
@@ -134,11 +127,6 @@ def _template(a: Question, b: Question) -> bool:
     )
 
 
-def _overlap(kind: str, similarity: float, question: Question, other: Question) -> Overlap:
-    prompt, other_prompt = plain_text(question.prompt), plain_text(other.prompt)
-    return Overlap(kind, round(similarity, 3), prompt, other_prompt, question.culture, question.file, other.file)
-
-
 def check_json(overlaps: Sequence[Overlap]) -> JsonObject:
     """Returns the object of `data check --json`: the counts `same` and `near`, and `overlaps`, an entry per pair."""
     kinds = Counter(overlap.kind for overlap in overlaps)
@@ -149,8 +137,8 @@ def check_text(overlaps: Sequence[Overlap], examples: int = 10) -> str:
     """Returns the counts and the first pairs as text."""
     if not overlaps:
         return "no training question is in the evaluation data\n"
-    kinds = Counter(overlap.kind for overlap in overlaps)
-    counts = f"{kinds['same']} the same, {kinds['near']} near"
+    near = sum(overlap.kind == "near" for overlap in overlaps)
+    counts = f"{len(overlaps) - near} the same, {near} near"
     lines = [f"{len(overlaps)} training questions are in the evaluation data: {counts}"]
     for overlap in overlaps[:examples]:
         pair = shorten(overlap.question, 60)

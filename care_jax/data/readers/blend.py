@@ -31,7 +31,7 @@ BLEND = {
     "country": ("country",),
 }
 _KEYS = {key for keys in BLEND.values() for key in keys}
-FILES = r"_data(?![a-zA-Z0-9]).*\.json$"  # in a folder, files of questions and prompts are beside the annotations
+FILES = r"_data(?![a-zA-Z0-9])[^/]*\.json$"  # files of questions and prompts are in the same folder
 
 
 class Language(NamedTuple):

@@ -1,10 +1,19 @@
-"""Reads preference pairs and labelled responses, one group per row: TRL's formats, HH-RLHF's dialogues, token ids."""
+"""Reads one question per row: TRL's formats, token ids, HH-RLHF's dialogues, instructions with one good response."""
 
 import re
 from collections.abc import Callable
 
 from care_jax.data.cultures import category_id, culture_id, culture_language
-from care_jax.data.questions import Content, Question, Response, Stored, assistant_turn, is_messages, question_key
+from care_jax.data.questions import (
+    Content,
+    Question,
+    Response,
+    Stored,
+    assistant_turn,
+    is_messages,
+    question_key,
+    user_turn,
+)
 from care_jax.data.readers.rated import Known
 from care_jax.data.rows import fields
 from care_jax.data.rows.fields import BadField
@@ -12,43 +21,39 @@ from care_jax.data.rows.row import Row, shorten
 from care_jax.data.rows.table import Table
 from care_jax.textfiles import JsonObject
 
+SFT = {
+    "prompt": ("inputs", "instruction", "prompt", "question", "eval_question"),
+    "input": ("input",),
+    "response": ("targets", "output", "response", "completion", "answer", "eval_whole_desc"),
+    "messages": ("messages", "conversations"),
+    "language": ("language_code", "language", "lang"),
+    "culture": ("culture", "country", "cultural group"),
+    "source": ("source", "annotation_type"),
+}
 
-def read_preferences(table: Table, known: Known) -> list[Question]:
-    """Reads TRL's standard formats, as text or messages. Chosen is rated 1, rejected 0.
+
+def per_row(parse_row: Callable[[Row, JsonObject], Question]) -> Callable[[Table, Known], list[Question]]:
+    """Returns the reader that makes a question of each row, and drops a pair of equal responses."""
+
+    def read(table: Table, known: Known) -> list[Question]:
+        def parse(row: Row, values: JsonObject) -> Question:
+            question = parse_row(row, values)
+            contents = [response.content for response in question.responses]
+            if contents[1:] == contents[:1] and not table.report.every_response:
+                raise BadField("conflicting_duplicate", "rejected", "the same as chosen")
+            return question
+
+        return list(table.parse(parse))
+
+    return read
+
+
+def preference(row: Row, values: JsonObject) -> Question:
+    """Returns the question of a row in TRL's standard formats, as text or messages. Chosen is rated 1, rejected 0.
 
     A row holds prompt, chosen, rejected; or chosen and rejected that both begin with the prompt; or prompt,
     completion, label.
     """
-    return _read(table, _preference)
-
-
-def read_tokenized(table: Table, known: Known) -> list[Question]:
-    """Reads token ids, used unchanged: prompt_ids, chosen_ids, rejected_ids; or prompt_ids, completion_ids, label."""
-    return _read(table, _tokenized)
-
-
-def read_hh_rlhf(table: Table, known: Known) -> list[Question]:
-    """Reads HH-RLHF as messages: dialogues in chosen and rejected, split before the last response."""
-    return _read(table, lambda row, values: _dialogue_pair(row, values, as_messages=True))
-
-
-def read_hh_rlhf_text(table: Table, known: Known) -> list[Question]:
-    """Reads HH-RLHF as plain text, for models without a chat template: the prompt ends in 'Assistant:'."""
-    return _read(table, lambda row, values: _dialogue_pair(row, values, as_messages=False))
-
-
-def _read(table: Table, parse_row: Callable[[Row, JsonObject], Question]) -> list[Question]:
-    def parse(row: Row, values: JsonObject) -> Question:
-        question = parse_row(row, values)
-        contents = [response.content for response in question.responses]
-        if contents[1:] == contents[:1] and not table.report.every_response:
-            raise BadField("conflicting_duplicate", "rejected", "the same as chosen")
-        return question
-
-    return list(table.parse(parse))
-
-
-def _preference(row: Row, values: JsonObject) -> Question:
     if "completion" in values and "label" in values and not ("chosen" in values and "rejected" in values):
         fields.need(values, "prompt")
         prompt = fields.content(values["prompt"], "prompt", "empty_question")
@@ -92,40 +97,8 @@ def _common(chosen: Content, rejected: Content) -> tuple[Content, Content, Conte
     return chosen[:n], chosen[n:], rejected[n:]
 
 
-_ABOUT = ("culture", "category", "language", "translated")
-
-
-def _pair(row: Row, values: JsonObject, prompt: Content, chosen: Content, rejected: Content) -> Question:
-    responses = (
-        Response(chosen, 1.0, "chosen", row.number, "chosen"),
-        Response(rejected, 0.0, "rejected", row.number, "rejected"),
-    )
-    return _question(row, values, prompt, responses)
-
-
-def _labelled(row: Row, values: JsonObject, prompt: Content, completion: Content, label: bool) -> Question:
-    source = "desirable" if label else "undesirable"
-    response = Response(completion, float(label), source, row.number, desirable=label)
-    return _question(row, values, prompt, (response,))
-
-
-def _question(row: Row, values: JsonObject, prompt: Content, responses: tuple[Response, ...]) -> Question:
-    """Returns the question of one row; any culture and category is accepted (they are open sets)."""
-    about = {name: fields.optional_text(values.get(name), name) for name in _ABOUT}
-    culture = culture_id(about["culture"]) if about["culture"] else None
-    return Question(
-        prompt,
-        responses,
-        question_key(prompt, culture),
-        culture=culture,
-        category=category_id(about["category"]) if about["category"] else None,
-        language=about["language"] or culture_language(culture),
-        file=row.file,
-        translated=about["translated"],
-    )
-
-
-def _tokenized(row: Row, values: JsonObject) -> Question:
+def tokenized(row: Row, values: JsonObject) -> Question:
+    """Returns a row of token ids, unchanged: prompt_ids, and chosen_ids, rejected_ids or completion_ids, label."""
     fields.need(values, "prompt_ids")
     prompt = fields.ids(values["prompt_ids"], "prompt_ids", "empty_question")
     if "completion_ids" in values and "label" in values:
@@ -141,7 +114,19 @@ _ANSWER = "\n\nAssistant:"
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
-def _dialogue_pair(row: Row, values: JsonObject, *, as_messages: bool) -> Question:
+def dialogue_pair(row: Row, values: JsonObject) -> Question:
+    """Returns a row of HH-RLHF as messages: the dialogues in chosen and rejected, split before the last response."""
+    prompt, chosen, rejected = _split_dialogues(values)
+    return _pair(row, values, _turns(prompt), assistant_turn(chosen.strip()), assistant_turn(rejected.strip()))
+
+
+def dialogue_pair_as_text(row: Row, values: JsonObject) -> Question:
+    """Returns a row of HH-RLHF as text, for models without a chat template: the prompt ends in 'Assistant:'."""
+    return _pair(row, values, *_split_dialogues(values))
+
+
+def _split_dialogues(values: JsonObject) -> tuple[str, str, str]:
+    """Returns (prompt, chosen, rejected)."""
     fields.need(values, "chosen", "rejected")
     parts = {}
     for name in ("chosen", "rejected"):
@@ -152,13 +137,10 @@ def _dialogue_pair(row: Row, values: JsonObject, *, as_messages: bool) -> Questi
         if not answer.strip():
             raise BadField("empty_response", name, "nothing after the last 'Assistant:'")
         parts[name] = prompt + mark, answer
-    if parts["chosen"][0] != parts["rejected"][0]:
+    (prompt, chosen), (rejected_prompt, rejected) = parts["chosen"], parts["rejected"]
+    if prompt != rejected_prompt:
         raise BadField("prompt_mismatch", "rejected", "the turns before the last response differ from those of chosen")
-    prompt_text, answers = parts["chosen"][0], (parts["chosen"][1], parts["rejected"][1])
-    if not as_messages:
-        return _pair(row, values, prompt_text, *answers)
-    chosen, rejected = (assistant_turn(answer.strip()) for answer in answers)
-    return _pair(row, values, _turns(prompt_text), chosen, rejected)
+    return prompt, chosen, rejected
 
 
 def _turns(prompt: str) -> Content:
@@ -177,3 +159,49 @@ def _turns(prompt: str) -> Content:
         else:
             turns.append({"role": role, "content": text})
     return tuple(turns)
+
+
+def instruction(row: Row, values: JsonObject) -> Question:
+    """Returns an instruction and its good response, labelled desirable (Aya, CIDAR, Palm, CultureBank, messages)."""
+    prompt: Content
+    if "messages" in values:
+        turns = fields.messages(values["messages"], "messages", "empty_response")
+        if len(turns) < 2 or turns[-1]["role"] != "assistant":
+            raise BadField("empty_response", "messages", "the conversation does not end in a response of the assistant")
+        prompt, response = turns[:-1], turns[-1:]
+    else:
+        fields.need(values, "prompt", "response")
+        text = fields.text(values["prompt"], "prompt", "empty_question")
+        more = fields.optional_text(values.get("input"), "input")
+        prompt = user_turn(text if more is None else f"{text}\n\n{more}")
+        response = assistant_turn(fields.text(values["response"], "response", "empty_response"))
+    source = fields.optional_text(values.get("source"), "source") or "unknown"
+    return _question(row, values, prompt, Response(response, 1.0, source, row.number, desirable=True))
+
+
+def _pair(row: Row, values: JsonObject, prompt: Content, chosen: Content, rejected: Content) -> Question:
+    better = Response(chosen, 1.0, "chosen", row.number, "chosen")
+    worse = Response(rejected, 0.0, "rejected", row.number, "rejected")
+    return _question(row, values, prompt, better, worse)
+
+
+def _labelled(row: Row, values: JsonObject, prompt: Content, completion: Content, label: bool) -> Question:
+    source = "desirable" if label else "undesirable"
+    return _question(row, values, prompt, Response(completion, float(label), source, row.number, desirable=label))
+
+
+def _question(row: Row, values: JsonObject, prompt: Content, *responses: Response) -> Question:
+    """Returns the question of one row; any culture and category is accepted (they are open sets)."""
+    names = ("culture", "category", "language", "translated")
+    culture, category, language, translated = (fields.optional_text(values.get(name), name) for name in names)
+    culture = culture_id(culture) if culture else None
+    return Question(
+        prompt,
+        responses,
+        question_key(prompt, culture),
+        culture=culture,
+        category=category_id(category) if category else None,
+        language=language or culture_language(culture),
+        file=row.file,
+        translated=translated,
+    )

@@ -5,7 +5,6 @@ If one row of the input holds several candidates (UltraFeedback, PRISM), each ca
 
 from collections.abc import Mapping
 
-from care_jax.data.cultures import culture_id, culture_language
 from care_jax.data.questions import (
     Content,
     Message,
@@ -13,7 +12,6 @@ from care_jax.data.questions import (
     Response,
     assistant_turn,
     plain_text,
-    question_key,
     user_turn,
 )
 from care_jax.data.readers.rated import Groups, Known
@@ -39,15 +37,6 @@ TFDS: dict[str, tuple[str, ...]] = {
     for name in "question key responses culture relation category language reference translated".split()  # noqa: SIM905
 }
 PRISM = {"history": ("conversation_history",), "user": ("user_id",)}
-SFT = {
-    "prompt": ("inputs", "instruction", "prompt", "question", "eval_question"),
-    "input": ("input",),
-    "response": ("targets", "output", "response", "completion", "answer", "eval_whole_desc"),
-    "messages": ("messages", "conversations"),
-    "language": ("language_code", "language", "lang"),
-    "culture": ("culture", "country", "cultural group"),
-    "source": ("source", "annotation_type"),
-}
 
 
 def read_ultrafeedback(table: Table, known: Known) -> list[Question]:
@@ -216,34 +205,3 @@ def _thread(messages: Mapping[str, JsonObject], last: object) -> Content:
     if not turns:
         raise BadField("empty_question", "parent_id", "the reply has no parent")
     return tuple(reversed(turns))
-
-
-def read_sft(table: Table, known: Known) -> list[Question]:
-    """Reads instructions with one good response each, labelled desirable (Aya, CIDAR, Palm, CultureBank, messages)."""
-    return list(table.parse(_instruction))
-
-
-def _instruction(row: Row, values: JsonObject) -> Question:
-    prompt: Content
-    if "messages" in values:
-        turns = fields.messages(values["messages"], "messages", "empty_response")
-        if len(turns) < 2 or turns[-1]["role"] != "assistant":
-            raise BadField("empty_response", "messages", "the conversation does not end in a response of the assistant")
-        prompt, response = turns[:-1], turns[-1:]
-    else:
-        fields.need(values, "prompt", "response")
-        instruction = fields.text(values["prompt"], "prompt", "empty_question")
-        more = fields.optional_text(values.get("input"), "input")
-        prompt = user_turn(instruction if more is None else f"{instruction}\n\n{more}")
-        response = assistant_turn(fields.text(values["response"], "response", "empty_response"))
-    name = fields.optional_text(values.get("culture"), "culture")
-    culture = culture_id(name) if name else None
-    source = fields.optional_text(values.get("source"), "source") or "unknown"
-    return Question(
-        prompt,
-        (Response(response, 1.0, source, row.number, desirable=True),),
-        question_key(prompt, culture),
-        culture=culture,
-        language=fields.optional_text(values.get("language"), "language") or culture_language(culture),
-        file=row.file,
-    )

@@ -28,30 +28,26 @@ About: TypeAlias = dict[str, str | None]
 
 
 @dataclass(slots=True)
-class _RatedResponse:
-    response: Response
-    ratings: list[float | None]
-    source: str
-
-    def merged(self) -> Response:
-        known = [rating for rating in self.ratings if rating is not None]
-        mean = math.fsum(known) / len(known) if known else None
-        return dataclasses.replace(self.response, rating=mean, source=self.source)
-
-
-@dataclass(slots=True)
 class _Group:
-    """A question whose responses are being collected. responses: by text, or by row with `every_response`."""
+    """A question whose responses are being collected. responses: equal ones by text, or each by row with
+    `every_response`."""
 
     key: str
     prompt: Content
     file: str
     about: About
-    responses: dict[Hashable, _RatedResponse] = field(default_factory=dict)
+    responses: dict[Hashable, list[Response]] = field(default_factory=dict)
 
     def question(self) -> Question:
-        responses = tuple(response.merged() for response in self.responses.values())
+        responses = tuple(map(_merge, self.responses.values()))
         return Question(self.prompt, responses, self.key, file=self.file, **self.about)
+
+
+def _merge(copies: list[Response]) -> Response:
+    """Returns the first of several equal responses, with their mean rating and the smallest of their sources."""
+    ratings = [copy.rating for copy in copies if copy.rating is not None]
+    mean = math.fsum(ratings) / len(ratings) if ratings else None
+    return dataclasses.replace(copies[0], rating=mean, source=min(copy.source for copy in copies))
 
 
 @dataclass(slots=True)
@@ -72,16 +68,13 @@ class Groups:
         """Adds one response to a prompt."""
         group = self._group(row, prompt, about or {})
         text = (row.number, len(group.responses)) if self.report.every_response else plain_text(response.content)
-        earlier = group.responses.get(text)
-        if earlier is None:
-            group.responses[text] = _RatedResponse(response, [response.rating], response.source)
-            return
-        conflict = response.rating not in earlier.ratings
-        reason = "conflicting_duplicate" if conflict else "duplicate"
-        rated = f"rated {response.rating}, there {earlier.ratings[0]}" if conflict else "with the same rating"
-        self.report.drop(row, reason, response.field, f"the same response as in row {earlier.response.row}, {rated}")
-        earlier.ratings.append(response.rating)
-        earlier.source = min(earlier.source, response.source)
+        copies = group.responses.setdefault(text, [])
+        if copies:
+            conflict = all(response.rating != copy.rating for copy in copies)
+            reason = "conflicting_duplicate" if conflict else "duplicate"
+            rated = f"rated {response.rating}, there {copies[0].rating}" if conflict else "with the same rating"
+            self.report.drop(row, reason, response.field, f"the same response as in row {copies[0].row}, {rated}")
+        copies.append(response)
 
     def _group(self, row: Row, prompt: Content, about: About) -> _Group:
         """Returns the group of a prompt, updated with these values."""
@@ -172,9 +165,8 @@ def _add_reference(groups: Groups, row: Row, values: JsonObject, known: Known) -
     question = fields.text(values["question"], "question", "empty_question")
     reference = fields.text(values["reference"], "reference", "empty_response")
     about = _about(values, known, groups.report)
-    groups.add(
-        row, user_turn(question), Response(assistant_turn(reference), None, "reference", row.number, "answer"), about
-    )
+    response = Response(assistant_turn(reference), None, "reference", row.number, "answer")
+    groups.add(row, user_turn(question), response, about)
 
 
 def _add_response(
@@ -185,19 +177,15 @@ def _add_response(
         fields.need(values, "rating", *(name for name in ("category", "culture") if name in seen))
     question = fields.text(values["question"], "question", "empty_question")
     response = fields.text(values["response"], "response", "empty_response")
-    rating = _rating(values, bounds, groups.report)
+    rating = None
+    try:
+        rating = fields.rating(values.get("rating"), "rating", *bounds)
+    except BadField:
+        if not groups.report.every_response:
+            raise
     about = _about(values, known, groups.report)
     source = fields.optional_text(values.get("source"), "source") or "unknown"
     groups.add(row, user_turn(question), Response(assistant_turn(response), rating, source, row.number), about)
-
-
-def _rating(values: JsonObject, bounds: tuple[float, float], report: Report) -> float | None:
-    try:
-        return fields.rating(values.get("rating"), "rating", *bounds)
-    except BadField:
-        if report.every_response:
-            return None
-        raise
 
 
 def _about(values: JsonObject, known: Known, report: Report) -> About:

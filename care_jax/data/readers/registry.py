@@ -17,7 +17,7 @@ from care_jax.data.readers.rated import Known
 from care_jax.data.rows import fields
 from care_jax.data.rows.files import open_rows
 from care_jax.data.rows.report import Report
-from care_jax.data.rows.row import Row, Rows
+from care_jax.data.rows.row import Row
 from care_jax.data.rows.table import Table, open_table
 from care_jax.errors import UserError, nearest
 from care_jax.textfiles import JsonObject
@@ -45,26 +45,24 @@ READERS: dict[str, ReaderSpec] = {
         ReaderSpec("care", "CARE: rated responses, both public schemas", rated.read_care, fields.RATED),
         ReaderSpec("care_eval", "CARE's evaluation items, with references", rated.read_care_eval, fields.RATED),
         ReaderSpec("rated", "any table of question, response, rating", rated.read_rated, fields.RATED),
-        ReaderSpec("preferences", "TRL's paired and unpaired formats", pairs.read_preferences, fields.PREFERENCES),
-        ReaderSpec("tokenized", "rows of token ids", pairs.read_tokenized, fields.TOKENIZED),
-        ReaderSpec("hh_rlhf", "HH-RLHF dialogues as messages", pairs.read_hh_rlhf, fields.PREFERENCES),
-        ReaderSpec("hh_rlhf_text", "HH-RLHF dialogues as text", pairs.read_hh_rlhf_text, fields.PREFERENCES),
+        ReaderSpec(
+            "preferences", "TRL's paired and unpaired formats", pairs.per_row(pairs.preference), fields.PREFERENCES
+        ),
+        ReaderSpec("tokenized", "rows of token ids", pairs.per_row(pairs.tokenized), fields.TOKENIZED),
+        ReaderSpec("hh_rlhf", "HH-RLHF dialogues as messages", pairs.per_row(pairs.dialogue_pair), fields.PREFERENCES),
+        ReaderSpec(
+            "hh_rlhf_text", "HH-RLHF dialogues as text", pairs.per_row(pairs.dialogue_pair_as_text), fields.PREFERENCES
+        ),
         ReaderSpec(
             "ultrafeedback", "UltraFeedback, 4 rated completions per row", sets.read_ultrafeedback, sets.ULTRAFEEDBACK
         ),
         ReaderSpec("oasst", "OpenAssistant message trees, ranked replies", sets.read_oasst, sets.OASST),
         ReaderSpec("prism", "PRISM conversations, rated at each turn", sets.read_prism, sets.PRISM),
         ReaderSpec("helpsteer", "HelpSteer: rated by helpfulness", rated.read_rated, fields.HELPSTEER),
-        ReaderSpec("cvalues", "CValues-Comparison pairs", pairs.read_preferences, fields.CVALUES),
+        ReaderSpec("cvalues", "CValues-Comparison pairs", pairs.per_row(pairs.preference), fields.CVALUES),
         ReaderSpec("tfds", "the TFDS dataset care, in ArrayRecord files", sets.read_tfds, sets.TFDS),
-        ReaderSpec("sft", "instructions with one good response each", sets.read_sft, sets.SFT),
-        ReaderSpec(
-            "blend",
-            "BLEnD's questions with their most frequent answer",
-            blend.read_blend,
-            blend.BLEND,
-            blend.FILES,
-        ),
+        ReaderSpec("sft", "instructions with one good response each", pairs.per_row(pairs.instruction), pairs.SFT),
+        ReaderSpec("blend", "BLEnD's questions, most frequent answers", blend.read_blend, blend.BLEND, blend.FILES),
         ReaderSpec("prepared", "a token cache that `data prepare` wrote", token_cache.read_prepared, {}),
     )
 }
@@ -115,7 +113,10 @@ def read(
     cultures = [register_culture(c).id if c.endswith((".yaml", ".yml")) else c for c in cultures or ()]
     if reader == "prepared":
         options = {"split": split, "name": name, "revision": revision, "columns": columns, "translations": translations}
-        rows = _open_cache(path, options | {"query_language": None if query_language == "native" else query_language})
+        for key, value in {**options, "query_language": query_language if query_language != "native" else None}.items():
+            if value is not None:
+                raise UserError(f"{key}: a token cache holds what it was prepared with; give {key} to `data prepare`")
+        rows = token_cache.open_cache(str(path))
     else:
         rows = open_rows(str(path), split, name, revision, spec.files)
     known = Known(frozenset(map(culture_id, cultures)), frozenset(map(category_id, categories or ())))
@@ -126,18 +127,10 @@ def read(
         raise UserError(f"{path}: none of {report.rows} rows can be read; row {first['row']}: {first['found']}")
     selection = _Selection(str(path), cultures, relations or (), categories or (), sources or ())
     kept = selection.select(questions)
-    dropped = _count_rows(questions) - _count_rows(kept)
-    if dropped:
-        report.dropped["not_selected"] += dropped
+    if not_selected := _count_rows(questions) - _count_rows(kept):
+        report.dropped["not_selected"] += not_selected
     report.questions = _in_english(kept, str(path), translations) if query_language == "english" else kept
     return Reading(report.questions, report, tuple(rows.hashes))
-
-
-def _open_cache(path: str, options: Mapping[str, object]) -> Rows:
-    for key, value in options.items():
-        if value is not None:
-            raise UserError(f"{key}: a token cache holds what it was prepared with; give {key} to `data prepare`")
-    return token_cache.open_cache(str(path))
 
 
 def _count_rows(questions: Sequence[Question]) -> int:

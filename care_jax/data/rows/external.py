@@ -32,13 +32,10 @@ def read_hub_dataset(path: str, split: str | None, name: str | None, revision: s
             f"{path!r} is not a local file and could not be loaded as a hub dataset"
             f" (name={name!r}, split={split!r}, revision={revision!r}): {reason}"
         ) from error
-    rows.hashes.append((f"{path}@{revision or 'main'}", _fingerprint(data)))
-    yield from _read_dataset(path, data, None)
-
-
-def _fingerprint(data: Any) -> str:
     parts = data.values() if isinstance(data, Mapping) else [data]
-    return hashlib.sha256("".join(part._fingerprint for part in parts).encode()).hexdigest()
+    fingerprint = hashlib.sha256("".join(part._fingerprint for part in parts).encode()).hexdigest()
+    rows.hashes.append((f"{path}@{revision or 'main'}", fingerprint))
+    yield from _read_dataset(path, data, None)
 
 
 def _read_dataset(file: str, data: Any, split: str | None) -> Iterator[Row]:

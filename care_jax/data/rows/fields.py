@@ -81,25 +81,20 @@ class Fields:
     def of(self, row: Mapping[str, object]) -> JsonObject:
         """Returns field -> value of the fields that the row has."""
         columns = tuple(row)
-        matches = self._matches.get(columns)
-        if matches is None:
-            matches = self._matches[columns] = self._match(columns)
-        return {key: row[column] for key, column in matches}
+        if columns not in self._matches:
+            self._matches[columns] = self._match(columns)
+        return {key: row[column] for key, column in self._matches[columns]}
 
     def _match(self, columns: tuple[str, ...]) -> list[tuple[str, str]]:
         """Returns (field, column) of the fields that a row with these columns has."""
         by_folded: dict[str, str] = {}
         for column in columns:
             by_folded.setdefault(fold(str(column)), column)
-        matches = []
+        matches: list[tuple[str, str]] = []
         for key, aliases in self.aliases.items():
-            candidates = (*aliases, key)
-            if key in self.columns:
-                mapped = self.columns[key]
-                candidates = () if mapped is None else (mapped,)
-            match = next((by_folded[fold(name)] for name in candidates if fold(name) in by_folded), None)
-            if match is not None:
-                matches.append((key, match))
+            names = (self.columns[key],) if key in self.columns else (*aliases, key)
+            folded = (fold(name) for name in names if name is not None)
+            matches += [(key, by_folded[name]) for name in folded if name in by_folded][:1]
         return matches
 
 
@@ -166,12 +161,9 @@ def messages(value: object, name: str, reason: str) -> tuple[Message, ...]:
             raise BadField(reason, name, f"not a message with role and content: {describe(item)}")
         content = item.get("content")
         if isinstance(content, list):
-            parts = [
-                part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str)
-            ]
-            if len(parts) < len(content):
+            if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content):
                 raise BadField(reason, name, f"a message part without text: {describe(content)}")
-            content = "".join(parts)
+            content = "".join(part["text"] for part in content)
         if not isinstance(content, str):
             raise BadField(reason, name, f"a message without text: {describe(item)}")
         turns.append({"role": item["role"], "content": encodable(content, name)})
@@ -189,19 +181,16 @@ def ids(value: object, name: str, reason: str) -> tuple[int, ...]:
     """Returns token ids from a list that is not empty."""
     if not isinstance(value, list | tuple) or not value:
         raise BadField(reason, name, describe(value))
-    wrong = next((v for v in value if isinstance(v, bool) or not isinstance(v, int) or not 0 <= v < 2**31), None)
-    if wrong is not None or None in value:
-        raise BadField(reason, name, f"not a token id: {describe(wrong)}")
+    for item in value:
+        if isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < 2**31:
+            raise BadField(reason, name, f"not a token id: {describe(item)}")
     return tuple(value)
 
 
-def label(value: object, name: str = "label") -> bool:
+def label(value: object) -> bool:
     """Returns true or false, also from 1 and 0 or words; raises `BadField` (invalid_rating) for anything else."""
     words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int | float) and value in (0, 1):
-        return bool(value)
-    if isinstance(value, str) and value.strip().casefold() in words:
-        return words[value.strip().casefold()]
-    raise BadField("invalid_rating", name, describe(value))
+    flag = words.get(value.strip().casefold()) if isinstance(value, str) else value
+    if isinstance(flag, bool | int | float) and flag in (0, 1):
+        return bool(flag)
+    raise BadField("invalid_rating", "label", describe(value))

@@ -4,6 +4,7 @@ An unreadable row is yielded with its problem, so that the reader counts it. A f
 raises a `UserError` that names it.
 """
 
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -13,7 +14,7 @@ import pathlib
 import re
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from care_jax.data.rows import external
 from care_jax.data.rows.row import Row, Rows, Unreadable, shorten
@@ -39,7 +40,7 @@ def open_rows(
     """Opens a file, a folder, the packaged `sample`, or a hub id ('owner/dataset', loaded by `datasets`).
 
     split: the split of a hub dataset; of a folder, only files whose names hold it as a word. name: the configuration of
-    a hub dataset; of a folder, as `split`. revision: of a hub dataset. only: of a folder, only files whose names match
+    a hub dataset; of a folder, as `split`. revision: of a hub dataset. only: of a folder, only files whose paths match
     this pattern.
     """
     location = SAMPLE / "care_sample.jsonl" if path == "sample" else pathlib.Path(path).expanduser()
@@ -86,20 +87,16 @@ def _data_files(folder: pathlib.Path, split: str | None, name: str | None, only:
     ]
     if not files:
         raise UserError(f"{folder} holds no data files ({', '.join(SUFFIXES)}, also gzipped)")
-    if only is not None:
-        matching = [path for path in files if re.search(only, path.name)]
-        if not matching:
-            names = ", ".join(path.name for path in files[:8])
-            raise UserError(f"{folder}: no file whose name matches {only!r}; there are {names}")
-        files = matching
+    selections = [(f"whose name matches {only!r}", only)] if only is not None else []
     for key, word in (("name", name), ("split", split)):
         if word is not None:
-            pattern = re.compile(rf"(?<![a-z0-9]){re.escape(word.lower())}(?![a-z0-9])")
-            matching = [path for path in files if pattern.search(str(path.relative_to(folder)).lower())]
-            if not matching:
-                names = ", ".join(str(path.relative_to(folder)) for path in files[:8])
-                raise UserError(f"{folder}: no file for {key}={word!r}; there are {names}")
-            files = matching
+            selections.append((f"for {key}={word!r}", rf"(?i)(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])"))
+    for what, pattern in selections:
+        matching = [path for path in files if re.search(pattern, str(path.relative_to(folder)))]
+        if not matching:
+            names = ", ".join(str(path.relative_to(folder)) for path in files[:8])
+            raise UserError(f"{folder}: no file {what}; there are {names}")
+        files = matching
     return files
 
 
@@ -140,25 +137,11 @@ def _read_file(path: pathlib.Path, rows: Rows) -> Iterator[tuple[int | None, obj
     if data.lstrip()[:1] == b"[":
         return _parse_array(path, data)
     if name.endswith(".json") and data.lstrip()[:1] == b"{":
-        parsed = _parse_json_file(data)
-        if isinstance(parsed, Mapping):
+        with contextlib.suppress(ValueError, RecursionError):  # what is not one JSON object is read as JSON lines
+            parsed = json.loads(data)
             lists = [parsed[key] for key in _LIST_KEYS if isinstance(parsed.get(key), list)]
             return ((None, value) for value in (lists[0] if len(lists) == 1 else [parsed]))
-    return _parse_lines(data)
-
-
-def _parse_json_file(data: bytes) -> object:
-    """Returns the value of a file that is one JSON text, else None: then it is read as JSON lines."""
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _parse_lines(data: bytes) -> Iterator[tuple[int, object]]:
-    for line, raw in enumerate(io.BytesIO(data), start=1):
-        if raw.strip():
-            yield line, _parse_line(raw)
+    return ((line, _parse_line(raw)) for line, raw in enumerate(io.BytesIO(data), start=1) if raw.strip())
 
 
 def _parse_line(raw: bytes) -> object:

@@ -13,18 +13,11 @@ from care_jax.data.rows.row import Row
 from care_jax.errors import UserError
 from care_jax.textfiles import JsonObject, write_json, write_lines
 
-REASONS = (
-    "unreadable",
-    "missing_field",
-    "empty_question",
-    "empty_response",
-    "invalid_rating",
-    "duplicate",
-    "conflicting_duplicate",
-    "unknown_category",
-    "unknown_culture",
-    "truncated_away",
-)
+# Why rows are dropped. These reasons are in every report, also if no row was dropped for them; readers have more.
+REASONS = """
+    unreadable missing_field empty_question empty_response invalid_rating duplicate conflicting_duplicate
+    unknown_category unknown_culture truncated_away
+""".split()  # noqa: SIM905
 
 
 @dataclass(slots=True)
@@ -62,14 +55,12 @@ class Report:
         """Counts and lists a response of `questions` that has no completion token within the maximum length."""
         if (question, response) in self.truncated:
             return
-        item = self.questions[question]
-        row = item.responses[response]
-        counted = _is_paired(row) and any(q == question for q, _ in self.truncated)  # a pair is one row
+        lost = self.questions[question].responses[response]
+        counted = _is_paired(lost) and any(q == question for q, _ in self.truncated)  # a pair is one row
         self.truncated.add((question, response))
         self.dropped["truncated_away"] += not counted
-        self.rejected.append(
-            {"file": item.file, "row": row.row, "field": row.field, "reason": "truncated_away", "found": value}
-        )
+        entry = {"file": self.questions[question].file, "row": lost.row, "field": lost.field}
+        self.rejected.append(entry | {"reason": "truncated_away", "found": value})
 
     def to_json(self) -> JsonObject:
         """Returns `rows questions responses dropped ratings by pairs`, as data_report.json holds them."""
@@ -94,15 +85,12 @@ def merge(reports: Sequence[Report]) -> JsonObject:
             if not kept:
                 continue
             questions += 1
-            if any(map(_is_paired, kept)):
-                responses += len(kept) == len(question.responses)  # a pair is one row, dropped with either response
-            else:
-                responses += len(kept)
+            # A pair is one row, dropped with either response.
+            responses += len(kept) == len(question.responses) if any(map(_is_paired, kept)) else len(kept)
             by["culture"][question.culture or "none"] += 1
             by["category"][question.category or "none"] += 1
             ratings.update(r.rating for r in kept if r.rating is not None)
-            if len(kept) < len(question.responses):
-                question = dataclasses.replace(question, responses=tuple(kept))
+            question = dataclasses.replace(question, responses=tuple(kept))
             for policy in POLICIES:
                 pairs[policy] += len(question_pairs(question, PairPolicy(policy)))
     return {

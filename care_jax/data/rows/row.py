@@ -47,17 +47,14 @@ class Row:
 class Rows:
     """All rows of an input, to be iterated over once.
 
-    source: makes the iterator. hashes: (file, SHA-256) of each file read so far. count: the rows yielded so far.
+    source: makes the iterator. hashes: (file, SHA-256) of each file read so far.
     """
 
     source: Callable[["Rows"], Iterator[Row]]
     hashes: list[tuple[str, str]] = field(default_factory=list)
-    count: int = 0
 
     def __iter__(self) -> Iterator[Row]:
-        for row in self.source(self):
-            self.count += 1
-            yield row
+        return self.source(self)
 
 
 _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
@@ -83,8 +80,6 @@ def shorten(value: object, limit: int = 120) -> str:
 
 def describe(value: object) -> str:
     """Returns kind and value for a message: 'a list: [1, 2]', 'null', 'blank text'."""
-    if value is None:
-        return "null"
-    if isinstance(value, str):
-        return f"text: {shorten(value)}" if value.strip() else "blank text"
-    return f"{_kind(value)}: {shorten(value)}"
+    if isinstance(value, str) and not value.strip():
+        return "blank text"
+    return "null" if value is None else f"{_kind(value)}: {shorten(value)}"

@@ -46,13 +46,13 @@ def test_statistics(reading):
 
 
 def test_text_and_object(reading):
-    text = inspect_text([reading.report])
+    text = inspect_text(reading.report)
     for part in ("rows       5", "empty_response 1", "chinese 2", "human", "e.g. 为什么", "长长长长  [human]"):
         assert part in text
-    assert inspect([reading.report])["questions"] == 2
+    assert inspect(reading.report)["questions"] == 2
 
 
 def test_picture(reading, tmp_path):
     pytest.importorskip("matplotlib")
-    inspect_picture([reading.report], tmp_path / "x.png")
+    inspect_picture(reading.report, tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
