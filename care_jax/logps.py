@@ -30,13 +30,13 @@ from care_jax.hardware import platform, precision
 TOKEN_AXES = ("data", "fsdp")
 HEAD_AXES = ("tensor", "fsdp")
 WIDTH_AXIS = "fsdp"  # of HEAD_AXES, the one by which the stored head is split by width
-# At most so many logits exist at once as `chunk` tokens have over this many columns of the vocabulary. On a CPU tiles
-# should fit its caches (8 MiB of logits with the default chunk); an accelerator needs few and large products.
+# At most `chunk` x COLUMNS logits exist at once. On a CPU tiles should fit its caches (8 MiB of logits with the default
+# chunk); an accelerator needs few and large products.
 COLUMNS = 32768
 _CPU_COLUMNS = 2048
 _CHUNK = 1024
-# The number of tokens per piece, in units of `chunk`; pieces are computed one after the other. It is smaller if devices
-# gather a piece, as each device then holds the hidden states of all.
+# Tokens per piece, in units of `chunk`; pieces are computed one after the other. Pieces are smaller if devices gather
+# them, as each device then holds the hidden states of all.
 TOGETHER = 8
 TOGETHER_GATHERED = 4
 _LANES = 128  # the width of a tile is a multiple of a TPU's lanes, unless the vocabulary is smaller
@@ -47,7 +47,7 @@ _Result = TypeVar("_Result")
 class _Layout(NamedTuple):
     """How tokens and vocabulary are split on the mesh; empty on one device. Hashable: static in the custom gradient.
 
-    tokens: axes over which tokens are split. vocabulary: axes over which the vocabulary is. sizes: of each axis.
+    tokens, vocabulary: the axes that split each of them. sizes: the size of each axis.
     """
 
     tokens: tuple[str, ...] = ()
@@ -152,7 +152,7 @@ def completion_logps(
 
 
 class _Settings(NamedTuple):
-    """What is static. pieces: number of pieces of a device's tokens. columns: of a tile, at most."""
+    """What is static. pieces: number of pieces of a device's tokens. columns: largest number of columns of a tile."""
 
     layout: _Layout
     pieces: int
@@ -220,28 +220,20 @@ def _stored(settings: _Settings, weights: Array) -> Array:
     return weights.reshape(settings.layout.count(settings.layout.exchanged), -1, weights.shape[1])
 
 
-def _part(settings: _Settings, weights: Array) -> _Part:
-    """Returns the part, exchanged all at once; only its tiles change their layout, so there is just one more array."""
-    axes, weights = settings.layout.exchanged, _stored(settings, weights)
-    if axes:
-        weights = jax.lax.all_to_all(weights, axes, 0, 0, tiled=True)
-
-    def take(first: Array | int, count: int) -> Array:
-        tile = jax.lax.dynamic_slice_in_dim(weights, first, count, 1)
-        if not axes:
-            return tile[0]
-        return with_layout_constraint(tile, Layout((0, 1, 2))).transpose(1, 0, 2).reshape(count, -1)
-
-    return _Part(weights.shape[1], take)
-
-
-def _part_by_tiles(settings: _Settings, weights: Array) -> _Part:
-    """Returns the part, exchanged one tile at a time."""
+def _part(settings: _Settings, weights: Array, by_tiles: bool = False) -> _Part:
+    """Returns the part, exchanged over devices all at once, or one tile at a time (`by_tiles`)."""
     axes, stored = settings.layout.exchanged, _stored(settings, weights)
+    if axes and not by_tiles:
+        stored = jax.lax.all_to_all(stored, axes, 0, 0, tiled=True)
 
     def take(first: Array | int, count: int) -> Array:
         tile = jax.lax.dynamic_slice_in_dim(stored, first, count, 1)
-        return (jax.lax.all_to_all(tile, axes, 0, 2, tiled=True) if axes else tile)[0]
+        if not axes:
+            return tile[0]
+        if by_tiles:
+            return jax.lax.all_to_all(tile, axes, 0, 2, tiled=True)[0]
+        # Only tiles change their layout, so that the exchanged part exists once.
+        return with_layout_constraint(tile, Layout((0, 1, 2))).transpose(1, 0, 2).reshape(count, -1)
 
     return _Part(stored.shape[1], take)
 
@@ -316,10 +308,10 @@ def _product(gradient: Array, weights: Array) -> Array:
     return _einsum("tv,vd->td", gradient.astype(weights.dtype), weights)
 
 
-def _score(settings: _Settings, hidden: Array, part: _Part, ids: Array, slopes: bool = False) -> tuple[Array, ...]:
+def _score(settings: _Settings, hidden: Array, part: _Part, ids: Array, with_slopes: bool) -> tuple[Array, ...]:
     """Returns (log p(target), log-sum-exp) [tokens].
 
-    slopes: also returns d log p / d hidden [tokens, d], over this device's columns.
+    with_slopes: also returns d log p / d hidden [tokens, d], over this device's columns.
     """
     axes, tokens = settings.layout.vocabulary, hidden.shape[0]
 
@@ -336,21 +328,20 @@ def _score(settings: _Settings, hidden: Array, part: _Part, ids: Array, slopes: 
         hit = hit + jnp.sum(jnp.where(target, logits, 0.0), axis=-1)
         if gradients:
             of_lse, of_hit = gradients
-            of_lse = of_lse * rescale[:, None]
-            of_lse = of_lse + _product(_through_cap(settings, exponentials, logits), tile.weights)
+            of_lse = of_lse * rescale[:, None] + _product(_through_cap(settings, exponentials, logits), tile.weights)
             of_hit = of_hit + _product(_through_cap(settings, jnp.where(target, 1.0, 0.0), logits), tile.weights)
             gradients = [of_lse, of_hit]
         return (higher, total, hit, *gradients)
 
     zeros = jnp.zeros((tokens,), jnp.float32)
-    no_gradients = [jnp.zeros(hidden.shape, jnp.float32)] * 2 if slopes else []
+    no_gradients = [jnp.zeros(hidden.shape, jnp.float32)] * 2 if with_slopes else []
     start = (zeros - jnp.inf, zeros, zeros, *no_gradients)
     top, total, hit, *gradients = _over_tiles(settings, part, add_tile, start)
     highest = jax.lax.pmax(top, axes) if axes else top
     total = _sum_over(axes, total * jnp.exp(top - highest))
     lse = highest + jnp.log(total)
     logps = _sum_over(axes, hit) - lse
-    if not slopes:
+    if not with_slopes:
         return logps, lse
     of_lse, of_hit = gradients
     return logps, lse, of_hit - of_lse * (jnp.exp(top - highest) / total)[:, None]
@@ -363,17 +354,23 @@ def _to_hidden(settings: _Settings, partial: Array) -> Array:
     return jax.lax.psum_scatter(partial, layout.shared, tiled=True) if layout.shared else partial
 
 
-def _forward(settings: _Settings, hidden: Array, weights: Array, ids: Array) -> tuple[Array, Array]:
-    """Returns (log p(target), log-sum-exp) of this device's tokens."""
+def _forward(
+    settings: _Settings, hidden: Array, weights: Array, ids: Array, with_slopes: bool = False
+) -> tuple[Array, Array]:
+    """Returns (log p(target), log-sum-exp) of this device's tokens.
+
+    with_slopes: the second is the gradient of log p(target) with respect to the hidden state.
+    """
     part = _part(settings, weights)
 
     def score_piece(piece: tuple[Array, ...]) -> tuple[Array, Array]:
         hidden, ids = (_gather(settings, x) for x in piece)
-        logps, lse = _score(settings, hidden, part, ids)
-        return _local(settings, logps), _local(settings, lse)
+        logps, lse, *slopes = _score(settings, hidden, part, ids, with_slopes)
+        logps = _local(settings, logps)
+        return logps, _to_hidden(settings, slopes[0]).astype(hidden.dtype) if slopes else _local(settings, lse)
 
-    logps, lse = _map(score_piece, _split(settings, hidden, ids))
-    return _join(ids, logps), _join(ids, lse)
+    first, second = _map(score_piece, _split(settings, hidden, ids))
+    return _join(ids, first), _join(ids, second)
 
 
 def _map(function: Callable[[tuple[Array, ...]], _Result], pieces: tuple[Array, ...]) -> _Result:
@@ -387,7 +384,7 @@ def _backward(
     settings: _Settings, hidden: Array, weights: Array, ids: Array, lse: Array, cotangent: Array, dtype: DTypeLike
 ) -> tuple[Array, Array]:
     """Returns the gradients of this device's hidden states, and of the part of the head that it stores (`weights`)."""
-    axes, part = settings.layout.exchanged, _part_by_tiles(settings, weights)
+    axes, part = settings.layout.exchanged, _part(settings, weights, by_tiles=True)
     pieces = _split(settings, hidden, ids, lse, cotangent)
 
     def as_stored(gradient: Array) -> Array:
@@ -434,39 +431,20 @@ def _backward(
     return hidden_gradient, _sum_over(others, head_gradient).reshape(weights.shape).astype(dtype)
 
 
-def _forward_slopes(settings: _Settings, hidden: Array, weights: Array, ids: Array) -> tuple[Array, Array]:
-    """Returns (log p(target), its gradient with respect to the hidden state) of this device's tokens."""
-    part = _part(settings, weights)
-
-    def score_piece(piece: tuple[Array, ...]) -> tuple[Array, Array]:
-        hidden, ids = (_gather(settings, x) for x in piece)
-        logps, _, slopes = _score(settings, hidden, part, ids, slopes=True)
-        return _local(settings, logps), _to_hidden(settings, slopes).astype(hidden.dtype)
-
-    logps, slopes = _map(score_piece, _split(settings, hidden, ids))
-    return _join(ids, logps), _join(ids, slopes)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _logps(hidden: Array, head: Array, ids: Array, settings: _Settings) -> Array:
     return _spread(_forward, settings, "tht", "tt")(hidden, head.astype(hidden.dtype), ids)[0]
 
 
-def _logps_forward(
-    hidden: Array, head: Array, ids: Array, settings: _Settings
-) -> tuple[Array, tuple[Array, Array, Array, Array]]:
+def _logps_forward(hidden: Array, head: Array, ids: Array, settings: _Settings) -> tuple[Array, tuple[Array, ...]]:
     logps, lse = _spread(_forward, settings, "tht", "tt")(hidden, head.astype(hidden.dtype), ids)
     return logps, (hidden, head, ids, lse)
 
 
-def _logps_backward(
-    settings: _Settings, saved: tuple[Array, Array, Array, Array], cotangent: Array
-) -> tuple[Array, Array, None]:
+def _logps_backward(settings: _Settings, saved: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array, None]:
     hidden, head, ids, lse = saved
-    weights = head.astype(hidden.dtype)
     run = _spread(functools.partial(_backward, dtype=head.dtype), settings, "thttt", "th")
-    hidden_gradient, head_gradient = run(hidden, weights, ids, lse, cotangent)
-    return hidden_gradient, head_gradient, None
+    return *run(hidden, head.astype(hidden.dtype), ids, lse, cotangent), None
 
 
 _logps.defvjp(_logps_forward, _logps_backward)
@@ -478,7 +456,8 @@ def _logps_frozen_head(hidden: Array, head: Array, ids: Array, settings: _Settin
 
 
 def _frozen_head_forward(hidden: Array, head: Array, ids: Array, settings: _Settings) -> tuple[Array, Array]:
-    return _spread(_forward_slopes, settings, "tht", "tt")(hidden, head.astype(hidden.dtype), ids)
+    run = _spread(functools.partial(_forward, with_slopes=True), settings, "tht", "tt")
+    return run(hidden, head.astype(hidden.dtype), ids)
 
 
 def _frozen_head_backward(settings: _Settings, slopes: Array, cotangent: Array) -> tuple[Array, None, None]:

@@ -125,14 +125,13 @@ def extremes(known: Spec) -> dict[str, np.ndarray]:
     return quantities
 
 
-def _call(loss: Loss, quantities: Quantities) -> tuple[jax.Array, Arrays]:
-    losses, logged = loss(**quantities)
-    return losses, logged
+def _arrays(quantities: Quantities) -> Arrays:
+    return {name: jnp.asarray(value) for name, value in quantities.items()}
 
 
 def _split(quantities: Quantities) -> tuple[Arrays, Arrays]:
     """Returns (the policy's logps, all other quantities)."""
-    arrays = {name: jnp.asarray(value) for name, value in quantities.items()}
+    arrays = _arrays(quantities)
     return {k: v for k, v in arrays.items() if k in POLICY}, {k: v for k, v in arrays.items() if k not in POLICY}
 
 
@@ -140,7 +139,7 @@ def _losses_and_gradients(loss: Loss, logps: Arrays, others: Arrays) -> tuple[ja
     """Returns (losses, gradient of their sum with respect to each of the policy's logps); traceable."""
 
     def total(logps: Arrays) -> tuple[jax.Array, jax.Array]:
-        losses, _ = _call(loss, logps | others)
+        losses, _ = loss(**(logps | others))
         return jnp.sum(losses), losses
 
     gradients, losses = jax.grad(total, has_aux=True)(logps)
@@ -164,7 +163,7 @@ def _outputs(loss: Loss, known: Spec) -> list[str]:
             failures.append(f"shape: {name!r} of the dict is {np.shape(value)}, expected ({UNITS},)")
     if "weights" in logged:
         moved = {k: v - 1.0 if k in POLICY else v for k, v in quantities.items()}
-        if not np.array_equal(logged["weights"], _call(loss, moved)[1]["weights"]):
+        if not np.array_equal(logged["weights"], loss(**moved)[1]["weights"]):
             failures.append("weights: they change with the policy's logps, but the denominator of the mean must not")
     return failures
 
@@ -217,19 +216,15 @@ def _transformed(loss: Loss, known: Spec) -> list[str]:
 def _separate(loss: Loss, known: Spec) -> list[str]:
     """Permuted units give permuted losses, and a subset of the units gives the same losses as among all."""
     quantities = example(known, seed=3)
-    losses = np.asarray(_call(loss, _arrays(quantities))[0])
+    losses = np.asarray(loss(**_arrays(quantities))[0])
     hint = "; mark it @losses.whole_step if it is meant to couple them"
     order = np.random.default_rng(0).permutation(UNITS)
     subset = np.arange(0, UNITS, 3)
     failures = []
     for what, pick in (("permuted units", order), ("a subset of the units", subset)):
         picked = {name: value if name == "kl" else value[pick] for name, value in quantities.items()}
-        failures += [line + hint for line in _compare(what, _call(loss, _arrays(picked))[0], losses[pick], 1e-5)]
+        failures += [line + hint for line in _compare(what, loss(**_arrays(picked))[0], losses[pick], 1e-5)]
     return failures
-
-
-def _arrays(quantities: Quantities) -> Arrays:
-    return {name: jnp.asarray(value) for name, value in quantities.items()}
 
 
 def _monotone(loss: Loss, known: Spec) -> list[str]:
@@ -253,7 +248,7 @@ def _monotone(loss: Loss, known: Spec) -> list[str]:
         # Logps are at most 0, so lower all of them before raising some.
         name = next(iter(raised))
         low, high = low | {name: low[name] - 60.0}, low | {name: (raised[name] - 60.0).astype(np.float32)}
-        before, after = (np.asarray(_call(loss, _arrays(q))[0]) for q in (low, high))
+        before, after = (np.asarray(loss(**_arrays(q))[0]) for q in (low, high))
         if known.whole_step:
             before, after = before.sum(keepdims=True), after.sum(keepdims=True)
         worse = after > before + 1e-5 * (1.0 + np.abs(before))
@@ -281,7 +276,7 @@ def _finite_differences(loss: Loss, known: Spec) -> list[str]:
         for name, gradient in ((name, np.asarray(value)) for name, value in gradients.items()):
             for move in _directions(known, quantities[name]):
                 up, down = (
-                    np.asarray(_call(loss, _arrays(quantities | {name: quantities[name] + sign * width * move}))[0])
+                    np.asarray(loss(**_arrays(quantities | {name: quantities[name] + sign * width * move}))[0])
                     for sign in (1.0, -1.0)
                 )
                 slope, expected = (up - down) / (2.0 * width), gradient * move

@@ -14,11 +14,7 @@ from care_jax.losses.signature import QUANTITIES, Spec, spec, unwrap
 SECTIONS = ("Formula", "Shapes", "Paper", "Peers")
 PAGE = pathlib.Path(__file__).with_name("page.md")  # docs/losses.md without the losses
 _MARK = "<!-- one section per view -->"
-_VIEW_TITLES = {
-    "pairs": "Pairs",
-    "unpaired": "Labelled responses",
-    "lists": "Rated lists",
-}
+_VIEW_TITLES = {"pairs": "Pairs", "unpaired": "Labelled responses", "lists": "Rated lists"}
 
 
 @dataclass(frozen=True)
@@ -59,11 +55,7 @@ def listing(name: str | None = None) -> str:
         entry = describe(loss_name)
         needs = " ".join(entry.spec.needs) + (" (whole step)" if entry.spec.whole_step else "")
         lines = [f"{loss_name}: {entry.summary}"]
-        fields = [
-            ("view", entry.spec.view),
-            ("needs", needs),
-            ("hyperparameters", _hyperparameters(entry.spec)),
-        ]
+        fields = [("view", entry.spec.view), ("needs", needs), ("hyperparameters", _hyperparameters(entry.spec))]
         fields += [("formula", entry.formula), ("paper", entry.paper)]
         if name:
             fields += [("shapes", entry.shapes), ("peers", entry.peers)]
@@ -73,13 +65,11 @@ def listing(name: str | None = None) -> str:
 
 def markdown() -> str:
     """Returns the text of docs/losses.md: `page.md` with the losses of each view in it."""
-    entries = [describe(name) for name in names()]
     lines = []
     for view, title in _VIEW_TITLES.items():
         lines += [f"## {title}", "", f"Quantities: {', '.join(f'`{name}`' for name in QUANTITIES[view])}.", ""]
-        for entry in entries:
-            if entry.spec.view == view:
-                lines += _section(entry)
+        for entry in map(describe, names()):
+            lines += _section(entry) if entry.spec.view == view else []
     return PAGE.read_text(encoding="utf-8").replace(_MARK, "\n".join(lines).rstrip())
 
 
@@ -94,14 +84,7 @@ def _section(entry: Entry) -> list[str]:
         ("Paper", entry.paper),
         ("Peers", entry.peers),
     ]
-    return [
-        f"### {entry.spec.name}",
-        "",
-        entry.summary,
-        "",
-        *(f"- {key}: {value}" for key, value in fields),
-        "",
-    ]
+    return [f"### {entry.spec.name}", "", entry.summary, "", *(f"- {key}: {value}" for key, value in fields), ""]
 
 
 def curves(name: str, **hyperparameters: object) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -171,7 +154,7 @@ def draw(name: str, path: str | pathlib.Path, **hyperparameters: object) -> path
         axes.axhline(0.0, color="0.8", zorder=0)
         if "desirable" in loss_spec.needs:
             axes.legend()
-    figure.suptitle(f"{_hyperparameters(loss_spec)}", fontsize="small")
+    figure.suptitle(_hyperparameters(loss_spec), fontsize="small")
     figure.savefig(path, dpi=150)
     return pathlib.Path(path)
 

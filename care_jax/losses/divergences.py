@@ -6,23 +6,19 @@ Notation as in `pairwise`: hw, hl log-ratios of chosen and rejected; s the sigmo
 import jax
 import jax.numpy as jnp
 
-from care_jax.losses.arithmetic import MAX_EXPONENT, Logps, Losses, Scalar, log_sigmoid, require, wide
+from care_jax.losses.arithmetic import MAX_EXPONENT, Logps, Losses, Scalar, log_sigmoid, require
+from care_jax.losses.pairwise import log_ratios, rewards
 
 __all__ = ["dpo_alpha", "dpo_forward_kl", "dpo_js"]  # the losses of this module
 
 
 def _loss(hw: jax.Array, hl: jax.Array, score_w: jax.Array, score_l: jax.Array, beta: Scalar) -> Losses:
     require(beta, "beta", 0.0, open_low=True)
-    return -log_sigmoid(beta * (score_w - score_l)), {"chosen_rewards": beta * hw, "rejected_rewards": beta * hl}
+    return -log_sigmoid(beta * (score_w - score_l)), rewards(hw, hl, beta)
 
 
 def dpo_forward_kl(
-    chosen_logps: Logps,
-    rejected_logps: Logps,
-    ref_chosen_logps: Logps,
-    ref_rejected_logps: Logps,
-    *,
-    beta=0.1,
+    chosen_logps: Logps, rejected_logps: Logps, ref_chosen_logps: Logps, ref_rejected_logps: Logps, *, beta=0.1
 ) -> Losses:
     """DPO under the forward KL divergence.
 
@@ -33,19 +29,13 @@ def dpo_forward_kl(
     Peers: TRL `sigmoid` with f_divergence_type `forward_kl` the same, without the limit: from h = -88 on it
         is inf or NaN.
     """
-    hw = wide(chosen_logps) - wide(ref_chosen_logps)
-    hl = wide(rejected_logps) - wide(ref_rejected_logps)
+    hw, hl = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
     score_w, score_l = (-jnp.expm1(jnp.minimum(-h, MAX_EXPONENT)) for h in (hw, hl))
     return _loss(hw, hl, score_w, score_l, beta)
 
 
 def dpo_js(
-    chosen_logps: Logps,
-    rejected_logps: Logps,
-    ref_chosen_logps: Logps,
-    ref_rejected_logps: Logps,
-    *,
-    beta=0.1,
+    chosen_logps: Logps, rejected_logps: Logps, ref_chosen_logps: Logps, ref_rejected_logps: Logps, *, beta=0.1
 ) -> Losses:
     """DPO under the Jensen-Shannon divergence.
 
@@ -54,8 +44,7 @@ def dpo_js(
     Paper: Wang et al. 2023, arXiv 2309.16240, table 1.
     Peers: TRL `sigmoid` with f_divergence_type `js_divergence` the same (log 2 drops out of the margin).
     """
-    hw = wide(chosen_logps) - wide(ref_chosen_logps)
-    hl = wide(rejected_logps) - wide(ref_rejected_logps)
+    hw, hl = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
     return _loss(hw, hl, log_sigmoid(hw), log_sigmoid(hl), beta)
 
 
@@ -77,8 +66,7 @@ def dpo_alpha(
     Peers: TRL `sigmoid` with f_divergence_type `alpha_divergence` the same, with f_alpha_divergence_coef for alpha; its
         exp(x) - 1 loses digits at small h, expm1 here does not.
     """
-    hw = wide(chosen_logps) - wide(ref_chosen_logps)
-    hl = wide(rejected_logps) - wide(ref_rejected_logps)
+    hw, hl = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
     power = alpha - 1.0
     reverse = jnp.abs(power) < 1e-6
     power = jnp.where(reverse, 1.0, power)

@@ -13,14 +13,14 @@ from care_jax.losses.arithmetic import Scalar, log_sigmoid, require, wide
 
 __all__ = ["gap_dpo", "plackett_luce"]  # the losses of this module
 
-GroupLogps = Float[Array | np.ndarray, "*G K"]
-GroupRatings = Num[Array | np.ndarray, "*G K"]
-GroupMask = Bool[Array | np.ndarray, "*G K"]
+ListLogps = Float[Array | np.ndarray, "*G K"]
+ListRatings = Num[Array | np.ndarray, "*G K"]
+ListMask = Bool[Array | np.ndarray, "*G K"]
 ListLosses = tuple[Float[Array, "*G"], dict[str, Array]]
 
 
 def _scores(
-    logps: GroupLogps, ref_logps: GroupLogps, ratings: GroupRatings, mask: GroupMask, beta: Scalar
+    logps: ListLogps, ref_logps: ListLogps, ratings: ListRatings, mask: ListMask, beta: Scalar
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns (b h [G, K] with 0 in padding; ratings [G, K]; better [G, K, K]: i present, j present, r_i > r_j)."""
     mask = jnp.asarray(mask).astype(bool)
@@ -30,7 +30,7 @@ def _scores(
     return scores, ratings, present & (ratings[..., :, None] > ratings[..., None, :])
 
 
-def _ends(scores: jax.Array, ratings: jax.Array, mask: GroupMask) -> dict[str, jax.Array]:
+def _ends(scores: jax.Array, ratings: jax.Array, mask: ListMask) -> dict[str, jax.Array]:
     """Returns the mean rewards [G] of the best rated and of the worst rated responses of each list."""
     mask = jnp.asarray(mask).astype(bool)
     rewards = {}
@@ -42,12 +42,7 @@ def _ends(scores: jax.Array, ratings: jax.Array, mask: GroupMask) -> dict[str, j
 
 
 def plackett_luce(
-    group_logps: GroupLogps,
-    group_ref_logps: GroupLogps,
-    group_ratings: GroupRatings,
-    group_mask: GroupMask,
-    *,
-    beta=0.1,
+    group_logps: ListLogps, group_ref_logps: ListLogps, group_ratings: ListRatings, group_mask: ListMask, *, beta=0.1
 ) -> ListLosses:
     """DPO of a ranking: each response is chosen over all that are rated below it.
 
@@ -71,12 +66,7 @@ def plackett_luce(
 
 
 def gap_dpo(
-    group_logps: GroupLogps,
-    group_ref_logps: GroupLogps,
-    group_ratings: GroupRatings,
-    group_mask: GroupMask,
-    *,
-    beta=0.1,
+    group_logps: ListLogps, group_ref_logps: ListLogps, group_ratings: ListRatings, group_mask: ListMask, *, beta=0.1
 ) -> ListLosses:
     """DPO over all pairs of a list, weighted by how far apart their ratings are.
 

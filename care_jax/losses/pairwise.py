@@ -7,17 +7,7 @@ hw = lw - rw, hl = ll - rl, D = hw - hl; |y| completion tokens; s the sigmoid; b
 import jax
 import jax.numpy as jnp
 
-from care_jax.losses.arithmetic import (
-    Lengths,
-    Logps,
-    Losses,
-    Scalar,
-    log_sigmoid,
-    per_token,
-    require,
-    smoothed,
-    wide,
-)
+from care_jax.losses.arithmetic import Lengths, Logps, Losses, Scalar, log_sigmoid, per_token, require, smoothed, wide
 from care_jax.losses.signature import whole_step
 
 __all__ = [  # the losses of this module
@@ -38,12 +28,13 @@ __all__ = [  # the losses of this module
 ]
 
 
-def _log_ratios(chosen: Logps, rejected: Logps, ref_chosen: Logps, ref_rejected: Logps) -> tuple[jax.Array, jax.Array]:
+def log_ratios(chosen: Logps, rejected: Logps, ref_chosen: Logps, ref_rejected: Logps) -> tuple[jax.Array, jax.Array]:
     """Returns (hw, hl), at least float32."""
     return wide(chosen) - wide(ref_chosen), wide(rejected) - wide(ref_rejected)
 
 
-def _rewards(hw: jax.Array, hl: jax.Array, beta: Scalar) -> dict[str, jax.Array]:
+def rewards(hw: jax.Array, hl: jax.Array, beta: Scalar) -> dict[str, jax.Array]:
+    """Returns the logged rewards b hw and b hl."""
     return {"chosen_rewards": beta * hw, "rejected_rewards": beta * hl}
 
 
@@ -65,8 +56,8 @@ def dpo(
         then trains plain DPO. HALOs' CDPOTrainer computes the formula above.
     """
     require(beta, "beta", 0.0, open_low=True)
-    hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
-    return smoothed(beta * (hw - hl), label_smoothing), _rewards(hw, hl, beta)
+    hw, hl = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    return smoothed(beta * (hw - hl), label_smoothing), rewards(hw, hl, beta)
 
 
 def robust_dpo(
@@ -87,11 +78,11 @@ def robust_dpo(
     """
     require(beta, "beta", 0.0, open_low=True)
     require(label_smoothing, "label_smoothing", 0.0, 0.5)
-    hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    hw, hl = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
     margin = beta * (hw - hl)
     clean, flipped = -log_sigmoid(margin), -log_sigmoid(-margin)
     losses = ((1.0 - label_smoothing) * clean - label_smoothing * flipped) / (1.0 - 2.0 * label_smoothing)
-    return losses, _rewards(hw, hl, beta)
+    return losses, rewards(hw, hl, beta)
 
 
 def ipo(
@@ -113,18 +104,13 @@ def ipo(
         only tokens whose log-ratio is not 0: policy equal to reference gives 0/0 there, 1/(2b)^2 here.
     """
     require(beta, "beta", 0.0, open_low=True)
-    hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    hw, hl = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
     margin = per_token(hw, chosen_lengths) - per_token(hl, rejected_lengths)
-    return (margin - 0.5 / beta) ** 2, _rewards(hw, hl, beta)
+    return (margin - 0.5 / beta) ** 2, rewards(hw, hl, beta)
 
 
 def hinge(
-    chosen_logps: Logps,
-    rejected_logps: Logps,
-    ref_chosen_logps: Logps,
-    ref_rejected_logps: Logps,
-    *,
-    beta=0.1,
+    chosen_logps: Logps, rejected_logps: Logps, ref_chosen_logps: Logps, ref_rejected_logps: Logps, *, beta=0.1
 ) -> Losses:
     """The hinge on DPO's margin: a pair with hw - hl of 1/beta or more has no gradient.
 
@@ -134,8 +120,8 @@ def hinge(
     Peers: TRL `hinge` the same. HALOs' SLiC has no reference and adds the NLL of the chosen.
     """
     require(beta, "beta", 0.0, open_low=True)
-    hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
-    return jax.nn.relu(1.0 - beta * (hw - hl)), _rewards(hw, hl, beta)
+    hw, hl = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    return jax.nn.relu(1.0 - beta * (hw - hl)), rewards(hw, hl, beta)
 
 
 def exo_pair(
@@ -156,20 +142,15 @@ def exo_pair(
     """
     require(beta, "beta", 0.0, open_low=True)
     require(label_smoothing, "label_smoothing", 0.0, 0.5, open_low=True)
-    hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    hw, hl = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
     margin = beta * (hw - hl)
     won = jax.nn.sigmoid(margin) * (log_sigmoid(margin) - jnp.log1p(-label_smoothing))
     lost = jax.nn.sigmoid(-margin) * (log_sigmoid(-margin) - jnp.log(label_smoothing))
-    return won + lost, _rewards(hw, hl, beta)
+    return won + lost, rewards(hw, hl, beta)
 
 
 def nca_pair(
-    chosen_logps: Logps,
-    rejected_logps: Logps,
-    ref_chosen_logps: Logps,
-    ref_rejected_logps: Logps,
-    *,
-    beta=0.1,
+    chosen_logps: Logps, rejected_logps: Logps, ref_chosen_logps: Logps, ref_rejected_logps: Logps, *, beta=0.1
 ) -> Losses:
     """Noise contrastive alignment of a pair: absolute likelihoods count, not only their difference.
 
@@ -179,19 +160,14 @@ def nca_pair(
     Peers: TRL `nca_pair` the same.
     """
     require(beta, "beta", 0.0, open_low=True)
-    hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
-    rewards = _rewards(hw, hl, beta)
-    won, lost = rewards["chosen_rewards"], rewards["rejected_rewards"]
-    return -log_sigmoid(won) - 0.5 * log_sigmoid(-won) - 0.5 * log_sigmoid(-lost), rewards
+    hw, hl = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    logged = rewards(hw, hl, beta)
+    won, lost = logged["chosen_rewards"], logged["rejected_rewards"]
+    return -log_sigmoid(won) - 0.5 * log_sigmoid(-won) - 0.5 * log_sigmoid(-lost), logged
 
 
 def bco_pair(
-    chosen_logps: Logps,
-    rejected_logps: Logps,
-    ref_chosen_logps: Logps,
-    ref_rejected_logps: Logps,
-    *,
-    beta=0.1,
+    chosen_logps: Logps, rejected_logps: Logps, ref_chosen_logps: Logps, ref_rejected_logps: Logps, *, beta=0.1
 ) -> Losses:
     """Binary classifier optimisation of a pair, without the reward shift.
 
@@ -201,17 +177,12 @@ def bco_pair(
     Peers: TRL 1.16 `bco_pair` the same, without delta as well.
     """
     require(beta, "beta", 0.0, open_low=True)
-    hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
-    return -log_sigmoid(beta * hw) - log_sigmoid(-beta * hl), _rewards(hw, hl, beta)
+    hw, hl = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    return -log_sigmoid(beta * hw) - log_sigmoid(-beta * hl), rewards(hw, hl, beta)
 
 
 def sppo_hard(
-    chosen_logps: Logps,
-    rejected_logps: Logps,
-    ref_chosen_logps: Logps,
-    ref_rejected_logps: Logps,
-    *,
-    beta=0.1,
+    chosen_logps: Logps, rejected_logps: Logps, ref_chosen_logps: Logps, ref_rejected_logps: Logps, *, beta=0.1
 ) -> Losses:
     """Self-play preference optimisation with hard labels: each log-ratio is drawn to +-1/(2 beta).
 
@@ -221,8 +192,8 @@ def sppo_hard(
     Peers: TRL `sppo_hard` the same.
     """
     require(beta, "beta", 0.0, open_low=True)
-    hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
-    return (hw - 0.5 / beta) ** 2 + (hl + 0.5 / beta) ** 2, _rewards(hw, hl, beta)
+    hw, hl = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    return (hw - 0.5 / beta) ** 2 + (hl + 0.5 / beta) ** 2, rewards(hw, hl, beta)
 
 
 @whole_step
@@ -244,10 +215,10 @@ def aot(
     Peers: TRL `aot` sorts within each microbatch of each device, so its loss depends on both.
     """
     require(beta, "beta", 0.0, open_low=True)
-    hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    hw, hl = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
     policy = jnp.sort(wide(chosen_logps) - wide(rejected_logps))
     reference = jnp.sort(wide(ref_chosen_logps) - wide(ref_rejected_logps))
-    return smoothed(beta * (policy - reference), label_smoothing), _rewards(hw, hl, beta)
+    return smoothed(beta * (policy - reference), label_smoothing), rewards(hw, hl, beta)
 
 
 @whole_step
@@ -269,17 +240,12 @@ def aot_unpaired(
     Peers: TRL `aot_unpaired` sorts within each microbatch of each device, so its loss depends on both.
     """
     require(beta, "beta", 0.0, open_low=True)
-    hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
-    return smoothed(beta * (jnp.sort(hw) - jnp.sort(hl)), label_smoothing), _rewards(hw, hl, beta)
+    hw, hl = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    return smoothed(beta * (jnp.sort(hw) - jnp.sort(hl)), label_smoothing), rewards(hw, hl, beta)
 
 
 def apo_zero(
-    chosen_logps: Logps,
-    rejected_logps: Logps,
-    ref_chosen_logps: Logps,
-    ref_rejected_logps: Logps,
-    *,
-    beta=0.1,
+    chosen_logps: Logps, rejected_logps: Logps, ref_chosen_logps: Logps, ref_rejected_logps: Logps, *, beta=0.1
 ) -> Losses:
     """Anchored preference optimisation for chosen responses better than the model's own: chosen up, rejected down.
 
@@ -289,18 +255,13 @@ def apo_zero(
     Peers: TRL `apo_zero` the same.
     """
     require(beta, "beta", 0.0, open_low=True)
-    hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    hw, hl = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
     # 1 - s(x) = s(-x), which keeps its digits if s(x) is near 1.
-    return jax.nn.sigmoid(-beta * hw) + jax.nn.sigmoid(beta * hl), _rewards(hw, hl, beta)
+    return jax.nn.sigmoid(-beta * hw) + jax.nn.sigmoid(beta * hl), rewards(hw, hl, beta)
 
 
 def apo_down(
-    chosen_logps: Logps,
-    rejected_logps: Logps,
-    ref_chosen_logps: Logps,
-    ref_rejected_logps: Logps,
-    *,
-    beta=0.1,
+    chosen_logps: Logps, rejected_logps: Logps, ref_chosen_logps: Logps, ref_rejected_logps: Logps, *, beta=0.1
 ) -> Losses:
     """Anchored preference optimisation for chosen responses worse than the model's own: both down, rejected more.
 
@@ -311,8 +272,8 @@ def apo_down(
     Peers: TRL `apo_down` the same.
     """
     require(beta, "beta", 0.0, open_low=True)
-    hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
-    return jax.nn.sigmoid(beta * hw) + jax.nn.sigmoid(-beta * (hw - hl)), _rewards(hw, hl, beta)
+    hw, hl = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    return jax.nn.sigmoid(beta * hw) + jax.nn.sigmoid(-beta * (hw - hl)), rewards(hw, hl, beta)
 
 
 def discopop(
@@ -333,12 +294,12 @@ def discopop(
     """
     require(beta, "beta", 0.0, open_low=True)
     require(tau, "tau", 0.0, 1.0, open_low=True)
-    hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    hw, hl = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
     margin = beta * (hw - hl)
     logistic = -log_sigmoid(margin) * jax.nn.sigmoid(-margin / tau)
     # In one exponent: by itself exp(-u) overflows, just where m is 0.
     exponential = jnp.exp(-margin + log_sigmoid(margin / tau))
-    return logistic + exponential, _rewards(hw, hl, beta)
+    return logistic + exponential, rewards(hw, hl, beta)
 
 
 def sigmoid_norm(
@@ -359,6 +320,6 @@ def sigmoid_norm(
     Peers: TRL `sigmoid_norm` the same; its default beta of 0.1, kept here, is small for a margin per token.
     """
     require(beta, "beta", 0.0, open_low=True)
-    hw, hl = _log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    hw, hl = log_ratios(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
     margin = per_token(hw, chosen_lengths) - per_token(hl, rejected_lengths)
-    return -log_sigmoid(beta * margin), _rewards(hw, hl, beta)
+    return -log_sigmoid(beta * margin), rewards(hw, hl, beta)

@@ -6,17 +6,7 @@ s the sigmoid; b = beta; e = label_smoothing.
 
 import jax
 
-from care_jax.losses.arithmetic import (
-    Lengths,
-    Logps,
-    Losses,
-    log1mexp,
-    log_sigmoid,
-    per_token,
-    require,
-    smoothed,
-    wide,
-)
+from care_jax.losses.arithmetic import Lengths, Logps, Losses, log1mexp, log_sigmoid, per_token, require, smoothed, wide
 
 __all__ = ["cpo", "cpo_simpo", "orpo", "sft", "simpo", "simpo_hinge"]  # the losses of this module
 
@@ -70,13 +60,7 @@ def simpo_hinge(
 
 
 def cpo(
-    chosen_logps: Logps,
-    rejected_logps: Logps,
-    chosen_lengths: Lengths,
-    *,
-    beta=0.1,
-    label_smoothing=0.0,
-    cpo_alpha=1.0,
+    chosen_logps: Logps, rejected_logps: Logps, chosen_lengths: Lengths, *, beta=0.1, label_smoothing=0.0, cpo_alpha=1.0
 ) -> Losses:
     """Contrastive preference optimisation: DPO under a uniform reference, and the chosen's NLL.
 
@@ -125,12 +109,7 @@ def cpo_simpo(
 
 
 def orpo(
-    chosen_logps: Logps,
-    rejected_logps: Logps,
-    chosen_lengths: Lengths,
-    rejected_lengths: Lengths,
-    *,
-    beta=0.1,
+    chosen_logps: Logps, rejected_logps: Logps, chosen_lengths: Lengths, rejected_lengths: Lengths, *, beta=0.1
 ) -> Losses:
     """Odds ratio preference optimisation: the chosen's NLL, and the log odds ratio of the mean likelihoods per token.
 

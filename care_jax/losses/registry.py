@@ -34,12 +34,9 @@ _KNOWN_ELSEWHERE = {
     "wpo": "WPO needs more than one number per response: docs/losses.md",
 }
 _GAMMA = "set gamma_beta_ratio, which is gamma / beta as in SimPO's repository (TRL's simpo_gamma is gamma)"
-_TAU = "beta is IPO's tau here"
 _HINTS: dict[str, dict[str, str]] = {
-    "simpo": {"gamma": _GAMMA, "simpo_gamma": _GAMMA},
-    "simpo_hinge": {"gamma": _GAMMA, "simpo_gamma": _GAMMA},
-    "cpo_simpo": {"gamma": _GAMMA, "simpo_gamma": _GAMMA},
-    "ipo": {"tau": _TAU},
+    **{name: {"gamma": _GAMMA, "simpo_gamma": _GAMMA} for name in ("simpo", "simpo_hinge", "cpo_simpo")},
+    "ipo": {"tau": "beta is IPO's tau here"},
     "discopop": {"discopop_tau": "it is called tau here"},
     "dpo_alpha": {"f_alpha_divergence_coef": "it is called alpha here"},
 }

@@ -68,8 +68,7 @@ def unwrap(loss: Loss) -> Loss:
 
 def _marked(loss: Loss) -> bool:
     """Whether the loss, or the function below a functools.partial, is marked `whole_step`."""
-    marked = bool(getattr(loss, "whole_step", False))
-    return marked or (isinstance(loss, functools.partial) and _marked(loss.func))
+    return bool(getattr(loss, "whole_step", False)) or (isinstance(loss, functools.partial) and _marked(loss.func))
 
 
 def spec(loss: Loss) -> Spec:

@@ -69,9 +69,8 @@ class Arch:
     attn_soft_cap: float | None = None
     final_soft_cap: float | None = None
     init_std: float = 0.02
-    # The config.json it was read from: export writes its keys again. Not compared.
+    # Not compared: the config.json it was read from, whose keys export writes again, and its local folder (or '').
     config: str = dataclasses.field(default="{}", compare=False, repr=False)
-    # The local folder it was read from, or '': export copies its tokenizer. Not compared.
     folder: str = dataclasses.field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -109,6 +108,10 @@ class Weight:
     def stacked(self) -> bool:
         """Whether the array holds this weight of all layers."""
         return self.axes[0] == "layers"
+
+    def sharding(self, mesh: Mesh, path: str) -> NamedSharding:
+        """Returns its sharding on `mesh`; raises UserError, with `path`, if a size does not divide by its mesh axes."""
+        return sharding.sharding(mesh, self.axes, self.shape, path)
 
 
 # The name of each norm of a block in the tree -> in checkpoints. In Gemma, "post_attention_layernorm" is at the end of
@@ -198,27 +201,22 @@ def map_weights(function: Callable[[str, Weight], object], tree: Params) -> Para
     return jax.tree_util.tree_map_with_path(at_leaf, tree, is_leaf=is_weight)
 
 
-def _initial(weight: Weight, key: jax.Array, std: float, dtype: DTypeLike) -> jax.Array:
-    """Returns a fresh array: normal(0, std), zeros or ones."""
-    if weight.init == "normal":
-        return (std * jax.random.normal(key, weight.shape, jnp.float32)).astype(dtype)
-    return jnp.full(weight.shape, 0 if weight.init == "zeros" else 1, dtype)
-
-
 def initial_tree(arch: Arch, key: jax.Array, dtype: DTypeLike, tree: Params) -> Params:
-    """Returns fresh arrays for a tree of declarations; the same numbers on every mesh."""
+    """Returns fresh arrays for a tree of declarations: normal(0, init_std), zeros or ones; the same on every mesh."""
+
+    def initial(number: int, weight: Weight) -> jax.Array:
+        if weight.init == "normal":
+            normal = jax.random.normal(jax.random.fold_in(key, number), weight.shape, jnp.float32)
+            return (arch.init_std * normal).astype(dtype)
+        return jnp.full(weight.shape, 0 if weight.init == "zeros" else 1, dtype)
+
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_weight)
-    keys = [jax.random.fold_in(key, number) for number in range(len(leaves))]
-    return jax.tree.unflatten(structure, [_initial(leaf, k, arch.init_std, dtype) for leaf, k in zip(leaves, keys)])
+    return jax.tree.unflatten(structure, [initial(number, leaf) for number, leaf in enumerate(leaves)])
 
 
 def param_shardings(arch: Arch, mesh: Mesh) -> Params:
     """Returns the tree of NamedSharding; raises UserError if a size does not divide by its mesh axes."""
-
-    def placement(path: str, weight: Weight) -> NamedSharding:
-        return sharding.sharding(mesh, weight.axes, weight.shape, path)
-
-    return map_weights(placement, declarations(arch))
+    return map_weights(lambda path, weight: weight.sharding(mesh, path), declarations(arch))
 
 
 def decay_mask(arch: Arch) -> Params:
@@ -230,7 +228,7 @@ def abstract_params(arch: Arch, dtype: DTypeLike = jnp.float32, mesh: Mesh | Non
     """Returns the tree of ShapeDtypeStruct, to restore a checkpoint or to compile; with a mesh, it has shardings."""
 
     def abstract(path: str, weight: Weight) -> jax.ShapeDtypeStruct:
-        placement = None if mesh is None else sharding.sharding(mesh, weight.axes, weight.shape, path)
+        placement = None if mesh is None else weight.sharding(mesh, path)
         return jax.ShapeDtypeStruct(weight.shape, dtype, sharding=placement)
 
     return map_weights(abstract, declarations(arch))

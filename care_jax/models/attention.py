@@ -20,10 +20,10 @@ IMPLEMENTATIONS = ("auto", "xla", "xla_chunked", *kernels.KERNELS)
 
 # `xla_chunked` computes the scores of this many queries at a time.
 CHUNK = 512
-_CPU_CHUNK = 128  # the scores of so many queries fit a CPU's caches
+_CPU_CHUNK = 128  # the scores of this many queries fit a CPU's caches
 # `auto` takes `xla` for rows up to this length. A row's queries are cut into spans, and a span does not compute scores
-# for the keys after its end. XLA may hold the scores of one chunk of every span at once: there are only so many spans
-# that their chunks together have at most this many queries.
+# for the keys after its end. XLA may hold the scores of one chunk of every span at once, so the number of spans is
+# limited: their chunks together have at most this many queries.
 _DENSE_LENGTH = 1024
 _LENGTHS = {"xla": "of up to", "xla_chunked": "of more than"}
 _say_once = functools.cache(say)
@@ -36,22 +36,21 @@ def check(implementation: str, head_dim: int, soft_cap: float | None) -> None:
             f"model.attention: {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}"
             + nearest(implementation, IMPLEMENTATIONS)
         )
-    reason = kernels.unfit(implementation, head_dim, soft_cap)
-    if reason is not None:
-        raise _refusal(implementation, reason)
+    _refuse(implementation, kernels.unfit(implementation, head_dim, soft_cap))
 
 
 def check_platform(implementation: str) -> None:
     """Raises UserError for a kernel that does not run on this machine (or on that of the mesh in context)."""
-    reason = kernels.wrong_platform(implementation) if implementation in kernels.KERNELS else None
+    if implementation in kernels.KERNELS:
+        _refuse(implementation, kernels.wrong_platform(implementation))
+
+
+def _refuse(implementation: str, reason: str | None) -> None:
+    """Raises UserError if there is a reason."""
     if reason is not None:
-        raise _refusal(implementation, reason)
-
-
-def _refusal(implementation: str, reason: str) -> UserError:
-    return UserError(
-        f"model.attention: {implementation} cannot serve: {reason} (model.attention: auto chooses one that can)"
-    )
+        raise UserError(
+            f"model.attention: {implementation} cannot serve: {reason} (model.attention: auto chooses one that can)"
+        )
 
 
 def choose(implementation: str, call: kernels.AttentionCall, head_dim: int, soft_cap: float | None) -> str:
@@ -62,9 +61,7 @@ def choose(implementation: str, call: kernels.AttentionCall, head_dim: int, soft
     """
     check(implementation, head_dim, soft_cap)
     if implementation in kernels.KERNELS:
-        reason = kernels.refusal(implementation, call)
-        if reason is not None:
-            raise _refusal(implementation, reason)
+        _refuse(implementation, kernels.refusal(implementation, call))
     if implementation != "auto":
         return implementation
     plain = "xla" if call.length <= _DENSE_LENGTH else "xla_chunked"

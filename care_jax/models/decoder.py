@@ -112,12 +112,9 @@ class Decoder(nn.Module):
         return hidden, new_cache
 
     def _params(self) -> Params:
-        params = {}
-        for name, tree in arch_lib.declarations(self.arch).items():
-            params[name] = self.param(
-                name, lambda key, tree=tree: arch_lib.initial_tree(self.arch, key, jnp.float32, tree)
-            )
-        return params
+        initial = functools.partial(arch_lib.initial_tree, self.arch)
+        declared = arch_lib.declarations(self.arch)
+        return {name: self.param(name, initial, jnp.float32, tree) for name, tree in declared.items()}
 
     def _adapters(self) -> Params | None:
         if not self.has_variable("lora", "blocks"):

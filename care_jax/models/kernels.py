@@ -39,7 +39,7 @@ _BACKWARD = (
 
 
 class AttentionCall(NamedTuple):
-    """What one layer's attention is asked to do. length: slots per row."""
+    """The properties of one layer's attention on which it depends whether a kernel can serve. length: slots per row."""
 
     rows: int
     length: int
@@ -140,7 +140,7 @@ def _per_device(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 class _Mask(NamedTuple):
-    """What is static in a call."""
+    """The static part of a call of splash."""
 
     window: int | None
     soft_cap: float | None
@@ -186,12 +186,7 @@ def _precision(dtype: DTypeLike) -> contextlib.AbstractContextManager[object]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _row(
-    mask: _Mask,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
-    prompt_segment_ids: jax.Array | None,
+    mask: _Mask, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, prompt_segment_ids: jax.Array | None
 ) -> jax.Array:
     """Attention in one row [H, T, D]; q is scaled already."""
     return _row_forward(mask, q, k, v, segment_ids, prompt_segment_ids)[0]
@@ -201,12 +196,7 @@ _Residuals = tuple[jax.Array | None, ...]
 
 
 def _row_forward(
-    mask: _Mask,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
-    prompt_segment_ids: jax.Array | None,
+    mask: _Mask, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, prompt_segment_ids: jax.Array | None
 ) -> tuple[jax.Array, _Residuals]:
     kernel = _kernel(mask, q.shape[0], q.shape[1])
     with _precision(q.dtype):

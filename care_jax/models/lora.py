@@ -4,6 +4,7 @@
 is the reference. B is zero at the start, so that training starts from the base.
 """
 
+import functools
 import itertools
 import json
 import pathlib
@@ -12,11 +13,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from care_jax import sharding
 from care_jax.distributed import is_writer
 from care_jax.errors import UserError, nearest
 from care_jax.models import arch as arch_lib
@@ -24,7 +24,7 @@ from care_jax.models.arch import Arch, Params, Weight
 from care_jax.models.decoder import Decoder
 from care_jax.models.hf import export, weights
 from care_jax.models.hf.safetensors_io import read_header
-from care_jax.textfiles import JsonObject
+from care_jax.textfiles import JsonObject, write_json
 
 CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # the files of a PEFT adapter folder
 # PEFT's name of a linear map -> its place in a block's tree.
@@ -96,16 +96,9 @@ def attach(model: Decoder, r: int, alpha: float) -> Decoder:
 
 
 def init(
-    model: Decoder,
-    r: int,
-    target_modules: str | Sequence[str] = "all",
-    *,
-    seed: int = 0,
-    mesh: Mesh | None = None,
-    param_dtype: DTypeLike = "float32",
+    model: Decoder, r: int, target_modules: str | Sequence[str] = "all", *, seed: int = 0, mesh: Mesh | None = None
 ) -> Params:
-    """Returns fresh adapters: A uniform within 1/sqrt(inputs) as in PEFT, B zero; the same numbers on every mesh."""
-    dtype = jnp.dtype(param_dtype)
+    """Returns fresh adapters in float32: A uniform within 1/sqrt(inputs) as in PEFT, B zero; the same on every mesh."""
     numbers = itertools.count()
 
     def draw(path: str, weight: Weight) -> jax.Array:
@@ -115,18 +108,14 @@ def init(
         else:
             bound = weight.hf_shape[1] ** -0.5
             values = (bound * (2 * rng.random(weight.shape, np.float32) - 1)).astype(np.float32)
-        return weights.make_weight(path, weight, lambda index: values[index].astype(dtype), mesh)
+        return weights.make_weight(path, weight, lambda index: values[index], mesh)
 
     return arch_lib.map_weights(draw, declarations(model.arch, r, target_modules))
 
 
 def shardings(arch: Arch, r: int, target_modules: str | Sequence[str], mesh: Mesh) -> Params:
     """Returns the tree of NamedSharding of the adapters."""
-
-    def placement(path: str, weight: Weight) -> NamedSharding:
-        return sharding.sharding(mesh, weight.axes, weight.shape, path)
-
-    return arch_lib.map_weights(placement, declarations(arch, r, target_modules))
+    return arch_lib.map_weights(lambda path, weight: weight.sharding(mesh, path), declarations(arch, r, target_modules))
 
 
 def merge(model: Decoder, params: Params, lora: Params, dtype: DTypeLike = "float32") -> Params:
@@ -157,13 +146,6 @@ def _scale(model: Decoder) -> float:
     return model.lora_scale
 
 
-def _rank_and_targets(lora: Params) -> tuple[int, tuple[str, ...]]:
-    blocks = lora["blocks"]
-    names = tuple(name for name, (part, which) in TARGETS.items() if which in blocks.get(part, {}))
-    part, which = TARGETS[names[0]]
-    return blocks[part][which]["b"].shape[-1], names
-
-
 def save_adapter(
     folder: str | pathlib.Path, model: Decoder, lora: Params, base: str, revision: str | None = None
 ) -> None:
@@ -171,7 +153,10 @@ def save_adapter(
 
     All processes call this; process 0 writes.
     """
-    r, names = _rank_and_targets(lora)
+    blocks = lora["blocks"]
+    names = [name for name, (part, which) in TARGETS.items() if which in blocks.get(part, {})]
+    part, which = TARGETS[names[0]]
+    r = blocks[part][which]["b"].shape[-1]
     config: JsonObject = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -179,7 +164,7 @@ def save_adapter(
         "revision": revision,
         "r": r,
         "lora_alpha": _scale(model) * r,
-        "target_modules": list(names),
+        "target_modules": names,
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -196,7 +181,7 @@ def save_adapter(
         arrays = {tensor.name: np.ascontiguousarray(tensor.read(lora)) for tensor in tensors}
         if is_writer():
             save_file(arrays, aside / _WEIGHTS, metadata={"format": "pt"})
-            (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            write_json(aside / CONFIG, config, indent=2)
 
 
 def _read_config(folder: str | pathlib.Path) -> JsonObject:
@@ -240,10 +225,8 @@ _SUPPORTED: dict[str, tuple[object, ...]] = {
 }
 
 
-def load_adapter(
-    folder: str | pathlib.Path, model: Decoder, mesh: Mesh | None = None, param_dtype: DTypeLike = "float32"
-) -> tuple[Decoder, Params]:
-    """Reads a PEFT adapter folder; returns `model` with the adapters' scale, and the adapters.
+def load_adapter(folder: str | pathlib.Path, model: Decoder, mesh: Mesh | None = None) -> tuple[Decoder, Params]:
+    """Reads a PEFT adapter folder; returns `model` with the adapters' scale, and the adapters in float32.
 
     Raises UserError if a file is missing or damaged, or an option or a tensor does not fit.
     """
@@ -260,7 +243,6 @@ def load_adapter(
         raise UserError(f"{weights_file}: adapts none of {', '.join(TARGETS)}")
     declared = declarations(model.arch, r, names)
     weights.check_tensors(declared, tensors, f"{folder}: its tensors do not fit the model and r={r}")
-    dtype = jnp.dtype(param_dtype)
-    lora = arch_lib.map_weights(lambda path, weight: weights.read_weight(path, weight, tensors, dtype, mesh), declared)
+    read = functools.partial(weights.read_weight, tensors=tensors, dtype=jnp.float32, mesh=mesh)
     scale = config["lora_alpha"] / (r**0.5 if config.get("use_rslora") else r)
-    return model.clone(lora_scale=scale), lora
+    return model.clone(lora_scale=scale), arch_lib.map_weights(read, declared)

@@ -27,10 +27,7 @@ from care_jax.models.decoder import Decoder, KeyValueCache, empty_cache, logits_
 
 
 def _width(longest: int) -> int:
-    """Returns the padded length of prompts: one of few lengths, as each is compiled.
-
-    It is a multiple of 16, or of up to a quarter of the length for long prompts.
-    """
+    """Returns the padded length of prompts: one of few, as each is compiled (multiples of 16, of more if long)."""
     step = max(16, 1 << max(0, (longest - 1).bit_length() - 3))
     return -(-longest // step) * step
 
@@ -66,7 +63,7 @@ def nucleus(logits: Float[Array, "B V"], top_p: Float[Array, ""] | float) -> Flo
     return jnp.where(logits >= floor, logits, -jnp.inf)
 
 
-# Of the loop over tokens: the next token's number, the last token, whether the answer is finished, tokens, cache.
+# The state of the loop over tokens: number of the next token, last token, whether the answer is done, tokens, cache.
 _State = tuple[jax.Array, jax.Array, jax.Array, jax.Array, KeyValueCache]
 
 
@@ -92,15 +89,11 @@ def _answer_batch(
     cache = empty_cache(model.arch, batch, width + max_tokens, model.dtype)
     cached_axes = ("layers", "rows", None, "kv_heads", None)
     cache = dataclasses.replace(
-        cache,
-        keys=sharding.constrain(cache.keys, cached_axes),
-        values=sharding.constrain(cache.values, cached_axes),
+        cache, keys=sharding.constrain(cache.keys, cached_axes), values=sharding.constrain(cache.values, cached_axes)
     )
 
-    def decode(
-        tokens: jax.Array, positions: jax.Array, segments: jax.Array, cache: KeyValueCache
-    ) -> tuple[jax.Array, KeyValueCache]:
-        hidden, new_cache = model.apply(variables, tokens, positions, segments, cache, method="decode")
+    def decode(*inputs: jax.Array | KeyValueCache) -> tuple[jax.Array, KeyValueCache]:
+        hidden, new_cache = model.apply(variables, *inputs, method="decode")
         assert isinstance(new_cache, KeyValueCache)
         return hidden, new_cache
 
@@ -163,7 +156,7 @@ def generate(
     batch_size: int = 16,
     mesh: Mesh | None = None,
 ) -> Iterator[GeneratedAnswer]:
-    """Yields the answers to prompts of token ids, in order, computed a batch at a time.
+    """Yields the answers to prompts of token ids, in order, computed one batch at a time.
 
     temperature 0 is greedy. seeds: one per prompt (default: its number). On a mesh the rows of a batch are spread over
     the axes data and fsdp, by which `batch_size` must divide. Raises UserError for an empty prompt, ids that the model

@@ -22,6 +22,12 @@ _ACTIVATION_NAMES = {
     "gelu_new": "gelu_tanh",
     "gelu_tanh": "gelu_tanh",
 }
+# The kinds of rotary embedding, with the keys of config.json (and fields of Rope) that rescale the frequencies.
+_ROPE_FACTORS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
 
 
 def activation(name: str) -> str:
@@ -41,23 +47,16 @@ def rope(theta: float, settings: Config | None, max_positions: int) -> Rope:
     theta = settings.get("rope_theta") or theta
     if settings.get("partial_rotary_factor", 1.0) not in (None, 1, 1.0):
         raise UserError("config.json: partial_rotary_factor other than 1 is not supported")
-    if kind == "default":
-        return Rope(theta=float(theta))
-    if kind == "linear":
-        return Rope(theta=float(theta), scaling="linear", factor=float(settings["factor"]))
+    if kind not in _ROPE_FACTORS:
+        raise UserError(f"config.json: rope_type {kind!r} is not supported; expected default, linear or llama3")
+    missing = [key for key in _ROPE_FACTORS[kind] if key not in settings]
+    if missing:
+        raise UserError(f"config.json: {kind} rope scaling lacks {', '.join(missing)}")
+    fields: JsonObject = {"theta": float(theta), "scaling": kind}
+    fields |= {key: float(settings[key]) for key in _ROPE_FACTORS[kind]}
     if kind == "llama3":
-        missing = [key for key in ("factor", "low_freq_factor", "high_freq_factor") if key not in settings]
-        if missing:
-            raise UserError(f"config.json: llama3 rope scaling lacks {', '.join(missing)}")
-        return Rope(
-            theta=float(theta),
-            scaling="llama3",
-            factor=float(settings["factor"]),
-            low_freq_factor=float(settings["low_freq_factor"]),
-            high_freq_factor=float(settings["high_freq_factor"]),
-            original_length=int(settings.get("original_max_position_embeddings") or max_positions),
-        )
-    raise UserError(f"config.json: rope_type {kind!r} is not supported; expected default, linear or llama3")
+        fields["original_length"] = int(settings.get("original_max_position_embeddings") or max_positions)
+    return Rope(**fields)
 
 
 def single_rope(config: Config) -> Rope:
@@ -70,14 +69,9 @@ def rope_settings(rope: Rope) -> JsonObject | None:
     """Returns the `rope_scaling` of a config.json, or None if frequencies are not rescaled."""
     if rope.scaling == "default":
         return None
-    settings: JsonObject = {"rope_type": rope.scaling, "factor": rope.factor}
-    if rope.scaling == "llama3":
-        settings |= {
-            "low_freq_factor": rope.low_freq_factor,
-            "high_freq_factor": rope.high_freq_factor,
-            "original_max_position_embeddings": rope.original_length,
-        }
-    return settings
+    settings: JsonObject = {"rope_type": rope.scaling}
+    settings |= {key: getattr(rope, key) for key in _ROPE_FACTORS[rope.scaling]}
+    return settings | ({"original_max_position_embeddings": rope.original_length} if rope.scaling == "llama3" else {})
 
 
 def rope_parameters(rope: Rope) -> JsonObject:

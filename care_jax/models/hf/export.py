@@ -70,16 +70,15 @@ def save_pretrained(
     if tokenizer is not None and not isinstance(tokenizer, Savable):
         raise TypeError(f"expected a tokenizer with a method save_pretrained, found {type(tokenizer).__name__}")
     carried: tuple[str, ...] = CARRIED
-    if source is None:
-        source = model.arch.folder or None
-        if tokenizer is not None:
-            carried = ("generation_config.json",)  # the model's tokenizer files may belong to another tokenizer
+    if source is None and tokenizer is not None:
+        carried = ("generation_config.json",)  # the model's tokenizer files may belong to another tokenizer
+    source = source or model.arch.folder
     with folder_aside(folder) as aside:
         dtype = write_weights(aside, model, params, shard_bytes)
         if is_writer():
-            for name in carried if source is not None else ():
-                if (pathlib.Path(source or "") / name).is_file():
-                    shutil.copyfile(pathlib.Path(source or "") / name, aside / name)
+            for name in carried if source else ():
+                if (pathlib.Path(source) / name).is_file():
+                    shutil.copyfile(pathlib.Path(source) / name, aside / name)
             if tokenizer is not None:
                 tokenizer.save_pretrained(aside)
             write_json(aside / "config.json", write_config(model.arch, dtype), indent=2)

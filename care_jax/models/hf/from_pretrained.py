@@ -1,5 +1,6 @@
 """Reads a Hugging Face folder: a path, hub id or URL becomes a model and its parameters. `export` writes one."""
 
+import functools
 import itertools
 import pathlib
 
@@ -76,10 +77,8 @@ def from_pretrained(
     declared = arch_lib.declarations(arch)
     weights.check_tensors(declared, tensors, f"{folder}: its tensors do not fit its config.json ({arch.family})")
     dtype_of_params = jnp.dtype(model.dtype if param_dtype is None else param_dtype)
-    params = arch_lib.map_weights(
-        lambda name, weight: weights.read_weight(name, weight, tensors, dtype_of_params, mesh), declared
-    )
-    return model, params
+    read = functools.partial(weights.read_weight, tensors=tensors, dtype=dtype_of_params, mesh=mesh)
+    return model, arch_lib.map_weights(read, declared)
 
 
 def _model(arch: Arch, dtype: DTypeLike, remat: str, attention: str, path: str) -> Decoder:

@@ -7,10 +7,8 @@ from collections.abc import Callable
 
 import fsspec
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-from care_jax.distributed import is_writer
+from care_jax.distributed import anywhere, is_writer
 from care_jax.errors import UserError
 from care_jax.hub import is_hub_id
 
@@ -34,7 +32,7 @@ def _first_alone(work: Callable[[], str]) -> pathlib.Path:
             folder = work()
         except Exception as error:
             failed = error  # raised below, after the other processes know
-    if not multihost_utils.broadcast_one_to_all(np.int32(failed is None)):
+    if anywhere(failed is not None):
         raise failed or UserError("model.path: process 0 could not read it; see its error")
     return pathlib.Path(work() if folder is None else folder)
 
@@ -97,8 +95,8 @@ def _from_hub(name: str, revision: str | None) -> pathlib.Path:
 def resolve(path: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
     """Returns the local folder of a path, a hub id (at `revision`) or a URL; of several processes, one downloads first.
 
-    Of a URL, only the small files are copied: weights are read where they are. Raises UserError if there is no such
-    model, and if a revision is given for anything but a hub id.
+    Only the small files of a URL are copied: weights are read from the URL. Raises UserError if there is no such model,
+    and if a revision is given for anything but a hub id.
     """
     folder = pathlib.Path(path).expanduser()
     remote = "://" in str(path)

@@ -18,7 +18,7 @@ DTYPES: dict[str, np.dtype] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-# A header has some bytes per tensor: a longer one is damage.
+# A header has about a hundred bytes per tensor: a longer one is a damaged file.
 _LARGEST_HEADER = 100_000_000
 
 
@@ -36,7 +36,7 @@ class Tensor:
         dtype = DTYPES[self.dtype]
         if isinstance(self.file, pathlib.Path):
             return np.array(np.memmap(self.file, dtype, "r", self.offset, self.shape).reshape(shape)[index])
-        # Entries of the first dimension lie together: only those of the slice are fetched.
+        # Entries of the first dimension are contiguous: only those of the slice are fetched.
         first, last, _ = index[0].indices(shape[0]) if index else (0, shape[0], 1)
         row = math.prod(shape[1:]) * dtype.itemsize
         store, name = fsspec.core.url_to_fs(self.file)
@@ -53,9 +53,6 @@ def read_header(file: pathlib.Path | str) -> dict[str, Tensor]:
         raise UserError(f"{file}: not a safetensors file, or one cut short ({size} bytes)")
     try:
         header = json.loads(store.cat_file(name, start=8, end=8 + length))
-    except ValueError as error:
-        raise UserError(f"{file}: not a safetensors file: its header is not JSON ({error})") from error
-    try:
         header.pop("__metadata__", None)
         entries = {
             tensor: (int(begin), int(end), str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))

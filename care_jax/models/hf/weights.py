@@ -20,7 +20,7 @@ Index = tuple[slice, ...]
 def make_weight(path: str, weight: Weight, part_at: Callable[[Index], np.ndarray], mesh: Mesh | None) -> jax.Array:
     """Returns one weight, placed on `mesh` as declared (None: on the default device).
 
-    part_at: returns the host array of one index of the weight; each device's part is asked for by itself.
+    part_at: returns the host array of one index of the weight; each device's part is requested separately.
     """
     everything = tuple(slice(0, size) for size in weight.shape)
     # Waits for each weight: else the host's parts of several transfers would be in memory at once.
@@ -35,7 +35,7 @@ def make_weight(path: str, weight: Weight, part_at: Callable[[Index], np.ndarray
             parts[key] = part_at(index)
         return parts[key]
 
-    placement = sharding.sharding(mesh, weight.axes, weight.shape, path)
+    placement = weight.sharding(mesh, path)
     return jax.block_until_ready(jax.make_array_from_callback(weight.shape, placement, shared_part))
 
 
@@ -98,7 +98,7 @@ def _read_by_rows(
         return flat[..., first - low * size : end - low * size, :]
 
     by_rows = NamedSharding(mesh, PartitionSpec(*(None for _ in stacked), axes))
-    placement = sharding.sharding(mesh, weight.axes, weight.shape, path)
+    placement = weight.sharding(mesh, path)
     matrix = jax.make_array_from_callback((*stacked, *weight.hf_shape), by_rows, full_rows)
     return jax.block_until_ready(jax.jit(lambda x: x.reshape(weight.shape), out_shardings=placement)(matrix))
 
