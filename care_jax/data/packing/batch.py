@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import struct
 
-from care_jax.data.packing.bins import Capacity
-
 # numpy on the host, jax.Array in the step, a shape in the plan of a run, a sharding, or a leaf of another tree map.
 Array = Any
 
@@ -70,7 +68,8 @@ class BatchShape:
 
     rows, row_length, responses, completions (completion tokens), pairs, groups (lists): capacity of a microbatch.
     width: responses per list. microbatches: as many as the fullest step needs; 0 until `pipeline.plan_run` counts them.
-    packing, share_responses, share_prompts: the configuration keys of block `batch`.
+    packing, share_responses, share_prompts: the configuration keys of block `batch`: sequences share rows; a response
+    that several units of the step need is laid out once; a prompt comes once per row.
     """
 
     rows: int
@@ -98,17 +97,3 @@ class BatchShape:
         return {
             name: np.full(self.array_shape(name), self.size(spec.padding), spec.dtype) for name, spec in ARRAYS.items()
         }
-
-    def capacity(self, merge: bool) -> Capacity:
-        """What a microbatch holds. merge: a response that several units of the step need is laid out once."""
-        return Capacity(
-            self.rows,
-            self.row_length,
-            self.responses,
-            self.completions,
-            self.pairs,
-            self.groups,
-            one_per_row=not self.packing,
-            share_prompts=self.share_prompts and self.packing,
-            merge=merge and self.share_responses,
-        )

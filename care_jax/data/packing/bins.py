@@ -1,26 +1,10 @@
 """One microbatch while it is being packed, and the clusters of responses that go into it. Lengths only."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-
-class Capacity(NamedTuple):
-    """What one microbatch holds at most: rows of row_length tokens, responses, completion tokens, pairs, lists.
-
-    one_per_row: each sequence has a row of its own. share_prompts: a prompt comes once per row. merge: a response
-    that is already in the microbatch is not added again.
-    """
-
-    rows: int
-    row_length: int
-    responses: int
-    completions: int
-    pairs: int
-    groups: int
-    one_per_row: bool = False
-    share_prompts: bool = True
-    merge: bool = True
+from care_jax.data.packing.batch import BatchShape
 
 
 @dataclass(slots=True)
@@ -41,9 +25,9 @@ class Cluster:
     index: int = -1
     parts: "list[Cluster]" = field(default_factory=list)
 
-    def size(self, capacity: Capacity) -> int:
+    def size(self, shape: BatchShape) -> int:
         """Its tokens in one row."""
-        copies = 1 if capacity.share_prompts and not capacity.one_per_row else len(self.responses)
+        copies = 1 if shape.share_prompts and shape.packing else len(self.responses)
         return sum(self.lengths) + copies * self.prompt
 
 
@@ -55,15 +39,11 @@ class Bin:
     slots of its responses.
     """
 
-    __slots__ = (
-        *("clusters", "completions", "free", "groups", "pairs"),
-        *("placed", "prompt_lengths", "prompts", "slots", "total"),
-    )
-
-    def __init__(self, capacity: Capacity):
-        self.free = [capacity.row_length] * capacity.rows
-        self.total = capacity.row_length * capacity.rows
-        self.prompts: list[set[int]] = [set() for _ in range(capacity.rows)]
+    def __init__(self, shape: BatchShape):
+        self.shape = shape
+        self.free = [shape.row_length] * shape.rows
+        self.total = shape.row_length * shape.rows
+        self.prompts: list[set[int]] = [set() for _ in range(shape.rows)]
         self.prompt_lengths: dict[int, int] = {}
         self.slots: dict[tuple[int, int], int] = {}
         self.placed: list[tuple[int, int, int, int]] = []
@@ -71,41 +51,39 @@ class Bin:
         self.completions = self.pairs = self.groups = 0
 
     def copy(self) -> "Bin":
-        other = Bin.__new__(Bin)
-        other.free, other.total, other.placed = list(self.free), self.total, list(self.placed)
+        other = copy.copy(self)
+        other.free, other.placed, other.clusters = list(self.free), list(self.placed), list(self.clusters)
         other.prompts = [set(prompts) for prompts in self.prompts]
         other.prompt_lengths, other.slots = dict(self.prompt_lengths), dict(self.slots)
-        other.clusters = list(self.clusters)
-        other.completions, other.pairs, other.groups = self.completions, self.pairs, self.groups
         return other
 
-    def fit(self, cluster: Cluster, capacity: Capacity, only_row: int | None = None) -> list[tuple[int, int]] | None:
+    def fit(self, cluster: Cluster, only_row: int | None = None) -> list[tuple[int, int]] | None:
         """(position in the cluster, row) of each response to add; None if the cluster does not fit.
 
         only_row: the one row that may take it.
         """
-        question = cluster.question
-        if capacity.merge and self.slots:
+        question, shape = cluster.question, self.shape
+        if shape.share_responses and self.slots:
             new = [i for i, response in enumerate(cluster.responses) if (question, response) not in self.slots]
         else:
             new = list(range(len(cluster.responses)))
         tokens = sum(cluster.lengths[i] for i in new)
         if (
-            len(self.placed) + len(new) > capacity.responses
-            or self.completions + tokens > capacity.completions
-            or self.pairs + cluster.pairs > capacity.pairs
-            or self.groups + cluster.groups > capacity.groups
+            len(self.placed) + len(new) > shape.responses
+            or self.completions + tokens > shape.completions
+            or self.pairs + cluster.pairs > shape.pairs
+            or self.groups + cluster.groups > shape.groups
             or tokens > self.total
         ):
             return None
-        if capacity.one_per_row:
-            empty = [row for row, free in enumerate(self.free) if free == capacity.row_length]
-            if len(new) > len(empty) or any(cluster.prompt + cluster.lengths[i] > capacity.row_length for i in new):
+        if not shape.packing:
+            empty = [row for row, free in enumerate(self.free) if free == shape.row_length]
+            if len(new) > len(empty) or any(cluster.prompt + cluster.lengths[i] > shape.row_length for i in new):
                 return None
             return list(zip(new, empty))
         if only_row is not None:
-            return [(i, only_row) for i in new] if cluster.size(capacity) <= self.free[only_row] else None
-        if not capacity.share_prompts:
+            return [(i, only_row) for i in new] if cluster.size(shape) <= self.free[only_row] else None
+        if not shape.share_prompts:
             return self._spread(cluster, new, shared=False, fullest=True)
         best, least = -1, -1
         for row, free in enumerate(self.free):
@@ -146,14 +124,17 @@ class Bin:
             placed.append((i, row))
         return placed
 
-    def add(self, cluster: Cluster, rows: list[tuple[int, int]], capacity: Capacity) -> None:
-        """Adds a cluster in the rows that `fit` returned."""
+    def add(self, cluster: Cluster, only_row: int | None = None) -> bool:
+        """Adds a cluster in the rows that `fit` returns; returns whether it fits."""
+        rows = self.fit(cluster, only_row)
+        if rows is None:
+            return False
         question, slots = cluster.question, [-1] * len(cluster.responses)
         self.prompt_lengths[question] = cluster.prompt
         for i, row in rows:
             response, length = cluster.responses[i], cluster.lengths[i]
             cost = length
-            if not capacity.share_prompts or question not in self.prompts[row]:
+            if not self.shape.share_prompts or question not in self.prompts[row]:
                 cost += cluster.prompt
                 self.prompts[row].add(question)
             self.free[row] -= cost
@@ -161,7 +142,7 @@ class Bin:
             self.completions += length
             slots[i] = len(self.placed)
             self.placed.append((question, response, length, row))
-            if capacity.merge:
+            if self.shape.share_responses:
                 self.slots[question, response] = slots[i]
         for i, slot in enumerate(slots):
             if slot < 0:
@@ -169,3 +150,4 @@ class Bin:
         self.pairs += cluster.pairs
         self.groups += cluster.groups
         self.clusters.append((cluster, slots))
+        return True

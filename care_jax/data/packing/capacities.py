@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 from care_jax.data.corpus import Corpus
 from care_jax.data.packing.batch import BatchShape
-from care_jax.data.packing.bins import Bin
-from care_jax.data.packing.clusters import clusters_of, explain_too_large, indivisible_parts
+from care_jax.data.packing.plans import clusters_of, indivisible_parts, pack_clusters
 from care_jax.data.preferences import Unit
 from care_jax.errors import UserError
 
@@ -34,16 +33,15 @@ def batch_shape(
     """
     free = _UNLIMITED
     shape = BatchShape(rows, row_length, free, free, free, free, 1, 0, packing, share_responses, share_prompts)
-    capacity = shape.capacity(True)
     totals, largest = [0] * 5, [0] * 5  # tokens, completion tokens, responses, pairs, lists
     width = 1
     shortest = row_length
     remaining = iter(units)
     while chunk := list(itertools.islice(remaining, _CHUNK)):
         for cluster in clusters_of(indivisible_parts(chunk, shape), corpus):
-            size, completions = cluster.size(capacity), sum(cluster.lengths)
-            if (size > row_length or not packing) and Bin(capacity).fit(cluster, capacity) is None:
-                raise UserError(explain_too_large(cluster, shape, True, corpus))
+            size, completions = cluster.size(shape), sum(cluster.lengths)
+            if size > row_length or not packing:
+                pack_clusters([cluster], shape, corpus)  # raises if it does not fit
             counts = size, completions, len(cluster.responses), cluster.pairs, cluster.groups
             totals = [total + count for total, count in zip(totals, counts)]
             largest = [max(most, count) for most, count in zip(largest, counts)]

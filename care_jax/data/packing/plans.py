@@ -1,8 +1,10 @@
 """The plan of one step: which microbatch, row and slot each unit gets.
 
 A plan depends on lengths only. So every host makes the same one and fills (`fill.fill`) only the rows that it owns.
+Units become clusters of responses, which one microbatch must hold together; `search` puts clusters into microbatches.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +15,8 @@ import numpy as np
 from care_jax.data.corpus import Corpus, SequenceId
 from care_jax.data.packing.batch import BatchShape
 from care_jax.data.packing.bins import Bin, Cluster
-from care_jax.data.packing.clusters import (
-    cluster_places,
-    clusters_of,
-    indivisible_parts,
-    join_questions,
-    pack_clusters,
-    sequence_lengths,
-)
 from care_jax.data.packing.positions import Pairs, Responses, Segments, lay_out
+from care_jax.data.packing.search import TooLarge, pack
 from care_jax.data.preferences import Unit
 from care_jax.errors import UserError
 
@@ -72,24 +67,23 @@ def plan_step(
     Raises UserError with the question that needs more rows than a microbatch has, and the rows it needs.
     """
     parts, merge, bins = _pack_units(units, corpus, shape)
-    places = cluster_places(bins, merge)
-    final_slots, responses, segments = _lay_out(bins, shape)
-    offsets = [0, *itertools.accumulate(len(bin_.placed) for bin_ in bins)]
-    pairs: list[tuple[int, int, int]] = []
+    index_of, responses, segments = lay_out(bins, shape)
+    pairs: list[tuple[int, int]] = []
     pair_weights: list[float] = []
     lists: list[ResponseList] = []
-    for part, place in zip(parts, places):
-        slots = [final_slots[place.microbatch][slot] for slot in place.slots]
+    for part, packed in zip(parts, _packed_numbers(bins, merge)):
+        indices = index_of[packed].tolist()
         if part.desirable is not None:
-            index = offsets[place.microbatch] + slots[0]
-            responses.weight[index], responses.desirable[index] = part.weight, part.desirable
+            responses.weight[indices], responses.desirable[indices] = part.weight, part.desirable
         elif part.pairs:
-            pairs += [(place.microbatch, slots[chosen], slots[rejected]) for chosen, rejected in part.pairs]
+            pairs += [(indices[chosen], indices[rejected]) for chosen, rejected in part.pairs]
             pair_weights += part.weights
         else:
-            lists.append(ResponseList(place.microbatch, tuple(slots), part.weight))
+            slots = tuple(responses.slot[indices].tolist())
+            lists.append(ResponseList(int(responses.microbatch[indices[0]]), slots, part.weight))
     other = None if mismatched is None else plan_responses(corpus, mismatched_sequences(units, corpus), mismatched)
-    return StepPlan(shape, len(bins), responses, segments, Pairs.of(pairs, pair_weights), tuple(lists), other)
+    columns = Pairs.of(responses, pairs, pair_weights)
+    return StepPlan(shape, len(bins), responses, segments, columns, tuple(lists), other)
 
 
 def count_microbatches(units: Sequence[Unit], corpus: Corpus, shape: BatchShape, known: int) -> int:
@@ -105,7 +99,7 @@ def _pack_units(
     # Two labelled units with the same response are two examples, so each has its own copy.
     merge = shape.share_responses and not any(unit.desirable is not None for unit in units)
     clusters = join_questions(clusters_of(parts, corpus), merge)
-    return parts, merge, pack_clusters(clusters, shape, merge, corpus, enough)
+    return parts, merge, pack_clusters(clusters, dataclasses.replace(shape, share_responses=merge), corpus, enough)
 
 
 # --- the plan of single responses ------------------------------------------------------------------------------------
@@ -117,14 +111,10 @@ def plan_responses(corpus: Corpus, sequences: Sequence[SequenceId], shape: Batch
     `plan.responses` has the order of `sequences`; its microbatch and slot say where the logps of each will be.
     """
     bins = _pack_responses(corpus, sequences, shape)
-    final_slots, responses, segments = _lay_out(bins, shape)
-    offsets = [0, *itertools.accumulate(len(bin_.placed) for bin_ in bins)]
-    order = [
-        offsets[place.microbatch] + final_slots[place.microbatch][place.slots[0]]
-        for place in cluster_places(bins, merge=False)
-    ]
+    index_of, responses, segments = lay_out(bins, shape)
     responses.weight[:] = 1
-    return StepPlan(shape, len(bins), responses[np.asarray(order, np.int64)], segments, Pairs.of([], []))
+    order = index_of[np.asarray(_packed_numbers(bins, merge=False), np.int64).reshape(-1)]
+    return StepPlan(shape, len(bins), responses[order], segments, Pairs.of(responses, [], []))
 
 
 def mismatched_sequences(units: Sequence[Unit], corpus: Corpus) -> list[SequenceId]:
@@ -159,12 +149,119 @@ def _pack_responses(corpus: Corpus, sequences: Sequence[SequenceId], shape: Batc
         Cluster(question, prompts[index], ids[index], lengths[index], index=index)
         for index, question in enumerate(questions)
     ]
+    shape = dataclasses.replace(shape, share_responses=False)
     bins: list[Bin] = []
     for start in range(0, len(clusters), _WINDOW):
         window = join_questions(clusters[start : start + _WINDOW], merge=False)
-        bins += pack_clusters(window, shape, False, corpus)
+        bins += pack_clusters(window, shape, corpus)
     return bins
 
 
-def _lay_out(bins: Sequence[Bin], shape: BatchShape) -> tuple[list[list[int]], Responses, Segments]:
-    return lay_out(bins, shape.row_length, shape.share_prompts and shape.packing)
+# --- clusters --------------------------------------------------------------------------------------------------------
+
+
+def indivisible_parts(units: Sequence[Unit], shape: BatchShape) -> list[Unit]:
+    """What one microbatch must hold together: the units, or, if responses are not shared, their pairs as units."""
+    if shape.share_responses:
+        return list(units)
+    parts: list[Unit] = []
+    for unit in units:
+        pairs = [
+            Unit(unit.question, (unit.responses[chosen], unit.responses[rejected]), ((0, 1),), None, weight)
+            for (chosen, rejected), weight in zip(unit.pairs, unit.weights)
+        ]
+        parts += pairs or [unit]
+    return parts
+
+
+def clusters_of(parts: Sequence[Unit], corpus: Corpus) -> list[Cluster]:
+    """The responses of each part as a cluster; `index` is the part's."""
+    questions = [part.question for part in parts]
+    first = corpus.first_response[questions].tolist()
+    ids = [[base + response for response in part.responses] for base, part in zip(first, parts)]
+    prompts, lengths = sequence_lengths(corpus, questions, ids)
+    clusters = []
+    for index, part in enumerate(parts):
+        is_list = not part.pairs and part.desirable is None
+        clusters.append(
+            Cluster(part.question, prompts[index], ids[index], lengths[index], len(part.pairs), int(is_list), index)
+        )
+    return clusters
+
+
+def sequence_lengths(
+    corpus: Corpus, questions: Sequence[int], ids: Sequence[Sequence[int]]
+) -> tuple[list[int], list[list[int]]]:
+    """The prompt tokens of each question, and the completion tokens of each of its response ids after that prompt."""
+    prompts = corpus.prompt_lengths[np.asarray(questions, np.int64)]
+    counts = [len(responses) for responses in ids]
+    flat = np.fromiter(itertools.chain.from_iterable(ids), np.int64)
+    lengths = np.minimum(corpus.completion_lengths[flat], corpus.max_length - np.repeat(prompts, counts))
+    remaining = iter(lengths.tolist())
+    return prompts.tolist(), [list(itertools.islice(remaining, count)) for count in counts]
+
+
+def join_questions(clusters: Sequence[Cluster], merge: bool) -> list[Cluster]:
+    """The clusters of each question as one, so that they are placed together if they fit.
+
+    merge: a response of several of them is laid out once.
+    """
+    by_question: dict[int, list[Cluster]] = {}
+    for cluster in clusters:
+        by_question.setdefault(cluster.question, []).append(cluster)
+    joined = []
+    for question, parts in by_question.items():
+        if len(parts) == 1:
+            joined.append(parts[0])
+            continue
+        together = Cluster(question, parts[0].prompt, [], [], parts=parts)
+        seen: set[int] = set()
+        for part in parts:
+            together.pairs += part.pairs
+            together.groups += part.groups
+            for response, length in zip(part.responses, part.lengths):
+                if not merge or response not in seen:
+                    seen.add(response)
+                    together.responses.append(response)
+                    together.lengths.append(length)
+        joined.append(together)
+    return joined
+
+
+def pack_clusters(clusters: Sequence[Cluster], shape: BatchShape, corpus: Corpus, enough: int = 1) -> list[Bin]:
+    """The microbatches of `search.pack`. Raises UserError for a question that does not fit, with what it needs."""
+    try:
+        return pack(clusters, shape, enough)
+    except TooLarge as error:
+        cluster = error.cluster
+    name = repr(corpus.key(cluster.question).split("\t")[-1][:80])
+    count, longest = len(cluster.responses), cluster.prompt + max(cluster.lengths)
+    if longest > shape.row_length:
+        raise UserError(f"batch.row_length {shape.row_length}: the question {name} has an example of {longest} tokens")
+    unlimited = dataclasses.replace(shape, responses=2**60, completions=2**60, pairs=2**60, groups=2**60)
+    shapes = (dataclasses.replace(unlimited, rows=rows) for rows in range(1, count + 1))
+    needed = next(larger.rows for larger in shapes if Bin(larger).fit(cluster) is not None)
+    if needed <= shape.rows:
+        raise UserError(
+            f"the question {name} needs more than a microbatch was sized for: {count} responses, "
+            f"{sum(cluster.lengths)} completion tokens, {cluster.pairs} pairs"
+        )
+    raise UserError(
+        f"batch.microbatch_rows {shape.rows}: the question {name} has {count} responses that run together and need "
+        f"{needed} rows of {shape.row_length} tokens"
+    )
+
+
+def _packed_numbers(bins: Sequence[Bin], merge: bool) -> list[list[int]]:
+    """The responses of each cluster before joining, by `index`, as numbers in the order of packing over all bins."""
+    numbers: dict[int, list[int]] = {}
+    first = 0
+    for bin_ in bins:
+        for cluster, slots in bin_.clusters:
+            packed = [first + slot for slot in slots]
+            number_of = dict(zip(cluster.responses, packed))
+            remaining = iter(packed)
+            for part in cluster.parts or [cluster]:
+                numbers[part.index] = [number_of[r] if merge else next(remaining) for r in part.responses]
+        first += len(bin_.placed)
+    return [numbers[index] for index in range(len(numbers))]

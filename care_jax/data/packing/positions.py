@@ -1,7 +1,6 @@
 """Rows, columns and slots of everything in the microbatches that the packer filled. No loop over responses."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -9,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from care_jax.data.packing.batch import BatchShape
 from care_jax.data.packing.bins import Bin
 
 T = TypeVar("T", bound="Columns")
@@ -70,18 +70,20 @@ class Pairs(Columns):
     weight: Float32[np.ndarray, " n"]
 
     @classmethod
-    def of(cls, pairs: Sequence[tuple[int, int, int]], weights: Sequence[float]) -> "Pairs":
-        """From (microbatch, chosen, rejected) of each pair."""
-        microbatch, chosen, rejected = np.asarray(pairs, np.int64).reshape(-1, 3).T
-        return cls(microbatch, chosen, rejected, np.asarray(weights, np.float32))
+    def of(cls, responses: Responses, pairs: Sequence[tuple[int, int]], weights: Sequence[float]) -> "Pairs":
+        """From the indices of (chosen, rejected) in `responses`."""
+        chosen, rejected = np.asarray(pairs, np.int64).reshape(-1, 2).T
+        slots = responses.slot[chosen], responses.slot[rejected]
+        return cls(responses.microbatch[chosen], *slots, np.asarray(weights, np.float32))
 
 
-def lay_out(bins: Sequence[Bin], row_length: int, share_prompts: bool) -> tuple[list[list[int]], Responses, Segments]:
-    """Returns slots[microbatch][slot while packing] and the responses and segments, ordered by microbatch and row.
+def lay_out(bins: Sequence[Bin], shape: BatchShape) -> tuple[Int64[np.ndarray, " n"], Responses, Segments]:
+    """Returns the responses and segments, ordered by microbatch and row, and where each packed response is in these.
 
-    share_prompts: a prompt comes once before a question's responses in a row, else before each of them.
+    If prompts are shared, a prompt comes once before a question's responses in a row, else before each of them.
     """
-    counts = [len(bin_.placed) for bin_ in bins]
+    row_length, share_prompts = shape.row_length, shape.share_prompts and shape.packing
+    counts = np.asarray([len(bin_.placed) for bin_ in bins], np.int64)
     microbatch = np.repeat(np.arange(len(bins)), counts)
     placed = [(*entry, bin_.prompt_lengths[entry[0]]) for bin_ in bins for entry in bin_.placed]
     question, response, length, row, prompt = np.asarray(placed, np.int64).reshape(-1, 5).T
@@ -95,9 +97,8 @@ def lay_out(bins: Sequence[Bin], row_length: int, share_prompts: bool) -> tuple[
     microbatch, question, response, length, row, prompt = (
         column[order] for column in (microbatch, question, response, length, row, prompt)
     )
-    offsets = np.asarray([0, *itertools.accumulate(counts)], np.int64)
-    slots = np.empty_like(nth)
-    slots[order] = nth - offsets[microbatch]
+    index_of = np.empty_like(nth)
+    index_of[order] = nth
 
     # Each block, or each response, has a prompt before it.
     heads = _run_starts(microbatch, row, question) if share_prompts else np.arange(len(nth))
@@ -132,13 +133,13 @@ def lay_out(bins: Sequence[Bin], row_length: int, share_prompts: bool) -> tuple[
         response=response,
         length=length,
         microbatch=microbatch,
-        slot=nth - offsets[microbatch],
+        slot=nth - (np.cumsum(counts) - counts)[microbatch],
         start=row * row_length + columns[answers],
         predictor=row * row_length + columns[prompts][block] + prompt - 1,
         weight=np.zeros(len(nth), np.float32),
         desirable=np.zeros(len(nth), bool),
     )
-    return [slots[begin:end].tolist() for begin, end in itertools.pairwise(offsets)], responses, segments
+    return index_of, responses, segments
 
 
 def _run_starts(*columns: np.ndarray) -> Int64[np.ndarray, " runs"]:

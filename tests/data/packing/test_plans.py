@@ -1,4 +1,4 @@
-"""Which microbatch and slot each unit gets: groups, pairs, single responses, mismatched completions."""
+"""Which microbatch and slot each unit gets: groups, pairs, single responses, mismatched completions; clusters."""
 
 import dataclasses
 
@@ -6,12 +6,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from care_jax.data.packing.batch import BatchShape
 from care_jax.data.packing.capacities import mismatched_shape
 from care_jax.data.packing.fill import fill
-from care_jax.data.packing.plans import mismatched_sequences, plan_responses, plan_step
+from care_jax.data.packing.plans import (
+    clusters_of,
+    indivisible_parts,
+    join_questions,
+    mismatched_sequences,
+    plan_responses,
+    plan_step,
+)
 from care_jax.data.preferences import Unit
 from care_jax.errors import UserError
 from tests.data import corpora
+
+SHAPE = BatchShape(rows=1, row_length=64, responses=8, completions=64)
+GROUP = Unit(0, (0, 1, 2), ((0, 1), (1, 2)), None, 0.5)
 
 
 def test_groups_take_several_rows_but_never_straddle_a_microbatch():
@@ -66,3 +77,26 @@ def test_responses_are_laid_out_once_and_found_again(shapes):
     assert len(examples) == len(sequences)
     for place, sequence in zip(zip(plan.responses.microbatch.tolist(), plan.responses.slot.tolist()), sequences):
         assert examples[place] == tuple(tuple(ids.tolist()) for ids in corpus.sequence(*sequence))
+
+
+def test_a_group_is_divided_into_its_pairs_if_responses_are_not_shared():
+    assert indivisible_parts([GROUP], SHAPE) == [GROUP]
+    alone = dataclasses.replace(SHAPE, share_responses=False)
+    pairs = [Unit(0, (0, 1), ((0, 1),), None, 0.5), Unit(0, (1, 2), ((0, 1),), None, 0.5)]
+    assert indivisible_parts([GROUP], alone) == pairs
+    label = Unit(0, (1,), (), True)
+    assert indivisible_parts([label], alone) == [label]
+
+
+def test_clusters_of_a_question_are_joined_with_or_without_its_repeated_responses():
+    corpus = corpora.corpus_of([(4, [3, 5]), (2, [6, 7, 8])])
+    first, second = Unit(1, (0, 1), ((0, 1),)), Unit(1, (1, 2), ((0, 1),))
+    clusters = clusters_of([first, second], corpus)
+    assert [(cluster.prompt, cluster.responses, cluster.lengths) for cluster in clusters] == [
+        (2, [2, 3], [6, 7]),
+        (2, [3, 4], [7, 8]),
+    ]
+    (merged,) = join_questions(clusters, merge=True)
+    (repeated,) = join_questions(clusters, merge=False)
+    assert (merged.responses, merged.pairs, merged.parts) == ([2, 3, 4], 2, clusters)
+    assert repeated.responses == [2, 3, 3, 4]

@@ -1,12 +1,15 @@
 """Best fit, the search for subsets, and how full the microbatches are."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from care_jax.data import chat, pipeline, readers
 from care_jax.data.corpus import tokenize
 from care_jax.data.packing import search
-from care_jax.data.packing.bins import Bin, Capacity, Cluster
+from care_jax.data.packing.batch import BatchShape
+from care_jax.data.packing.bins import Bin, Cluster
 from care_jax.data.packing.capacities import batch_shape
 from care_jax.data.packing.plans import plan_step
 from care_jax.data.preferences import make_units
@@ -44,7 +47,7 @@ def test_fill_of_real_rows(shared, real_models):
     assert sum(plan.tokens for plan in plans) / sum(plan.count * 4096 for plan in plans) >= 0.95
 
 
-CAPACITY = Capacity(rows=2, row_length=10, responses=9, completions=99, pairs=9, groups=9)
+SHAPE = BatchShape(rows=2, row_length=10, responses=9, completions=99, pairs=9, groups=9)
 
 
 def test_subsets_come_by_falling_sums():
@@ -55,29 +58,28 @@ def test_subsets_come_by_falling_sums():
 
 def test_subsets_fill_the_gaps_of_best_fit():
     """Best fit puts 5 and 4 together, so one of the last 2 needs a third row; 5 + 3 + 2 and 4 + 4 + 2 need two."""
-    capacity = CAPACITY._replace(rows=1)
+    shape = dataclasses.replace(SHAPE, rows=1)
     clusters = [Cluster(number, 1, [number], [size - 1]) for number, size in enumerate((5, 4, 4, 3, 2, 2))]
-    assert len(search._best_fit(clusters, capacity, set())) == 3
-    assert len(search.pack(clusters, capacity)) == 2
-    assert len(search.pack(clusters, capacity, enough=3)) == 3
+    assert len(search._best_fit(clusters, shape, set())) == 3
+    assert len(search.pack(clusters, shape)) == 2
+    assert len(search.pack(clusters, shape, enough=3)) == 3
 
 
 def test_a_cluster_that_fits_no_microbatch_is_named():
     large = Cluster(7, 1, [0, 1, 2], [9, 9, 9])
     with pytest.raises(search.TooLarge) as caught:
-        search.pack([large], CAPACITY)
+        search.pack([large], SHAPE)
     assert caught.value.cluster is large
     parts = [Cluster(7, 1, [number], [9]) for number in range(3)]
-    assert len(search.pack([Cluster(7, 1, [0, 1, 2], [9, 9, 9], parts=parts)], CAPACITY)) == 2
+    assert len(search.pack([Cluster(7, 1, [0, 1, 2], [9, 9, 9], parts=parts)], SHAPE)) == 2
 
 
 def test_a_response_that_is_there_already_takes_no_space():
-    bin_ = Bin(CAPACITY)
+    bin_ = Bin(SHAPE)
     first, second = Cluster(0, 2, [4, 5], [3, 4]), Cluster(0, 2, [5, 6], [4, 8])
-    bin_.add(first, bin_.fit(first, CAPACITY), CAPACITY)
+    assert bin_.add(first)
     assert (bin_.free, bin_.total) == ([1, 10], 11)
-    rows = bin_.fit(second, CAPACITY)
-    assert rows == [(1, 1)]
-    bin_.add(second, rows, CAPACITY)
+    assert bin_.fit(second) == [(1, 1)]
+    assert bin_.add(second)
     assert bin_.placed == [(0, 4, 3, 0), (0, 5, 4, 0), (0, 6, 8, 1)]
     assert [slots for _, slots in bin_.clusters] == [[0, 1], [1, 2]]
