@@ -14,8 +14,8 @@ from care_jax import hardware, sharding
 from care_jax.plan import flops, hlo
 from care_jax.plan.shapes import Shapes
 from care_jax.training.errors import out_of_memory
-from care_jax.training.placement import bytes_per_device
-from care_jax.training.program import jit_step, program_bytes
+from care_jax.training.placement import bytes_per_device, program_bytes
+from care_jax.training.state import jit_step
 from care_jax.training.step import make_logps
 
 Say: TypeAlias = Callable[[str], None]  # takes one line of progress

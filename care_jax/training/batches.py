@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
 
 from care_jax.data import pipeline
 from care_jax.data.packing.batch import Batch
@@ -38,14 +37,21 @@ class BatchSupply:
         self.first, self.last = first, data.steps
         self._run, self._reference, self._recorder = run, reference, recorder
         self._rows = run.config.batch.microbatch_rows
-        self._host_batches = _host_batches(run, data, reference, first)
-        host_batch, plan = self._from_host(first)
+        host_batches = pipeline.steps(
+            data.source,
+            first - 1,
+            data.steps,
+            rows=placement.rows_of_this_process(run.mesh, self._rows),
+            ref_logps=reference.lookup if reference.precomputed else None,
+        )
+        self._host_batches = iter(host_batches)
+        self._step = first - 1  # the last that came from the host
+        host_batch, plan = self._from_host()
         self.shardings = placement.batch_shardings(host_batch, run.mesh)
-        self._first_batch: StepBatch | None = self._place(first, host_batch, plan)
-        self._step = first + 1  # the next to come from the host
+        self._first_batch: StepBatch | None = self._place(host_batch, plan)
 
     def peek(self) -> Batch:
-        """Returns the arrays of the first batch, before it was taken."""
+        """Returns the arrays of the first batch, before it is taken."""
         assert self._first_batch is not None
         return self._first_batch.arrays
 
@@ -55,49 +61,33 @@ class BatchSupply:
             batch, self._first_batch = self._first_batch, None
             return batch
         began = time.perf_counter()
-        host_batch, plan = self._from_host(self._step)
+        host_batch, plan = self._from_host()
         self._recorder.record_input_wait(time.perf_counter() - began)
-        batch = self._place(self._step, host_batch, plan)
-        self._step += 1
-        return batch
+        return self._place(host_batch, plan)
 
-    def _from_host(self, step: int) -> tuple[Batch, StepPlan]:
+    def _from_host(self) -> tuple[Batch, StepPlan]:
+        """Returns the next step's batch as NumPy arrays, with the rows of this process, and its plan."""
+        self._step += 1
         try:
-            return next(self._host_batches)
+            _, batch, plan = next(self._host_batches)
+            return batch, plan
         except (UserError, OSError):  # their own messages are clear
             raise
         except Exception as error:
             raise RunFailed(
-                f"the batch of step {step} could not be made: {type(error).__name__}: {error}; "
+                f"the batch of step {self._step} could not be made: {type(error).__name__}: {error}; "
                 f"{self._run.checkpoints.resume_hint()}"
             ) from error
 
-    def _place(self, step: int, host_batch: Batch, plan: StepPlan) -> StepBatch:
+    def _place(self, host_batch: Batch, plan: StepPlan) -> StepBatch:
         arrays = self._reference.add_logps(placement.to_devices(host_batch, self.shardings, self._rows))
-        return StepBatch(step, arrays, _counts(plan), mean_chosen_tokens(self._run.objective.view, host_batch))
-
-
-def _host_batches(run: RunContext, data: RunData, reference: Reference, first: int) -> Iterator[tuple[Batch, StepPlan]]:
-    """Yields each step's batch as numpy arrays, with the rows of this process, and its plan."""
-    steps = pipeline.steps(
-        data.source,
-        first - 1,
-        data.steps,
-        rows=placement.rows_of_this_process(run.mesh, run.config.batch.microbatch_rows),
-        ref_logps=reference.lookup if reference.precomputed else None,
-    )
-    for _, batch, plan in steps:
-        yield batch, plan
+        return StepBatch(self._step, arrays, _counts(plan), mean_chosen_tokens(self._run.objective.view, host_batch))
 
 
 def _counts(plan: StepPlan) -> dict[str, int | float]:
     """Returns what a step's line of metrics.jsonl says about its batch."""
-    mismatched = 0 if plan.mismatched is None else plan.mismatched.tokens
-    counts: dict[str, int | float] = {
-        "tokens": plan.tokens + mismatched,
-        "pairs": len(plan.pairs),
-        "packing_efficiency": round(plan.efficiency, 6),
-    }
+    counts = {"tokens": plan.tokens, "pairs": len(plan.pairs), "packing_efficiency": round(plan.efficiency, 6)}
     if plan.mismatched is not None:
-        counts["mismatched_tokens"] = mismatched
+        counts["tokens"] += plan.mismatched.tokens
+        counts["mismatched_tokens"] = plan.mismatched.tokens
     return counts

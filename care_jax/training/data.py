@@ -17,7 +17,7 @@ from care_jax.errors import Leakage, UserError
 from care_jax.textfiles import JsonObject
 from care_jax.training.evaluation.held_out import HeldOut, hold_out
 from care_jax.training.objective import Objective
-from care_jax.training.run.data_report import explain_no_units, labels_text, report_labels, write_data_report
+from care_jax.training.run import data_report
 
 _STORED_CHECKED = 64  # prompts of a token cache
 
@@ -50,7 +50,7 @@ class RunData:
             f"data: {len(self.source.stream)} units per epoch, {self.held_out_questions} questions held out; "
             f"{self.steps} steps of {self.source.examples} units in at most {shape.microbatches} microbatches of "
             f"{shape.rows} x {shape.row_length} tokens; {self.corpus.truncated} completions cut, "
-            f"{self.corpus.boundary_merges} boundaries merged{labels_text(self.labels)}"
+            f"{self.corpus.boundary_merges} boundaries merged{data_report.labels_text(self.labels)}"
         )
 
     def rendered_questions(self) -> list[int]:
@@ -71,9 +71,9 @@ def prepare(config: Config, tokenizer: Tokenizer, objective: Objective, folder: 
     readings = read_sources(config.data)
     questions = split_questions(config, readings)
     tokens = tokenize_questions(config.data, tokenizer, questions)
-    write_data_report(readings.all, questions.all, tokens.corpora, folder)
+    data_report.write_data_report(readings.all, questions, tokens.corpora, folder)
     sources = make_sources(config, objective.view, readings, tokens)
-    labels = report_labels(folder, config.losses, sources) if objective.view == "unpaired" else None
+    labels = data_report.report_labels(folder, config.losses, sources) if objective.view == "unpaired" else None
     source, steps = plan_steps(config, objective, sources, tokens.corpus)
     held_out = make_held_out(config, objective, tokens)
     sequences = pipeline.needed_sequences(source, steps)
@@ -127,20 +127,9 @@ def _read(source: SourceConfig, strict: bool) -> readers.Reading:
 # ---- Splitting off the evaluation, and the fraction
 
 
-@dataclasses.dataclass(frozen=True)
-class SplitQuestions:
-    """The questions of each training source, and those of the evaluation."""
-
-    training: list[list[Question]]
-    held_out: list[Question]
-
-    @property
-    def all(self) -> list[list[Question]]:
-        return [*self.training, self.held_out]
-
-
-def split_questions(config: Config, readings: Readings) -> SplitQuestions:
-    """Splits off the evaluation questions, or checks that none of data.eval is trained on; then takes the fraction.
+def split_questions(config: Config, readings: Readings) -> list[list[Question]]:
+    """Returns the questions of each training source, and last those of the evaluation: splits these off, or checks that
+    none of data.eval is trained on; then takes the fraction of each source.
 
     Raises UserError if there is no question, Leakage if training questions are in data.eval.
     """
@@ -149,22 +138,17 @@ def split_questions(config: Config, readings: Readings) -> SplitQuestions:
     everything = [question for questions in training for question in questions]
     if isinstance(data.eval, Split):
         if not everything:
-            raise UserError(explain_no_units(readings.training, data.train))
+            raise UserError(data_report.explain_no_units(readings.training, data.train))
         _, held_out = preferences.split(everything, config.seed, fraction=data.eval.fraction, count=data.eval.questions)
         keys = {question.key for question in held_out}
         training = [[question for question in questions if question.key not in keys] for questions in training]
     else:
         held_out = [question for reading in readings.evaluation for question in reading.questions]
-        _check_leakage(everything, held_out)
+        if overlaps := leakage.check(everything, held_out):
+            text = leakage.check_text(overlaps, examples=3).rstrip()
+            raise Leakage(f"data.eval: {text}\nLeave them out of one of the two (care-jax data check lists them all)")
     fractions = [preferences.take_fraction(questions, data.fraction, config.seed) for questions in training]
-    return SplitQuestions(fractions, held_out)
-
-
-def _check_leakage(training: Sequence[Question], held_out: Sequence[Question]) -> None:
-    overlaps = leakage.check(training, held_out)
-    if overlaps:
-        text = leakage.check_text(overlaps, examples=3).rstrip()
-        raise Leakage(f"data.eval: {text}\nLeave them out of one of the two (care-jax data check lists all of them)")
+    return [*fractions, held_out]
 
 
 # ---- Tokenizing
@@ -186,11 +170,13 @@ class TokenizedQuestions:
         return [dataclasses.replace(unit, question=unit.question + offset) for unit in units]
 
 
-def tokenize_questions(data: DataConfig, tokenizer: Tokenizer, questions: SplitQuestions) -> TokenizedQuestions:
-    """Renders and tokenizes all questions."""
+def tokenize_questions(
+    data: DataConfig, tokenizer: Tokenizer, questions: Sequence[Sequence[Question]]
+) -> TokenizedQuestions:
+    """Renders and tokenizes the questions of `split_questions`."""
     corpora = [
         pipeline.tokenize(part, tokenizer, data.chat_template, data.max_length, date=data.template_date)
-        for part in questions.all
+        for part in questions
     ]
     return TokenizedQuestions(corpora, *pipeline.concatenate(corpora))
 
@@ -214,7 +200,7 @@ def make_sources(config: Config, view: str, readings: Readings, tokens: Tokenize
                 reduction=config.batch.reduction,
             )
         if not units:
-            raise UserError(explain_no_units([readings.training[number]], [source]))
+            raise UserError(data_report.explain_no_units([readings.training[number]], [source]))
         sources.append((units, source.weight))
     return sources
 
@@ -279,7 +265,6 @@ def make_held_out(config: Config, objective: Objective, tokens: TokenizedQuestio
     pairs = preferences.make_units(
         tokens.corpora[number].questions, "pairs", policy="all", seed=config.seed, unit="group"
     )
-    mismatched = []
-    if objective.needs_kl and own_units:
-        mismatched = pipeline.mismatched_sequences(own_units, tokens.corpus)
+    needs_mismatched = objective.needs_kl and own_units
+    mismatched = pipeline.mismatched_sequences(own_units, tokens.corpus) if needs_mismatched else []
     return hold_out(tokens.corpus, own_units, tokens.to_corpus(pairs, number), mismatched)

@@ -31,7 +31,6 @@ from care_jax.training.forward.passes import ForwardPass
 from care_jax.training.forward.reference import compute_reference
 from care_jax.training.objective import objective_of
 from care_jax.training.placement import bytes_per_device, with_shardings
-from care_jax.training.program import TrainStep, compile_step, jit_step
 from care_jax.training.recording import StepRecords
 from care_jax.training.run.bucket import StoragePath
 from care_jax.training.run.checkpoints import Checkpoints
@@ -41,7 +40,16 @@ from care_jax.training.run.manifest import write_manifest
 from care_jax.training.run.metrics import Recorder
 from care_jax.training.run.resume import Start, numerics_environment, open_run
 from care_jax.training.run.save_schedule import SaveSchedule
-from care_jax.training.state import abstract_state, build, check_model_folder, new_state, restore_target
+from care_jax.training.state import (
+    TrainStep,
+    abstract_state,
+    build,
+    check_model_folder,
+    compile_step,
+    jit_step,
+    new_state,
+    restore_target,
+)
 from care_jax.training.step import State
 
 __all__ = ["Diverged", "Run", "RunFailed", "repeat", "train"]
@@ -64,7 +72,7 @@ def train(config: Config | Mapping[str, object] | str | os.PathLike, **overrides
     Raises UserError for mistakes in the configuration or the data, Interrupted after a signal (the state is saved),
     Diverged if too many updates in a row were not finite, RunFailed if the machine fails (a full disk).
     """
-    return _open(Config.from_any(config, **overrides), None)
+    return _open(Config.from_any(config, **overrides))
 
 
 def repeat(config: Config, identity: Identity, manifest: str) -> Run:
@@ -74,7 +82,7 @@ def repeat(config: Config, identity: Identity, manifest: str) -> Run:
     return _open(config, (identity, f"the run of {manifest}"))
 
 
-def _open(config: Config, repeats: tuple[Identity, str] | None) -> Run:
+def _open(config: Config, repeats: tuple[Identity, str] | None = None) -> Run:
     """Opens the run directory, and runs there."""
     objective = objective_of(config)
     before_start.check_whole_step(config, objective)
@@ -110,19 +118,21 @@ def _run(run: RunContext, start: Start) -> Run:
     say(data.summary())
     before_start.check_tokens(data, tokenizer)
     before_start.check_best_metric(config, data)
-    _say(alarms.truncation_alarm(data.corpus.truncated, len(data.corpus.completion_lengths), config.data.max_length))
+    corpus = data.corpus
+    if alarm := alarms.truncation_alarm(corpus.truncated, len(corpus.completion_lengths), config.data.max_length):
+        say(alarm)
 
     # ---- The model on the mesh, its optimizer, and whether all that is read is what the run read before.
     trained, weights = build(config, mesh, source, data.steps)
-    identity = identify(config, source, data.files, data.corpus, weights.fingerprint)
+    identity = identify(config, source, data.files, corpus, weights.fingerprint)
     start.check(identity)
     write_manifest(folder, config, source, identity, weights.fingerprint)
 
     # ---- The reference: its logps of every response that is needed, before the first step.
     abstract, shardings = abstract_state(trained, weights, mesh)
-    shape = pipeline.mismatched_shape(data.source.shape, data.corpus)
+    shape = pipeline.mismatched_shape(data.source.shape, corpus)
     reserved = bytes_per_device(with_shardings(abstract, shardings))
-    forward = ForwardPass(trained.model, data.corpus, shape, mesh, run.stop, reserved)
+    forward = ForwardPass(trained.model, corpus, shape, mesh, run.stop, reserved)
     reference = compute_reference(run, weights, data, forward)
     if start.step is None and reference.precomputed and reference.is_start:
         before_start.check_reference(reference, data, {"params": weights.params})
@@ -154,7 +164,13 @@ def _run(run: RunContext, start: Start) -> Run:
         recorder.record_compilation(seconds)
         if start.step is None:
             evaluations.run(0, state)
-        saves = SaveSchedule(run, recorder, data.steps, _checkpoint_meta(run, identity, data.steps))
+        meta: JsonObject = {  # of each checkpoint
+            "config": configs.dump(config),
+            "last": data.steps,
+            "identity": dataclasses.asdict(identity),
+            "where": numerics_environment(mesh),
+        }
+        saves = SaveSchedule(run, recorder, data.steps, meta)
         with StepRecords(run, trained, data, reference, recorder) as records:
             state = take_steps(state, train_step, batches, records, evaluations, saves)
         run.checkpoints.wait()
@@ -163,7 +179,8 @@ def _run(run: RunContext, start: Start) -> Run:
     params = state.params if state.lora is None else lora.merge(trained.model, state.params, state.lora)
     if not directory.has_export:
         write_export(directory, trained.model, params, tokenizer, source)
-    _say(None if data.held_out is None else final_table(recorder.lines))
+    if data.held_out is not None and (table := final_table(recorder.lines)):
+        say(table)
     recorder.close()
     return Run(directory.home, recorder.lines, trained.model, params)
 
@@ -198,18 +215,3 @@ def take_steps(
             saves.save(step, state, evaluations.metrics_after(step))
         saves.stop_if_requested(step)
     return state
-
-
-def _checkpoint_meta(run: RunContext, identity: Identity, steps: int) -> JsonObject:
-    """Returns what a checkpoint says about its run besides the state."""
-    return {
-        "config": configs.dump(run.config),
-        "last": steps,
-        "identity": dataclasses.asdict(identity),
-        "where": numerics_environment(run.mesh),
-    }
-
-
-def _say(text: str | None) -> None:
-    if text is not None:
-        say(text)

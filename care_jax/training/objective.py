@@ -223,9 +223,8 @@ def _sum_pairs(objective: Objective, quantities: Quantities, extras: dict[str, A
     rewards, ratios = [], []
     for side in ("chosen", "rejected"):
         logps, ref_logps = quantities[f"{side}_logps"], quantities[f"ref_{side}_logps"]
-        if f"{side}_rewards" not in extras:
-            extras[f"{side}_rewards"] = default_rewards(objective, logps, ref_logps, quantities[f"{side}_lengths"])
-        rewards.append(extras.pop(f"{side}_rewards"))
+        default = default_rewards(objective, logps, ref_logps, quantities[f"{side}_lengths"])
+        rewards.append(extras.pop(f"{side}_rewards", default))
         ratios.append(jnp.abs(logps - ref_logps))
         sums[f"rewards/{side}"], sums[f"logps/{side}"] = _weighted(rewards[-1], units), _weighted(logps, units)
     sums["rewards/accuracies"] = _weighted((rewards[0] > rewards[1]).astype(jnp.float32), units)
@@ -238,9 +237,7 @@ def _sum_responses(objective: Objective, quantities: Quantities, extras: dict[st
     """Takes the rewards out of `extras`."""
     sums: Sums = {}
     logps, ref_logps, desirable = quantities["logps"], quantities["ref_logps"], quantities["desirable"]
-    rewards = extras.pop("rewards", None)
-    if rewards is None:
-        rewards = default_rewards(objective, logps, ref_logps, quantities["lengths"])
+    rewards = extras.pop("rewards", default_rewards(objective, logps, ref_logps, quantities["lengths"]))
     if objective.needs_ref:
         sums[LOG_RATIO] = _weighted(jnp.abs(logps - ref_logps), units)
     for side, members in (("chosen", desirable), ("rejected", ~desirable)):
@@ -254,9 +251,7 @@ def _sum_lists(objective: Objective, quantities: Quantities, extras: dict[str, A
     sums: Sums = {}
     logps, ref_logps = quantities["group_logps"], quantities["group_ref_logps"]
     mask, ratings = quantities["group_mask"], quantities["group_ratings"]
-    rewards = extras.pop("rewards", None)
-    if rewards is None:
-        rewards = default_rewards(objective, logps, ref_logps, quantities["group_lengths"])
+    rewards = extras.pop("rewards", default_rewards(objective, logps, ref_logps, quantities["group_lengths"]))
     if objective.needs_ref:
         sums[LOG_RATIO] = _weighted(jnp.abs(logps - ref_logps), mask * units[:, None])
     ordered = (ratings[:, :, None] > ratings[:, None, :]) & mask[:, :, None] & mask[:, None, :]

@@ -1,6 +1,4 @@
-"""Batches on the mesh: which rows a process fills, how a batch is sharded, and from numpy to global arrays; bytes per
-device.
-"""
+"""Arrays on the mesh: the rows that a process fills, the shardings of a batch, global arrays, and bytes per device."""
 
 import dataclasses
 import functools
@@ -11,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from care_jax import sharding
+from care_jax import hardware, sharding
 from care_jax.data.packing.batch import ROW_ARRAYS, Batch
 
 Tree = TypeVar("Tree")
@@ -68,3 +66,17 @@ def bytes_per_device(tree: object) -> int:
         shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
         total += math.prod(shape) * np.dtype(leaf.dtype).itemsize
     return total
+
+
+def program_bytes(compiled: jax.stages.Compiled) -> int:
+    """Returns the bytes per device that a program needs at its peak in addition to its arguments: temporaries, code,
+    and results that are not written over an argument.
+    """
+    sizes = compiled.memory_analysis()
+    assert sizes is not None
+    results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    if hardware.platform() == "tpu":
+        # On TPUs temp_size_in_bytes is more than what is allocated: libtpu compiles programs for which it and the
+        # arguments exceed the chip's memory (docs/scale.md).
+        return sizes.peak_memory_in_bytes - sizes.argument_size_in_bytes + results + sizes.generated_code_size_in_bytes
+    return sizes.temp_size_in_bytes + results + sizes.generated_code_size_in_bytes

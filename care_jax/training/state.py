@@ -1,23 +1,32 @@
-"""What a run trains: the model with its optimizer, the starting weights on the mesh, and the state made of them."""
+"""What a run trains: the model and its optimizer, the starting weights on the mesh, the state made of them, and the
+compiled step that changes it.
+"""
 
 import dataclasses
 import pathlib
+import time
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from care_jax import models, sharding
 from care_jax.config import Config
+from care_jax.data.packing.batch import Batch
+from care_jax.distributed import say
 from care_jax.models import lora
 from care_jax.models.arch import Params
 from care_jax.models.decoder import Decoder
 from care_jax.models.hf import safetensors_io
 from care_jax.training import placement
 from care_jax.training.forward.cache import fingerprint
+from care_jax.training.objective import Objective
 from care_jax.training.optimizer import optimizer_and_schedule
-from care_jax.training.step import State, init_state
+from care_jax.training.step import State, init_state, make_step
 
+TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
 Shaped = jax.Array | jax.ShapeDtypeStruct
 
 
@@ -61,18 +70,13 @@ def load_model(config: Config, mesh: Mesh, folder: pathlib.Path) -> tuple[Decode
 
     With `model.lora` the weights are the frozen base in its `base_dtype`, and the model takes adapters.
     """
-    remat, attention = config.model.remat, config.model.attention
+    dtype, remat, attention = config.model.dtype, config.model.remat, config.model.attention
     if config.model.init == "random":
-        model = models.from_config(folder, dtype=config.model.dtype, remat=remat, attention=attention)
+        model = models.from_config(folder, dtype=dtype, remat=remat, attention=attention)
         params = models.init_params(model, config.seed, mesh, param_dtype=params_dtype(config))
     else:
         model, params = models.from_pretrained(
-            folder,
-            mesh=mesh,
-            dtype=config.model.dtype,
-            param_dtype=params_dtype(config),
-            remat=remat,
-            attention=attention,
+            folder, mesh=mesh, dtype=dtype, param_dtype=params_dtype(config), remat=remat, attention=attention
         )
     return configure_model(config, model), params
 
@@ -148,3 +152,32 @@ def restore_target(weights: StartingWeights, abstract: State, shardings: State) 
     """Returns what a saved state is restored into: shapes and shardings, and the frozen base itself under adapters."""
     like = placement.with_shardings(abstract, shardings)
     return like if weights.adapters is None else dataclasses.replace(like, params=weights.params)
+
+
+def jit_step(
+    config: Config, objective: Objective, trained: ModelAndOptimizer, shardings: State, batch_shardings: Batch
+) -> jax.stages.Wrapped:
+    """Returns the jitted step of a run, (state, batch) -> (state, metrics). The state is donated.
+
+    `care-jax plan` compiles the same function.
+    """
+    step = make_step(
+        trained.model,
+        objective,
+        trained.optimizer,
+        accumulate_dtype=jnp.dtype(config.optimizer.accumulate_dtype),
+        examples=config.batch.examples,
+    )
+    everywhere = sharding.replicated(shardings.step.mesh)
+    return jax.jit(
+        step, in_shardings=(shardings, batch_shardings), out_shardings=(shardings, everywhere), donate_argnums=0
+    )
+
+
+def compile_step(jitted: jax.stages.Wrapped, state: State, batch: Batch) -> tuple[TrainStep, float]:
+    """Compiles the step for this state and batch; returns the program and the seconds that it took."""
+    began = time.perf_counter()
+    compiled = jitted.lower(state, batch).compile()
+    seconds = time.perf_counter() - began
+    say(f"train step compiled in {seconds:.1f} s")
+    return compiled, seconds

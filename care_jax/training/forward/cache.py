@@ -130,10 +130,6 @@ def _sha256(digests: UInt8[np.ndarray, "n 16"], logps: np.ndarray) -> str:
     return hashlib.sha256(digests.tobytes() + np.asarray(logps, "<f4").tobytes()).hexdigest()
 
 
-def _no_progress(count: int) -> None:
-    """Reports nothing."""
-
-
 def fill_cache(
     cache: ReferenceCache,
     digests: Sequence[Digest],
@@ -141,7 +137,7 @@ def fill_cache(
     run: Callable[[int], tuple[jax.Array, np.ndarray]],
     *,
     write: bool,
-    progress: Callable[[int], object] = _no_progress,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> int:
     """Runs every microbatch of which the cache lacks something; returns how many were run.
 

@@ -9,19 +9,21 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from care_jax import sharding
+from care_jax import distributed, hardware, sharding
 from care_jax.data import pipeline
 from care_jax.data.corpus import Corpus, SequenceId
 from care_jax.data.packing.batch import Batch, BatchShape
 from care_jax.data.packing.plans import StepPlan
 from care_jax.distributed import is_writer
+from care_jax.errors import UserError
 from care_jax.models.decoder import Decoder
 from care_jax.stopping import StopSignal
 from care_jax.training import placement
-from care_jax.training.forward import sizing
+from care_jax.training.errors import out_of_memory
 from care_jax.training.forward.cache import ReferenceCache, digest, fill_cache
-from care_jax.training.forward.vocabulary import check_token_ids
 from care_jax.training.step import Variables, make_logps
+
+_MULTIPLES = (8, 4, 2)  # of the rows of the given shape, for a pass: far more rows fit than in a training step
 
 
 class ForwardPass:
@@ -102,25 +104,42 @@ class ForwardPass:
     def _plan(self, sequences: Sequence[SequenceId], variables: Variables) -> StepPlan:
         key = tuple(sequences)
         if key not in self._plans:
-            limit = None if self._plans else sizing.memory_limit()
-            if limit is None:
-                plan = pipeline.plan_responses(self._corpus, sequences, self._shape)
-            else:
-                plan = self._plan_within(limit, sequences, variables)
-            self._shape = plan.shape
-            self._plans[key] = plan
+            limit = None if self._plans else memory_limit()
+            plan = None if limit is None else self._largest_plan(limit - self._reserved, sequences, variables)
+            plan = plan or pipeline.plan_responses(self._corpus, sequences, self._shape)
+            self._shape, self._plans[key] = plan.shape, plan
         return self._plans[key]
 
-    def _plan_within(self, limit: int, sequences: Sequence[SequenceId], variables: Variables) -> StepPlan:
-        """Plans with as many rows as fit; the pass itself then runs the program that was compiled to find out."""
+    def _largest_plan(self, limit: int, sequences: Sequence[SequenceId], variables: Variables) -> StepPlan | None:
+        """Plans the sequences with the most rows that fit into `limit` bytes per device, of which they fill more than
+        half; None if no more than the given rows fit.
+        """
+        for times in _MULTIPLES:
+            larger = {name: times * getattr(self._shape, name) for name in ("rows", "responses", "completions")}
+            plan = pipeline.plan_responses(self._corpus, sequences, dataclasses.replace(self._shape, **larger))
+            filled = plan.tokens > plan.shape.rows * plan.shape.row_length // 2
+            if filled and not distributed.anywhere(not self._fits(plan, limit, variables)):
+                return plan
+        return None
 
-        def fits(plan: StepPlan) -> bool:
-            def compile_program() -> jax.stages.Compiled:
-                return self.logps.lower(variables, self._batch(plan, 0)).compile()
+    def _fits(self, plan: StepPlan, limit: int, variables: Variables) -> bool:
+        """Returns whether the program and its arguments need at most `limit` bytes per device, as the compiler plans
+        it. The pass itself then runs the program that was compiled here.
+        """
+        try:
+            program = self.logps.lower(variables, self._batch(plan, 0)).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return False
+        sizes = program.memory_analysis()
+        return sizes is not None and sizes.argument_size_in_bytes + placement.program_bytes(program) <= limit
 
-            return sizing.program_fits(compile_program, limit - self._reserved)
 
-        return sizing.largest_plan(self._corpus, sequences, self._shape, fits)
+def memory_limit() -> int | None:
+    """Returns the bytes of a device's memory that a run may use; None if the backend does not report its memory."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return None if limit is None else int(hardware.MEMORY_FRACTION * limit)
 
 
 def _members(plan: StepPlan) -> list[np.ndarray]:
@@ -134,3 +153,26 @@ def _progress(items: Sequence[np.ndarray] | range, name: str) -> tqdm:
     return tqdm(
         items, desc=name, unit="microbatch", leave=False, delay=2, mininterval=interval, disable=not is_writer()
     )
+
+
+def check_token_ids(corpus: Corpus, vocab_size: int) -> None:
+    """Raises UserError naming a question with an id for which the model has no embedding: a gather would take another.
+
+    Token caches are not read for it, since their ids come from a tokenizer.
+    """
+    for part, tokens in (("prompt", corpus.prompts), ("completion", corpus.completions)):
+        bad = np.flatnonzero((tokens.flat < 0) | (tokens.flat >= vocab_size))
+        if not len(bad):
+            continue
+        inside = (tokens.starts <= bad[0]) & (bad[0] < tokens.starts + tokens.lengths)
+        if tokens.places is not None:
+            inside &= tokens.places[:, 0] < 0
+        number = int(np.argmax(inside))
+        question = number
+        if part == "completion":
+            question = int(np.searchsorted(corpus.first_response, number, side="right")) - 1
+        row = corpus.questions[question].responses[0].row
+        raise UserError(
+            f"row {row} ({corpus.key(question)!r:.60}): token id {int(tokens.flat[bad[0]])} in the {part}; the model "
+            f"has 0 to {vocab_size - 1} (config.json: vocab_size)"
+        )
