@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from care_jax.cli.command import Subparsers, check_picture, command
+from care_jax.cli.command import Subparsers, check_picture, command, require_at_least
 from care_jax.errors import LEAKAGE, MISTAKE, UserError
 from care_jax.textfiles import write_lines, writing
 
@@ -31,9 +31,7 @@ def add(commands: Subparsers) -> None:
     inspect.add_argument("--json", action="store_true", help="one JSON object on stdout")
     inspect.add_argument("--plot", metavar="FILE", help="draw ratings and responses per question (PNG, PDF, SVG)")
 
-    check = command(
-        subcommands, "check", _check, "whether training questions are in an evaluation set; exit status 3 if they are"
-    )
+    check = command(subcommands, "check", _check, "find training questions in an evaluation set (then exit status 3)")
     _add_source(check, "TRAIN")
     check.add_argument("--against", metavar="EVAL", required=True, help="the evaluation set")
     _add_reader_options(check, "EVAL", "--against-")
@@ -46,22 +44,16 @@ def add(commands: Subparsers) -> None:
     tfds.add_argument("--configs", nargs="+", metavar="C", help="all, arab, chinese, japanese (default: all with rows)")
     _add_out(tfds)
 
-    split = command(
-        subcommands, "split", _split, "hold out questions of every culture and category: train.jsonl, eval.jsonl"
-    )
+    split = command(subcommands, "split", _split, "hold out questions of every category: train.jsonl, eval.jsonl")
     split.add_argument("data", metavar="D", help="rows with question, associated_culture, cul_type")
-    split.add_argument("--per-category", type=_count, required=True, metavar="N", help="questions held out of each")
+    split.add_argument("--per-category", type=int, required=True, metavar="N", help="questions held out of each")
     split.add_argument("--seed", type=int, default=0, metavar="N")
     _add_out(split)
 
     _add_sheet(subcommands)
 
-    back = command(
-        subcommands,
-        "import-annotations",
-        _import_annotations,
-        "filled sheets as rated rows, and the raters' agreement",
-    )
+    summary = "filled sheets as rated rows, and the raters' agreement"
+    back = command(subcommands, "import-annotations", _import_annotations, summary)
     back.add_argument("sheets", metavar="SHEET", nargs="+", help="filled sheets, one per rater")
     back.add_argument("--key", required=True, metavar="F", help="the key.jsonl that was written with them")
     back.add_argument("--out", required=True, metavar="F", help="rows in CARE's schema, JSON lines")
@@ -69,13 +61,11 @@ def add(commands: Subparsers) -> None:
 
 
 def _add_prepare(subcommands: Subparsers) -> None:
-    prepare = command(
-        subcommands, "prepare", _prepare, "tokenize once for many runs: a token cache, read by `reader: prepared`"
-    )
+    summary = "tokenize once for many runs: a token cache, read by `reader: prepared`"
+    prepare = command(subcommands, "prepare", _prepare, summary)
     _add_source(prepare)
-    prepare.add_argument(
-        "--model", required=True, metavar="M", help="the model of the tokenizer: a folder, a hub id, or `sample`"
-    )
+    model = "the model of the tokenizer: a folder, a hub id, or `sample`"
+    prepare.add_argument("--model", required=True, metavar="M", help=model)
     prepare.add_argument("--model-revision", metavar="REV", help="of a hub id")
     prepare.add_argument("--chat-template", default="model", metavar="T", help="model (default), none, or a jinja file")
     prepare.add_argument("--date", metavar="YYYY-MM-DD", help="for a template that needs a date (default: today)")
@@ -85,15 +75,11 @@ def _add_prepare(subcommands: Subparsers) -> None:
 
 
 def _add_sheet(subcommands: Subparsers) -> None:
-    sheet = command(
-        subcommands, "sheet", _sheet, "responses of several systems as blind sheets for raters, and their key"
-    )
+    sheet = command(subcommands, "sheet", _sheet, "responses of several systems as blind sheets, and their key")
     sheet.add_argument("data", metavar="QUESTIONS", help="rows with question")
-    sheet.add_argument(
-        "--responses", nargs="+", required=True, metavar="F", help="rows with question, response, system"
-    )
-    sheet.add_argument("--raters", type=_count, default=1, metavar="N", help="sheets to write (default: 1)")
-    sheet.add_argument("--per-question", type=_count, metavar="N", help="responses per question, at most")
+    sheet.add_argument("--responses", nargs="+", required=True, metavar="F", help="rows of question, response, system")
+    sheet.add_argument("--raters", type=int, default=1, metavar="N", help="sheets to write (default: 1)")
+    sheet.add_argument("--per-question", type=int, metavar="N", help="responses per question, at most")
     sheet.add_argument("--seed", type=int, default=0, metavar="N")
     _add_out(sheet)
 
@@ -108,48 +94,24 @@ def _add_reader_options(parser: argparse.ArgumentParser, source: str, prefix: st
     parser.add_argument(f"{prefix}split", metavar="S", help="of a hub dataset or a folder")
     parser.add_argument(f"{prefix}name", metavar="N", help="the configuration of a hub dataset")
     parser.add_argument(f"{prefix}revision", metavar="REV", help="of a hub dataset")
-    parser.add_argument(
-        f"{prefix}columns", nargs="+", default=[], metavar="FIELD=COLUMN", help="the names of the data's columns"
-    )
+    columns = "the names of the data's columns"
+    parser.add_argument(f"{prefix}columns", nargs="+", default=[], metavar="FIELD=COLUMN", help=columns)
 
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default=".", metavar="DIR", help="the folder to write into (default: this one)")
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
-_count.__name__ = "number above 0"  # for the message of argparse
-
-
-def _read(
-    arguments: argparse.Namespace,
-    path: str,
-    prefix: str = "",
-    query_language: str = "native",
-    translations: str | None = None,
-) -> "Reading":
+def _read(arguments: argparse.Namespace, path: str, prefix: str = "") -> "Reading":
     """Reads a source with the options whose names begin with `prefix`."""
     from care_jax.data import readers
 
-    reader, split, name, revision, columns = (
-        getattr(arguments, prefix + option) for option in ("reader", "split", "name", "revision", "columns")
-    )
-    return readers.read(
-        reader,
-        path,
-        split=split,
-        name=name,
-        revision=revision,
-        columns=_column_map(columns, f"--{prefix}columns".replace("_", "-")),
-        query_language=query_language,
-        translations=translations,
-    )
+    options = {option: getattr(arguments, prefix + option) for option in ("reader", "split", "name", "revision")}
+    options |= {
+        option: getattr(arguments, option) for option in ("query_language", "translations") if option in arguments
+    }
+    columns = _column_map(getattr(arguments, f"{prefix}columns"), f"--{prefix}columns".replace("_", "-"))
+    return readers.read(path=path, columns=columns, **options)
 
 
 def _column_map(pairs: Sequence[str], option: str) -> dict[str, str | None] | None:
@@ -175,20 +137,20 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from care_jax.data.curation import inspect as inspection
+    from care_jax.data.curation.inspect import inspect, inspect_picture, inspect_text
 
     check_picture(arguments.plot)
     report = _read(arguments, arguments.data).report
     if arguments.plot:
         with writing("--plot", arguments.plot):
-            inspection.inspect_picture(report, arguments.plot)
+            inspect_picture(report, arguments.plot)
     if arguments.json:
-        print(json.dumps(inspection.inspect(report), ensure_ascii=False))
+        print(json.dumps(inspect(report), ensure_ascii=False))
         return 0
-    sys.stdout.write(inspection.inspect_text(report))
+    sys.stdout.write(inspect_text(report))
     for entry in report.rejected[:10]:
-        row = f"{entry['file']}, row {entry['row']}, {entry['field']}"
-        print(f"  {row}: {entry['reason']}: {str(entry['found'])[:80]}")
+        place = f"{entry['file']}, row {entry['row']}, {entry['field']}"
+        print(f"  {place}: {entry['reason']}: {str(entry['found'])[:80]}")
     if len(report.rejected) > 10:
         print(f"  ... and {len(report.rejected) - 10} more")
     return 0
@@ -213,9 +175,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
     folder = pathlib.Path(arguments.out)
     tokenizer = chat.load_tokenizer(arguments.model, arguments.model_revision)
-    reading = _read(
-        arguments, arguments.data, query_language=arguments.query_language, translations=arguments.translations
-    )
+    reading = _read(arguments, arguments.data)
     keys = ("data", "reader", "split", "name", "revision", "query_language", "translations")
     preparation = token_cache.Preparation(
         model=arguments.model,
@@ -231,9 +191,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
 def _tfds(arguments: argparse.Namespace) -> int:
     from care_jax.data import care_tfds
 
-    configs = tuple(arguments.configs) if arguments.configs else None
     with writing("--out", arguments.out), contextlib.redirect_stdout(sys.stderr):  # TFDS prints its progress
-        questions = care_tfds.prepare(arguments.data, arguments.out, configs)
+        questions = care_tfds.prepare(arguments.data, arguments.out, arguments.configs)
     for config, count in questions.items():
         print(f"care/{config} in {arguments.out}: {count} questions")
     return 0
@@ -242,6 +201,7 @@ def _tfds(arguments: argparse.Namespace) -> int:
 def _split(arguments: argparse.Namespace) -> int:
     from care_jax.data.curation import sheets
 
+    require_at_least(("--per-category", arguments.per_category, 1))
     folder = pathlib.Path(arguments.out)
     parts = dict(zip(("train", "eval"), sheets.split(arguments.data, arguments.per_category, arguments.seed)))
     for name, rows in parts.items():
@@ -257,13 +217,13 @@ def _split(arguments: argparse.Namespace) -> int:
 def _sheet(arguments: argparse.Namespace) -> int:
     from care_jax.data.curation import sheets
 
+    require_at_least(("--raters", arguments.raters, 1), ("--per-question", arguments.per_question, 1))
     folder = pathlib.Path(arguments.out)
     for earlier in sorted(folder.glob("sheet-*.csv")):
         raise UserError(f"{earlier} is a sheet already, maybe a filled one: choose another folder with --out")
     with writing("--out", folder):
-        count = sheets.write_sheets(
-            arguments.data, arguments.responses, str(folder), arguments.raters, arguments.seed, arguments.per_question
-        )
+        options = arguments.raters, arguments.seed, arguments.per_question
+        count = sheets.write_sheets(arguments.data, arguments.responses, str(folder), *options)
     for rater in range(1, arguments.raters + 1):
         print(f"{folder / f'sheet-{rater}.csv'}: {count} responses to rate")
     print(f"{folder / 'key.jsonl'}: the system of each response; not for the raters")
@@ -279,10 +239,7 @@ def _import_annotations(arguments: argparse.Namespace) -> int:
     with writing("--out", arguments.out):
         write_lines(pathlib.Path(arguments.out), rows)
     if arguments.json:
-        items = {
-            item: {"raters": raters, "mean": mean, "range": spread}
-            for item, (raters, mean, spread) in agreement.items.items()
-        }
+        items = {item: dict(zip(("raters", "mean", "range"), summary)) for item, summary in agreement.items.items()}
         print(json.dumps({"alpha": agreement.alpha, "unrated": agreement.unrated, "items": items}))
         return 0
     print(f"{arguments.out}: {len(rows)} rated rows; {agreement.unrated} items unrated")

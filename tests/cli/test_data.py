@@ -110,7 +110,7 @@ def test_split(tmp_path, questions, capsys):
     assert cli.main(again) == 2
     assert "is the file to split" in capsys.readouterr().err
     assert cli.main(["data", "split", questions, "--per-category", "0"]) == 2
-    assert "number above 0" in capsys.readouterr().err
+    assert "--per-category: found 0, expected at least 1" in capsys.readouterr().err
 
 
 def lines_of(path):

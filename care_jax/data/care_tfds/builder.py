@@ -3,13 +3,12 @@
 import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from care_jax.data import readers
-from care_jax.data.cultures import CULTURES
 from care_jax.data.questions import Question, plain_text
 from care_jax.errors import UserError
 from care_jax.textfiles import JsonObject
@@ -27,11 +26,8 @@ class Care(tfds.core.GeneratorBasedBuilder):
     name = "care"
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [  # noqa: RUF012  # a class attribute is TFDS's convention
-        tfds.core.BuilderConfig(name="all", description="every culture"),
-        *(
-            tfds.core.BuilderConfig(name=name, description=f"{name} questions")
-            for name in ("arab", "chinese", "japanese")
-        ),
+        tfds.core.BuilderConfig(name=name, description=f"{name} questions")
+        for name in ("all", "arab", "chinese", "japanese")
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Put CARE's JSON, CSV or parquet files here, or use `care-jax data tfds`."
     rows: str | None = None
@@ -73,43 +69,30 @@ class Care(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, questions: list[Question]) -> _Examples:
         for number, q in enumerate(questions):
-            yield (
-                number,
-                {
-                    "key": q.key,
-                    "question": plain_text(q.prompt),
-                    "culture": q.culture or "",
-                    "relation": q.relation or "",
-                    "category": q.category or "",
-                    "language": q.language or "",
-                    "reference": q.reference or "",
-                    "translated": q.translated or "",
-                    "responses": [
-                        {
-                            "text": plain_text(r.content),
-                            "rating": math.nan if r.rating is None else r.rating,
-                            "source": r.source,
-                            "row": r.row,
-                        }
-                        for r in q.responses
-                    ],
-                },
-            )
+            names = ("culture", "relation", "category", "language", "reference", "translated")
+            record: JsonObject = {"key": q.key, "question": plain_text(q.prompt)}
+            record |= {name: getattr(q, name) or "" for name in names}
+            ratings = [math.nan if r.rating is None else r.rating for r in q.responses]
+            record["responses"] = [
+                {"text": plain_text(r.content), "rating": rating, "source": r.source, "row": r.row}
+                for r, rating in zip(q.responses, ratings)
+            ]
+            yield number, record
 
 
-def prepare(rows: str, data_dir: str | os.PathLike[str], configs: tuple[str, ...] | None = None) -> dict[str, int]:
+def prepare(rows: str, data_dir: str | os.PathLike[str], configs: Sequence[str] | None = None) -> dict[str, int]:
     """Builds configs from CARE's rows into the folder; returns config -> number of questions.
 
     rows: a file, a folder, a hub id, or `sample`. configs: None builds all that have questions. A config that is in the
     folder already is kept.
     """
-    known = ("all", *(name for name in CULTURES if name in {c.name for c in Care.BUILDER_CONFIGS}))
+    known = [config.name for config in Care.BUILDER_CONFIGS]
     for name in configs or ():
         if name not in known:
             raise UserError(f"no config {name!r} of care; there are {', '.join(known)}")
     present = {"all", *(q.culture for q in readers.read("care", rows).questions)}
     questions = {}
-    for name in configs or tuple(name for name in known if name in present):
+    for name in configs or [name for name in known if name in present]:
         builder = Care(config=name, data_dir=str(pathlib.Path(data_dir).expanduser()), file_format="array_record")
         builder.rows = rows
         builder.download_and_prepare()

@@ -49,21 +49,14 @@ def write_sheets(
     unmatched = 0
     for path in responses:
         for row, values in _read_rows(path, _RESPONSES, question_required=False):
-            key = _key(row, {"question": values.get("prompt"), **values})
+            key, text = _key(row, {"question": values.get("prompt"), **values}), values.get("response")
             if key not in by_key:
                 unmatched += 1
-                continue
-            text = values.get("response")
-            if not isinstance(text, str) or not text.strip():
-                continue  # an empty response cannot be rated; evaluation counts it
-            system = values.get("system") or pathlib.Path(path).stem
-            systems = pooled.setdefault((key, text), [])
-            if system not in systems:
-                systems.append(system)
+            elif isinstance(text, str) and text.strip():  # an empty response cannot be rated; evaluation counts it
+                pooled.setdefault((key, text), []).append(values.get("system") or pathlib.Path(path).stem)
     if not pooled:
-        raise UserError(
-            f"{', '.join(responses)}: no response to a question of {questions} ({unmatched} to other questions)"
-        )
+        files = ", ".join(responses)
+        raise UserError(f"{files}: no response to a question of {questions} ({unmatched} to other questions)")
     items = _items(by_key, pooled, seed, per_question)
     out = pathlib.Path(folder)
     write_lines(out / "key.jsonl", items)
@@ -109,14 +102,11 @@ def _items(
     for (key, text), systems in pooled.items():
         identity = hashlib.sha256(f"{seed}\0{key}\0{text}".encode()).hexdigest()[:12]
         row, values = by_key[key]
-        item = {"item": identity, "response": text, "systems": systems, "row": row.value or {}}
+        item = {"item": identity, "response": text, "systems": list(dict.fromkeys(systems)), "row": row.value or {}}
         by_question.setdefault(key, []).append(item | {"question": values["question"]})
-    items = []
-    for key in by_key:
-        # Drawn by the hashes of the items: the draw depends on the seed and not on the order of the files.
-        drawn = sorted(by_question.get(key, []), key=lambda item: item["item"])
-        items += drawn[:per_question]
-    return items
+    # Drawn by the hashes of the items: the draw depends on the seed and not on the order of the files.
+    ordered = (sorted(by_question.get(key, []), key=lambda item: item["item"]) for key in by_key)
+    return [item for question_items in ordered for item in question_items[:per_question]]
 
 
 def _sheet(items: Sequence[JsonObject]) -> str:
@@ -245,15 +235,11 @@ def split(path: str, per_category: int, seed: int = 0) -> tuple[list[JsonObject]
     held_out: set[str] = set()
     for (culture, category), by_key in ranks.items():
         if len(by_key) <= per_category:
-            raise UserError(
-                f"{path}: {culture}, {category} has {len(by_key)} questions: {per_category} cannot be held out of them"
-            )
-        held_out.update(sorted(by_key, key=lambda key: by_key[key])[:per_category])
-    train: list[JsonObject] = []
-    evaluation: list[JsonObject] = []
-    for (row, _), key in zip(rows, keys):
-        (evaluation if key in held_out else train).append(row.value or {})
-    return train, evaluation
+            reason = f"has {len(by_key)} questions: {per_category} cannot be held out of them"
+            raise UserError(f"{path}: {culture}, {category} {reason}")
+        held_out.update(sorted(by_key, key=by_key.__getitem__)[:per_category])
+    keyed = [(row.value or {}, key) for (row, _), key in zip(rows, keys)]
+    return [row for row, key in keyed if key not in held_out], [row for row, key in keyed if key in held_out]
 
 
 def _culture_and_category(values: JsonObject) -> tuple[str, str]:

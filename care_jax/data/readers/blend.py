@@ -88,14 +88,13 @@ def open_annotations(path: str) -> Iterator[Entry]:
         place = f"{row.place} ({values['id']})" if "id" in values else row.place
         missing = [name for name in ("id", "question", "idks", "answers") if name not in values]
         if missing:
-            expected = " or ".join(BLEND[missing[0]])
-            columns = ", ".join(map(str, row.value or ()))
-            raise UserError(f"{place}: no `{expected}`; its keys are {columns}")
+            keys = ", ".join(map(str, row.value or ()))
+            raise UserError(f"{place}: no `{' or '.join(BLEND[missing[0]])}`; its keys are {keys}")
         try:
             yield Entry(place, str(values["id"]), values, tuple(parse_votes(values["answers"])))
         except BadField as bad:
-            expected = "a list of answers, en_answers, count"
-            raise UserError(f"{place}, {bad.field}: expected {expected}, found {bad.value}") from None
+            found = f"expected a list of answers, en_answers, count, found {bad.value}"
+            raise UserError(f"{place}, {bad.field}: {found}") from None
 
 
 def _entries(rows: Iterable[Row]) -> Iterator[Row]:
@@ -136,14 +135,11 @@ def exclusion(idks: object) -> str | None:
     unanswerable: no-answer and not-applicable together at least 3. unknown: idk at least 5.
     """
     counts = idks if isinstance(idks, Mapping) else {}
-
-    def count(name: str) -> float:
-        value = counts.get(name)
-        return float(value) if isinstance(value, int | float) else 0.0
-
-    if count("no-answer") + count("not-applicable") >= 3:
-        return "unanswerable"
-    return "unknown" if count("idk") >= 5 else None
+    no_answer, not_applicable, unknown = (
+        counts[name] if isinstance(counts.get(name), int | float) else 0
+        for name in ("no-answer", "not-applicable", "idk")
+    )
+    return "unanswerable" if no_answer + not_applicable >= 3 else "unknown" if unknown >= 5 else None
 
 
 def read_blend(table: Table, known: Known) -> list[Question]:
@@ -159,7 +155,12 @@ def read_blend(table: Table, known: Known) -> list[Question]:
         idks = values.get("idks")
         if exclusion(idks):
             raise BadField("unanswerable", "idks", shorten(idks))
-        answer = _most_frequent(values["answers"])
+        votes = parse_votes(values["answers"])
+        if not votes or not all(vote.local for vote in votes):
+            raise BadField("empty_response", "annotations", describe(values["answers"]))
+        # The first wording of each answer; of equally frequent answers the first by text.
+        answers = ((-vote.count, fields.text(vote.local[0], "annotations", "empty_response")) for vote in votes)
+        _, answer = min(answers)
         country = fields.optional_text(values.get("country"), "country") or country_of_file(row.file)
         language = country_language(country)
         about = {
@@ -173,11 +174,3 @@ def read_blend(table: Table, known: Known) -> list[Question]:
 
     dataclasses.replace(table, rows=_entries(table.rows)).for_each(add)
     return groups.questions()
-
-
-def _most_frequent(answers: object) -> str:
-    """Returns the first wording of the answer that most people gave; of equally frequent ones the first by text."""
-    votes = parse_votes(answers)
-    if not votes or not all(vote.local for vote in votes):
-        raise BadField("empty_response", "annotations", describe(answers))
-    return min((-v.count, fields.text(v.local[0], "annotations", "empty_response")) for v in votes)[1]

@@ -21,7 +21,7 @@ from care_jax.data.rows.row import Row, describe
 from care_jax.data.rows.table import Table
 from care_jax.textfiles import JsonObject
 
-ULTRAFEEDBACK = {"instruction": ("instruction", "prompt"), "completions": ("completions",), "source": ("source",)}
+ULTRAFEEDBACK = {"instruction": ("instruction", "prompt"), "completions": ("completions",)}
 OASST = {
     "id": ("message_id",),
     "parent": ("parent_id",),
@@ -36,7 +36,7 @@ TFDS: dict[str, tuple[str, ...]] = {
     name: (name,)
     for name in "question key responses culture relation category language reference translated".split()  # noqa: SIM905
 }
-PRISM = {"history": ("conversation_history",), "user": ("user_id",)}
+PRISM = {"history": ("conversation_history",)}
 
 
 def read_ultrafeedback(table: Table, known: Known) -> list[Question]:
