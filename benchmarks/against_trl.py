@@ -33,9 +33,9 @@ def care(arguments: argparse.Namespace) -> harness.Problem:
         responses = range(int(corpus.first_response[number]), int(corpus.first_response[number + 1]))
         fitting = [each for each in responses if corpus.completion_lengths[each] <= capacity][:count]
         if len(fitting) == count:
-            completions = [corpus.completion(each).tolist() for each in fitting]
+            completions = [corpus.completions[each].tolist() for each in fitting]
             ratings = [float(corpus.ratings[each]) for each in fitting]
-            parts.append((corpus.prompt(number).tolist(), completions, ratings))
+            parts.append((corpus.prompts[number].tolist(), completions, ratings))
         if len(parts) == 2:
             break
     chosen = harness.corpus_of(parts, longest)

@@ -33,7 +33,7 @@ def examples(units: Sequence[Unit], corpus: Corpus) -> list[dict[str, Any]]:
     """The pairs in the order of the units, as ids."""
     pairs = []
     for unit in units:
-        prompt = corpus.prompt(unit.question).tolist()
+        prompt = corpus.prompts[unit.question].tolist()
         ids = [corpus.response_id(unit.question, response) for response in unit.responses]
         completions = [corpus.sequence(unit.question, each)[1].tolist() for each in ids]
         pairs += [

@@ -15,7 +15,7 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from care_jax.data.questions import Content, Message, is_ids, is_messages, plain_text
 from care_jax.data.rows.files import SAMPLE
@@ -28,37 +28,19 @@ _BATCH = 2048  # texts per call of the tokenizer: bounds memory, and keeps every
 
 
 @runtime_checkable
-class AddedToken(Protocol):
-    """A token that was added to the vocabulary (`tokenizers.AddedToken`)."""
-
-    content: str
-    special: bool
-
-
-@runtime_checkable
 class Tokenizer(Protocol):
     """What care_jax uses of a Hugging Face tokenizer (`transformers.PreTrainedTokenizerBase`)."""
 
     @property
-    def added_tokens_decoder(self) -> Mapping[int, AddedToken]: ...
+    def added_tokens_decoder(self) -> Mapping[int, Any]: ...  # tokenizers.AddedToken
 
     def __hash__(self) -> int: ...
 
     def __call__(self, text: str, *, add_special_tokens: bool = True) -> Mapping[str, list[int]]: ...
 
-    def apply_chat_template(
-        self,
-        conversation: list[list[Message]],
-        *,
-        chat_template: str,
-        tokenize: bool,
-        add_generation_prompt: bool,
-        **variables: object,
-    ) -> list[str]: ...
+    def apply_chat_template(self, conversation: list[list[Message]], **options: object) -> list[str]: ...
 
-    def decode(
-        self, token_ids: Sequence[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool
-    ) -> str: ...
+    def decode(self, token_ids: Sequence[int], **options: bool) -> str: ...
 
     def get_vocab(self) -> Mapping[str, int]: ...
 
@@ -73,8 +55,7 @@ class Tokenizer(Protocol):
         eos_token_id: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(NamedTuple):
     """One prompt with its completions, as token ids. boundary_merges: completions that were encoded by themselves."""
 
     prompt_ids: list[int]
@@ -122,24 +103,13 @@ def encode(
     template: `model` (the tokenizer's own), `none`, or the path of a jinja file. Text has no template: the tokenizer's
     own BOS comes once before it, EOS once after it. date: today's date for a template that asks for it, as YYYY-MM-DD.
     """
-    encoded = encode_question(tokenizer, prompt, [completion], template, date)
+    (encoded,) = encode_many(tokenizer, [(prompt, [completion])], template, date)
     return encoded.prompt_ids, encoded.completions[0]
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Content, template: str = "model", date: str | None = None) -> list[int]:
     """The ids that generation starts from."""
-    return encode_question(tokenizer, prompt, [], template, date).prompt_ids
-
-
-def encode_question(
-    tokenizer: Tokenizer,
-    prompt: Content,
-    completions: Sequence[Content],
-    template: str = "model",
-    date: str | None = None,
-) -> Encoded:
-    """`encode` for one prompt with several completions."""
-    return encode_many(tokenizer, [(prompt, completions)], template, date)[0]
+    return encode_many(tokenizer, [(prompt, [])], template, date)[0].prompt_ids
 
 
 def encode_many(
@@ -258,7 +228,7 @@ class _Style:
 
     @classmethod
     def make(cls, tokenizer: Tokenizer, template: str, date: str | None) -> "_Style":
-        text = None if template == "none" else template_text(_own_template(tokenizer), template)
+        text = None if template == "none" else template_text(getattr(tokenizer, "chat_template", None), template)
         frames, special = _renderers(tokenizer, text or "", date)
         return cls(tokenizer, text, _start_ids(tokenizer), frames, special)
 
@@ -283,11 +253,11 @@ def _renderers(tokenizer: Tokenizer, template: str, date: str | None) -> tuple[t
 
 def template_and_variables(tokenizer: Tokenizer, template: str, date: str | None) -> tuple[str, dict[str, str]]:
     """All that decides how messages are rendered: the text of the template, and its variables besides the messages."""
-    return ("", {}) if template == "none" else insert_date(template_text(_own_template(tokenizer), template), date)
-
-
-def _own_template(tokenizer: Tokenizer) -> str | Mapping[str, str] | None:
-    return getattr(tokenizer, "chat_template", None)
+    return (
+        ("", {})
+        if template == "none"
+        else insert_date(template_text(getattr(tokenizer, "chat_template", None), template), date)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,21 +9,14 @@ import numpy as np
 from jaxtyping import Float, Int32, Int64
 
 from care_jax.data import chat
-from care_jax.data.chat import Encoded, Tokenizer
+from care_jax.data.chat import Tokenizer
 from care_jax.data.questions import Question, Response, Stored
 from care_jax.errors import UserError
 
 # (question, response id): the prompt of a question followed by a response, which need not be its own (KTO).
 SequenceId = tuple[int, int]
 Ids = Sequence[int] | Stored
-
-
-class StoredEncoding(NamedTuple):
-    """The same as `chat.Encoded`, for ids that are in a token cache."""
-
-    prompt_ids: Stored
-    completions: list[Stored]
-    boundary_merges: int = 0
+Encoding = tuple[Ids, Sequence[Ids], int]  # the fields of `chat.Encoded`, or ids in a token cache
 
 
 class Dropped(NamedTuple):
@@ -152,25 +145,9 @@ class Corpus:
     def key(self, question: int) -> str:
         return self.questions[question].key
 
-    def culture(self, question: int) -> str | None:
-        return self.questions[question].culture
-
-    def category(self, question: int) -> str | None:
-        return self.questions[question].category
-
-    def relation(self, question: int) -> str | None:
-        return self.questions[question].relation
-
     def response_id(self, question: int, response: int) -> int:
         """The response id of a question's response, given by its index in the question."""
         return int(self.first_response[question]) + int(response)
-
-    def prompt(self, question: int) -> Int32[np.ndarray, " length"]:
-        return self.prompts[question]
-
-    def completion(self, response: int) -> Int32[np.ndarray, " length"]:
-        """The token ids of a response id, before any cut to max_length."""
-        return self.completions[response]
 
     def length(self, question: int, response: int) -> int:
         """Completion tokens of a response id after the prompt of this question."""
@@ -178,17 +155,7 @@ class Corpus:
 
     def sequence(self, question: int, response: int) -> tuple[Int32[np.ndarray, " p"], Int32[np.ndarray, " c"]]:
         """(prompt ids, completion ids) of a response id after the prompt of this question, as the model sees them."""
-        return self.prompt(question), self.completion(response)[: self.length(question, response)]
-
-    def gather_prompts(self, questions: Int64[np.ndarray, " n"]) -> Int32[np.ndarray, " tokens"]:
-        """The ids of these prompts, one prompt after the other."""
-        return self.prompts.gather(questions, self.prompt_lengths[questions])
-
-    def gather_completions(
-        self, responses: Int64[np.ndarray, " n"], lengths: Int64[np.ndarray, " n"]
-    ) -> Int32[np.ndarray, " tokens"]:
-        """The first `lengths` token ids of these responses, one response after the other."""
-        return self.completions.gather(responses, lengths)
+        return self.prompts[question], self.completions[response][: self.length(question, response)]
 
 
 def ragged(starts: np.ndarray, lengths: np.ndarray) -> Int64[np.ndarray, " total"]:
@@ -198,7 +165,7 @@ def ragged(starts: np.ndarray, lengths: np.ndarray) -> Int64[np.ndarray, " total
     return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
 
 
-def build(questions: Sequence[Question], encodings: Sequence[Encoded | StoredEncoding], max_length: int) -> Corpus:
+def build(questions: Sequence[Question], encodings: Sequence[Encoding], max_length: int) -> Corpus:
     """A corpus from the encoding of each question.
 
     A prompt is never cut. A completion is cut on the right to what the prompt leaves of max_length. A response with
@@ -212,14 +179,12 @@ def build(questions: Sequence[Question], encodings: Sequence[Encoded | StoredEnc
     ratings: list[float] = []
     dropped: list[Dropped] = []
     truncated = 0
-    for index, (question, encoding) in enumerate(zip(questions, encodings, strict=True)):
-        prompt = encoding.prompt_ids
+    for index, (question, (prompt, encoded, _)) in enumerate(zip(questions, encodings, strict=True)):
         if not len(prompt):
             raise UserError(
                 f"{question.file}: the prompt of {question.key!r} has no tokens, so nothing predicts a first"
             )
         space = max_length - len(prompt)
-        encoded: Sequence[Ids] = encoding.completions
         responses: list[Response] = []
         for number, (response, completion) in enumerate(zip(question.responses, encoded, strict=True)):
             if space < 1 or not len(completion):
@@ -244,7 +209,7 @@ def build(questions: Sequence[Question], encodings: Sequence[Encoded | StoredEnc
         ratings=np.asarray(ratings, np.float32),
         max_length=max_length,
         truncated=truncated,
-        boundary_merges=sum(encoding.boundary_merges for encoding in encodings),
+        boundary_merges=sum(merges for _, _, merges in encodings),
         dropped=tuple(dropped),
     )
 
@@ -267,13 +232,15 @@ def tokenize(
         cache.check(tokenizer, template, date)
     items = [(q.prompt, [r.content for r in q.responses]) for q in questions if not isinstance(q.prompt, Stored)]
     encoded = iter(chat.encode_many(tokenizer, items, template, date))
-    encodings = [_stored(q, q.prompt) if isinstance(q.prompt, Stored) else next(encoded) for q in questions]
+    encodings: list[Encoding] = [
+        _stored(q, q.prompt) if isinstance(q.prompt, Stored) else next(encoded) for q in questions
+    ]
     return build(questions, encodings, max_length)
 
 
-def _stored(question: Question, prompt: Stored) -> StoredEncoding:
+def _stored(question: Question, prompt: Stored) -> Encoding:
     completions = [response.content for response in question.responses if isinstance(response.content, Stored)]
-    return StoredEncoding(prompt, completions, prompt.merges)
+    return prompt, completions, prompt.merges
 
 
 def concatenate(corpora: Sequence[Corpus]) -> tuple[Corpus, list[int]]:

@@ -122,9 +122,8 @@ def question_pairs(question: Question, policy: PairPolicy) -> list[tuple[int, in
     """(chosen, rejected) indices of a question's responses. If the data name the two, they are the only pair."""
     fields = [response.field for response in question.responses]
     if "chosen" in fields or "rejected" in fields:
-        if "chosen" not in fields or "rejected" not in fields:
-            return []
-        return [(fields.index("chosen"), fields.index("rejected"))]
+        both = "chosen" in fields and "rejected" in fields
+        return [(fields.index("chosen"), fields.index("rejected"))] if both else []
     rated = [i for i, response in enumerate(question.responses) if response.rating is not None]
     responses = [question.responses[i] for i in rated]
     ratings = [response.rating for response in responses if response.rating is not None]
@@ -246,11 +245,12 @@ def _best_response(question: Question) -> int | None:
     rated = [i for i, r in enumerate(question.responses) if r.rating is not None or r.desirable]
     if not rated:
         return None
-    return min(rated, key=lambda i: (-_rating(question.responses[i]), _rank(question.responses[i])))
 
+    def order(index: int) -> tuple[Number, tuple[str, int]]:
+        response = question.responses[index]
+        return -(math.inf if response.rating is None else response.rating), _rank(response)
 
-def _rating(response: Response) -> Number:
-    return math.inf if response.rating is None else response.rating
+    return min(rated, key=order)
 
 
 # --- which questions -------------------------------------------------------------------------------------------------

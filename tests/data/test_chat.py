@@ -89,7 +89,7 @@ def test_prompt_and_whole_are_what_the_template_renders(byte_level, answer):
 def test_a_merge_across_the_boundary_is_counted_and_leaves_the_prompt_alone(byte_level):
     template = CHATML.replace(" | trim", "")
     byte_level = wrap(byte_level.backend_tokenizer, template, bos=False)
-    encoded = chat.encode_question(byte_level, (user("Why?"),), [(assistant("  so"),), (assistant("so"),)])
+    encoded = chat.encode_many(byte_level, [((user("Why?"),), [(assistant("  so"),), (assistant("so"),)])])[0]
     assert encoded.prompt_ids == byte_level.apply_chat_template([user("Why?")], add_generation_prompt=True)["input_ids"]
     assert encoded.boundary_merges == 1
     assert [byte_level.decode(ids) for ids in encoded.completions] == ["  so<|im_end|>\n", "so<|im_end|>\n"]
@@ -102,7 +102,7 @@ def test_text_has_no_template_and_one_eos(byte_level):
     assert prompt + completion == [*byte_level("The sky is blue")["input_ids"], eos]
     assert chat.encode(byte_level, "The sky", " is blue</s>")[1] == completion
     # The trailing space merges with what follows: the prompt stays what generation starts from.
-    encoded = chat.encode_question(byte_level, "Black tea with ", ["mint."])
+    encoded = chat.encode_many(byte_level, [("Black tea with ", ["mint."])])[0]
     assert encoded.prompt_ids == byte_level("Black tea with ")["input_ids"]
     assert byte_level.decode(encoded.completions[0]) == "mint.</s>"
     assert encoded.boundary_merges == 1
@@ -207,7 +207,7 @@ def test_batches_equal_single_examples(byte_level):
     encoded = chat.encode_many(byte_level, items)
     assert len(encoded) == 600
     for (prompt, completions), one in list(zip(items, encoded))[::97]:
-        assert one == chat.encode_question(byte_level, prompt, completions)
+        assert one == chat.encode_many(byte_level, [(prompt, completions)])[0]
 
 
 def test_load_tokenizer(tmp_path, byte_level):

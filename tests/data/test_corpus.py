@@ -30,7 +30,7 @@ def test_units_index_the_responses_that_were_kept():
     assert [r.content for r in corpus.questions[0].responses] == ["1", "2"]
     assert corpus.ratings.tolist() == [1, 2]
     (unit,) = [pipeline.units(corpus, shuffle=False, policy="best_worst")[0]]
-    assert [corpus.completion(corpus.response_id(0, unit.responses[i])).tolist() for i in unit.pairs[0]] == [[3], [2]]
+    assert [corpus.completions[corpus.response_id(0, unit.responses[i])].tolist() for i in unit.pairs[0]] == [[3], [2]]
     with pytest.raises(UserError, match=r"f\.jsonl.*no tokens"):
         build([question], [Encoded([], [[1], [2], [3]])], 8)
 
@@ -55,5 +55,5 @@ def test_tokenize_encodes_every_prompt_with_its_completions():
     for number, response in enumerate(question.responses):
         ids = chat.encode(tokenizer, "what", response.content)
         assert tuple(part.tolist() for part in corpus.sequence(0, number)) == ids
-    merges = chat.encode_question(tokenizer, "what", ["a", "bb"]).boundary_merges
+    merges = chat.encode_many(tokenizer, [("what", ["a", "bb"])])[0].boundary_merges
     assert (corpus.boundary_merges, corpus.ratings.tolist()) == (merges, [2, 0])

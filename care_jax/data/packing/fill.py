@@ -56,9 +56,9 @@ def _fill_rows(arrays: _Arrays, segments: Segments, corpus: Corpus, first: int, 
     start = ((segments.microbatch - first) * rows + segments.row - low) * row_length + segments.column
     tokens = arrays["tokens"].reshape(-1)
     prompts = segments.question >= 0
-    tokens[ragged(start[prompts], length[prompts])] = corpus.gather_prompts(segments.question[prompts])
+    tokens[ragged(start[prompts], length[prompts])] = corpus.prompts.gather(segments.question[prompts], length[prompts])
     answers = ~prompts
-    tokens[ragged(start[answers], length[answers])] = corpus.gather_completions(
+    tokens[ragged(start[answers], length[answers])] = corpus.completions.gather(
         segments.response[answers], length[answers]
     )
     place = ragged(start, length)

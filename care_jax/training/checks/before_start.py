@@ -61,7 +61,7 @@ def check_tokens(data: RunData, tokenizer: Tokenizer) -> None:
     if bos is None:
         return
     for question in data.rendered_questions():
-        prompt = data.corpus.prompt(question)
+        prompt = data.corpus.prompts[question]
         count = int(np.count_nonzero(prompt == bos))
         if count > 1 and prompt[0] == bos and prompt[1] == bos:
             raise UserError(

@@ -54,11 +54,10 @@ def hold_out(
             positions.setdefault((unit.question, corpus.response_id(unit.question, response)), len(positions))
     for sequence in mismatched:
         positions.setdefault(sequence, len(positions))
-    questions = [unit.question for unit in pair_units for _ in unit.pairs]
-    owners = tuple((corpus.key(q), corpus.culture(q), corpus.category(q)) for q in questions)
-    groups = dict.fromkeys(
-        name for q in sorted(set(questions)) for name in (corpus.culture(q), corpus.category(q)) if name
-    )
+    numbers = [unit.question for unit in pair_units for _ in unit.pairs]
+    owners = tuple((q.key, q.culture, q.category) for q in (corpus.questions[number] for number in numbers))
+    distinct = [corpus.questions[number] for number in sorted(set(numbers))]
+    groups = dict.fromkeys(name for question in distinct for name in (question.culture, question.category) if name)
     return HeldOut(
         tuple(positions),
         _table(corpus, units, positions),

@@ -36,13 +36,12 @@ def both(cache, tokenizer):
 
 
 def same_tokens(a, b):
-    everything = np.arange(len(a))
-    np.testing.assert_array_equal(a.gather_prompts(everything), b.gather_prompts(everything))
-    ids = np.arange(len(a.completion_lengths))
-    np.testing.assert_array_equal(a.completion_lengths, b.completion_lengths)
-    np.testing.assert_array_equal(
-        a.gather_completions(ids, a.completion_lengths), b.gather_completions(ids, b.completion_lengths)
-    )
+    for tokens, others in ((a.prompts, b.prompts), (a.completions, b.completions)):
+        np.testing.assert_array_equal(tokens.lengths, others.lengths)
+        everything = np.arange(len(tokens.lengths))
+        np.testing.assert_array_equal(
+            tokens.gather(everything, tokens.lengths), others.gather(everything, others.lengths)
+        )
 
 
 def test_the_same_tokens_pairs_and_account(both):
@@ -71,9 +70,9 @@ def test_joined_with_rows_and_selected(both, cache, tokenizer):
     joined, offsets = concatenate([direct, stored, stored])
     for part, offset in zip((direct, stored, stored), offsets):
         for question in (0, 5):
-            np.testing.assert_array_equal(joined.prompt(offset + question), direct.prompt(question))
+            np.testing.assert_array_equal(joined.prompts[offset + question], direct.prompts[question])
             mine, its = joined.response_id(offset + question, 1), part.response_id(question, 1)
-            np.testing.assert_array_equal(joined.completion(mine), direct.completion(its))
+            np.testing.assert_array_equal(joined.completions[mine], direct.completions[its])
     some = {"cultures": ["chinese"], "sources": ["human"]}
     same_tokens(
         *(
@@ -91,7 +90,7 @@ def test_a_start_reads_lengths_only(cache, tokenizer, monkeypatch):
     corpus = tokenize(readers.read("prepared", str(cache)).questions, tokenizer)
     preferences.make_units(corpus.questions, policy="all", unit="group")
     with pytest.raises(AssertionError, match="ids were read"):
-        corpus.prompt(0)
+        corpus.prompts[0]
 
 
 def test_only_a_steps_own_records_are_read_and_workers_open_their_own(both):
