@@ -31,94 +31,85 @@ def add(commands: Subparsers) -> None:
 
 def _add_evaluate(commands: Subparsers) -> None:
     evaluate = command(commands, "evaluate", _evaluate, "answers to the tasks' questions, and their scores", _EVALUATE)
-    evaluate.add_argument("--task", "--tasks", metavar="T[,T]", help="tasks; --list prints them")
-    evaluate.add_argument("--list", action="store_true", help="print the tasks and exit")
-    evaluate.add_argument(
-        "--model", metavar="M", help="a folder, hub id, run directory, `sample`, or a name at --base-url"
-    )
-    evaluate.add_argument("--base-url", metavar="U", help="an OpenAI-compatible endpoint, such as vLLM's")
-    evaluate.add_argument("--responses", metavar="F", help="a file of existing answers")
-    evaluate.add_argument("--data", metavar="D", help="the task's file or folder (default: its hub dataset)")
-    evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N items")
-    evaluate.add_argument("--out", "--output_path", metavar="DIR", help="output folder (default: evaluation/SYSTEM)")
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object per task")
-    evaluate.add_argument(
+    option = evaluate.add_argument
+    option("--task", "--tasks", metavar="T[,T]", help="tasks; --list prints them")
+    option("--list", action="store_true", help="print the tasks and exit")
+    option("--model", metavar="M", help="a folder, hub id, run directory, `sample`, or a name at --base-url")
+    option("--base-url", metavar="U", help="an OpenAI-compatible endpoint, such as vLLM's")
+    option("--responses", metavar="F", help="a file of existing answers")
+    option("--data", metavar="D", help="the task's file or folder (default: its hub dataset)")
+    option("--limit", type=int, metavar="N", help="only the first N items")
+    option("--out", "--output_path", metavar="DIR", help="output folder (default: evaluation/SYSTEM)")
+    option("--json", action="store_true", help="print one JSON object per task")
+    option(
         "--mode", choices=typing.get_args(Mode), default="parity",
         help="parity: what the published script computes; strict: what it was meant to compute (default: parity)",
     )  # fmt: skip
-    evaluate.add_argument(
+    option(
         "--method", choices=typing.get_args(Method), default="auto",
         help="choose options by log-probability of their letters, or in words (default: what the task's authors do)",
     )  # fmt: skip
-    evaluate.add_argument("--language", metavar="L", help="only items of this language or country")
-    evaluate.add_argument(
+    option("--language", metavar="L", help="only items of this language or country")
+    option(
         "--query-language", choices=typing.get_args(QueryLanguage), default="native", help="language of the questions"
     )
-    evaluate.add_argument(
-        "--translations", metavar="F", help="English questions: question, culture, translated_question"
-    )
-    evaluate.add_argument("--prompt", metavar="ID", help="which of the task's prompts (blend_sa: inst-4, pers-3, ...)")
-    evaluate.add_argument(
+    option("--translations", metavar="F", help="English questions: question, culture, translated_question")
+    option("--prompt", metavar="ID", help="which of the task's prompts (blend_sa: inst-4, pers-3, ...)")
+    option(
         "--num-fewshot", "--num_fewshot", type=int, default=0, metavar="N",
         help="solved questions before each question, of its language and domain or subject (default: 0)",
     )  # fmt: skip
-    evaluate.add_argument("--fewshot", metavar="D", help="file of the solved questions: a validation or dev split")
-    evaluate.add_argument("--columns", metavar="MAP", help="field=column,... for a table with other column names")
+    option("--fewshot", metavar="D", help="file of the solved questions: a validation or dev split")
+    option("--columns", metavar="MAP", help="field=column,... for a table with other column names")
     add_endpoint_options(evaluate)
-    evaluate.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the task's)")
-    evaluate.add_argument("--top-p", type=float, default=1.0, metavar="P")
-    evaluate.add_argument("--max-tokens", type=int, metavar="N", help="tokens per answer (default: the task's)")
-    evaluate.add_argument("--n", type=int, default=1, metavar="N", help="answers per question (default: 1)")
-    evaluate.add_argument("--seed", type=int, default=0, metavar="N")
-    evaluate.add_argument("--batch-size", "--batch_size", type=int, default=16, metavar="N")
-    evaluate.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    evaluate.add_argument(
+    option("--temperature", type=float, metavar="T", help="0 is greedy (default: the task's)")
+    option("--top-p", type=float, default=1.0, metavar="P")
+    option("--max-tokens", type=int, metavar="N", help="tokens per answer (default: the task's)")
+    option("--n", type=int, default=1, metavar="N", help="answers per question (default: 1)")
+    option("--seed", type=int, default=0, metavar="N")
+    option("--batch-size", "--batch_size", type=int, default=16, metavar="N")
+    option("--dtype", choices=("float32", "bfloat16"), default="float32")
+    option(
         "--chat-template", metavar="T",
         help="model, none, or a jinja file (default: model for words, none for log-probabilities)",
     )  # fmt: skip
-    evaluate.add_argument("--template-date", metavar="DATE", help="YYYY-MM-DD, for a template that asks for today's")
+    option("--template-date", metavar="DATE", help="YYYY-MM-DD, for a template that asks for today's")
 
 
 def _add_judge(commands: Subparsers) -> None:
     judge = command(commands, "judge", _judge, "ratings of answers by a judge", _JUDGE)
-    judge.add_argument(
-        "--responses", metavar="F", required=True, help="lines of answers with question, reference, category"
-    )
-    judge.add_argument("--out", metavar="F", help="output: these lines with rating, judgement, judge")
-    judge.add_argument("--judge-model", metavar="J", help="a model's name at --base-url, or a local checkpoint")
-    judge.add_argument("--base-url", metavar="U", help="an OpenAI-compatible endpoint")
-    judge.add_argument("--requests-out", metavar="F", help="write the requests as a batch file and stop")
-    judge.add_argument(
-        "--answers-in", metavar="F", nargs="+", help="outputs of a batch; later files override earlier ones"
-    )
-    judge.add_argument("--dry-run", action="store_true", help="only count the calls")
-    judge.add_argument(
-        "--rubrics", metavar="DIR", help="folder of the published prompt files (default: care_jax's wording)"
-    )
-    judge.add_argument(
+    option = judge.add_argument
+    option("--responses", metavar="F", required=True, help="lines of answers with question, reference, category")
+    option("--out", metavar="F", help="output: these lines with rating, judgement, judge")
+    option("--judge-model", metavar="J", help="a model's name at --base-url, or a local checkpoint")
+    option("--base-url", metavar="U", help="an OpenAI-compatible endpoint")
+    option("--requests-out", metavar="F", help="write the requests as a batch file and stop")
+    option("--answers-in", metavar="F", nargs="+", help="outputs of a batch; later files override earlier ones")
+    option("--dry-run", action="store_true", help="only count the calls")
+    option("--rubrics", metavar="DIR", help="folder of the published prompt files (default: care_jax's wording)")
+    option(
         "--criteria", choices=("by_content", "as_published"), default="by_content",
         help="which text a category gets; the names of two published files are swapped (default: by_content)",
     )  # fmt: skip
-    judge.add_argument("--rubric", metavar="NAME", help="the rubric of all rows, such as care_pro or globe")
-    judge.add_argument("--second", metavar="F", help="the output of another judge; prints the agreement with it")
-    judge.add_argument(
-        "--tries", type=int, default=3, metavar="N", help="attempts per answer until there is a rating (default: 3)"
-    )
-    judge.add_argument("--temperature", type=float, default=0.0, metavar="T")
-    judge.add_argument("--max-tokens", type=int, default=1024, metavar="N")
-    judge.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
-    judge.add_argument("--cache", metavar="F", help="file of replies by request (default: OUT.cache.jsonl)")
-    judge.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    judge.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+    option("--rubric", metavar="NAME", help="the rubric of all rows, such as care_pro or globe")
+    option("--second", metavar="F", help="the output of another judge; prints the agreement with it")
+    option("--tries", type=int, default=3, metavar="N", help="attempts per answer until there is a rating (default: 3)")
+    option("--temperature", type=float, default=0.0, metavar="T")
+    option("--max-tokens", type=int, default=1024, metavar="N")
+    option("--limit", type=int, metavar="N", help="only the first N rows")
+    option("--cache", metavar="F", help="file of replies by request (default: OUT.cache.jsonl)")
+    option("--dtype", choices=("float32", "bfloat16"), default="float32")
+    option("--json", action="store_true", help="print the summary as one JSON object")
     add_endpoint_options(judge)
 
 
 def _add_report(commands: Subparsers) -> None:
-    tables = command(commands, "report", _report, "tables, plots and an HTML page over any number of systems")
-    tables.add_argument("folders", metavar="DIR", nargs="+", help="folders or files of judged or scored answers")
-    tables.add_argument("--base", metavar="NAME", help="the system with which the others are compared")
-    tables.add_argument("--out", metavar="DIR", default="report", help="default: report")
-    tables.add_argument("--json", action="store_true", help="print every cell as one JSON object")
+    summary = "tables, plots and an HTML page over any number of systems"
+    option = command(commands, "report", _report, summary).add_argument
+    option("folders", metavar="DIR", nargs="+", help="folders or files of judged or scored answers")
+    option("--base", metavar="NAME", help="the system with which the others are compared")
+    option("--out", metavar="DIR", default="report", help="default: report")
+    option("--json", action="store_true", help="print every cell as one JSON object")
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -43,8 +43,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
         if answerer is None or run.folder is None:
             path, settings = arguments.responses, {"answers": arguments.responses}
         else:
-            path, settings = str(run.folder / "responses.jsonl"), _settings(arguments, answerer, run)
-            status = _answer(arguments, answerer, run, pathlib.Path(path))
+            path = str(run.folder / "responses.jsonl")
+            status, settings = _answer(arguments, answerer, run, pathlib.Path(path))
             if status:
                 return status
         result, outcome = tasks.score(task, items, read_answers(path), task_options)
@@ -99,43 +99,36 @@ def _folder(arguments: argparse.Namespace, answerer: Answerer | None, task: Task
     return None if answerer is None else pathlib.Path("evaluation") / answerer.name.replace("/", "__") / task.name
 
 
-def _settings(arguments: argparse.Namespace, answerer: Answerer, run: _TaskRun) -> JsonObject:
-    """Returns what the result says about how the answers were obtained."""
-    if tasks.uses_logprobs(run.task, run.options, answerer.has_weights):
-        return {"answers": arguments.model, "method": "logprob", "chat_template": arguments.chat_template or "none"}
-    generation = _generation(arguments, run.task)
-    return {
-        "answers": arguments.base_url or arguments.model,
-        "method": "generate",
-        "temperature": generation.temperature,
-        "top_p": generation.top_p,
-        "max_tokens": generation.max_tokens,
-        "n_samples": generation.n,
-        "seed": generation.seed,
-        "chat_template": generation.chat_template,
-    }
-
-
-def _generation(arguments: argparse.Namespace, task: Task) -> GenerationSettings:
-    return GenerationSettings(
+def _answer(
+    arguments: argparse.Namespace, answerer: Answerer, run: _TaskRun, path: pathlib.Path
+) -> tuple[int, JsonObject]:
+    """Writes the answers to the task's questions to `path`; returns the exit status, and how they were obtained."""
+    items, task = run.items.items, run.task
+    by_logprobs = tasks.uses_logprobs(task, run.options, answerer.has_weights)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if by_logprobs and isinstance(answerer, ModelAnswerer):
+        template = arguments.chat_template or "none"
+        answerer.score_choices(items, task.name, path, template)
+        return 0, {"answers": arguments.model, "method": "logprob", "chat_template": template}
+    settings = GenerationSettings(
         temperature=task.temperature if arguments.temperature is None else arguments.temperature,
         top_p=arguments.top_p, n=arguments.n, seed=arguments.seed, date=arguments.template_date,
         max_tokens=arguments.max_tokens or task.max_tokens,
         chat_template=arguments.chat_template or "model", batch_size=arguments.batch_size,
     )  # fmt: skip
-
-
-def _answer(arguments: argparse.Namespace, answerer: Answerer, run: _TaskRun, path: pathlib.Path) -> int:
-    """Writes the answers to the task's questions to `path`; returns the exit status."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    items, task = run.items.items, run.task
-    if isinstance(answerer, ModelAnswerer) and tasks.uses_logprobs(task, run.options, has_weights=True):
-        answerer.score_choices(items, task.name, path, arguments.chat_template or "none")
-        return 0
-    status, summary = answerer.answer(item_prompts(items, task.name), path, _generation(arguments, task))
+    status, summary = answerer.answer(item_prompts(items, task.name), path, settings)
     if not status and answerer.is_writer():
         print(f"{path}: {summary}", file=sys.stderr, flush=True)
-    return status
+    return status, {
+        "answers": arguments.base_url or arguments.model,
+        "method": "generate",
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "max_tokens": settings.max_tokens,
+        "n_samples": settings.n,
+        "seed": settings.seed,
+        "chat_template": settings.chat_template,
+    }
 
 
 def _print_notes(arguments: argparse.Namespace, run: _TaskRun, result: JsonObject) -> None:

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from care_jax.cli.command import Subparsers, add_endpoint_options, command
+from care_jax.cli.command import Subparsers, add_endpoint_options, command, require_at_least
 from care_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from care_jax.evaluation.answers.answerers import Answerer
     from care_jax.evaluation.answers.prompts import PromptRow
 else:
-    PromptRow = object  # imported when the command runs
+    Answerer = PromptRow = object  # imported when the command runs
 
 _MODEL = "a folder, a hub id, a run directory, or `sample`"
 _TEMPLATE = "model (the tokenizer's own, the default), none, or a jinja file"
@@ -21,37 +22,36 @@ _TEMPLATE = "model (the tokenizer's own, the default), none, or a jinja file"
 def add(commands: Subparsers) -> None:
     """Adds the commands."""
     score = command(commands, "score", _score, "log-probabilities of every response of a dataset, row by row")
-    score.add_argument("--model", metavar="M", required=True, help=_MODEL)
-    score.add_argument("--data", metavar="D", required=True, help="a file, a folder, a hub id, or `sample`")
-    score.add_argument("--out", metavar="F", required=True, help="JSON lines of row, field, logp, tokens")
-    score.add_argument("--reader", default="care", metavar="R", help="how to read D (default: care)")
+    option = score.add_argument
+    option("--model", metavar="M", required=True, help=_MODEL)
+    option("--data", metavar="D", required=True, help="a file, a folder, a hub id, or `sample`")
+    option("--out", metavar="F", required=True, help="JSON lines of row, field, logp, tokens")
+    option("--reader", default="care", metavar="R", help="how to read D (default: care)")
     _add_model_options(score)
 
     generate = command(commands, "generate", _generate, "answers of a model to questions; continues after a stop")
-    generate.add_argument("--model", metavar="M", help=f"{_MODEL}; or a model's name at --base-url")
-    generate.add_argument("--base-url", metavar="U", help="an OpenAI-compatible endpoint, such as vLLM's")
-    generate.add_argument(
-        "--data", metavar="D", required=True, help="rows with question, or prompt (messages or plain text)"
-    )
-    generate.add_argument(
-        "--out", metavar="F", required=True, help="JSON lines: the row, response, finish_reason, system"
-    )
-    generate.add_argument(
+    option = generate.add_argument
+    option("--model", metavar="M", help=f"{_MODEL}; or a model's name at --base-url")
+    option("--base-url", metavar="U", help="an OpenAI-compatible endpoint, such as vLLM's")
+    option("--data", metavar="D", required=True, help="rows with question, or prompt (messages or plain text)")
+    option("--out", metavar="F", required=True, help="JSON lines: the row, response, finish_reason, system")
+    option(
         "--task", choices=("translate",), help="translate: translate the questions into English, for `translations:`"
     )
-    generate.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: 0.7; for translate: 0)")
-    generate.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default: 1)")
-    generate.add_argument("--max-tokens", type=int, default=256, metavar="N", help="tokens per answer (default: 256)")
-    generate.add_argument("--n", type=int, default=1, metavar="N", help="answers per row (default: 1)")
-    generate.add_argument("--seed", type=int, default=0, metavar="N")
-    generate.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    option("--temperature", type=float, metavar="T", help="0 is greedy (default: 0.7; for translate: 0)")
+    option("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default: 1)")
+    option("--max-tokens", type=int, default=256, metavar="N", help="tokens per answer (default: 256)")
+    option("--n", type=int, default=1, metavar="N", help="answers per row (default: 1)")
+    option("--seed", type=int, default=0, metavar="N")
+    option("--limit", type=int, metavar="N", help="only the first N rows")
     _add_model_options(generate)
     add_endpoint_options(generate)
 
-    export = command(commands, "export", _export, "the newest checkpoint of a run as a Hugging Face folder")
-    export.add_argument("run_directory", metavar="RUN", help="a run directory")
-    export.add_argument("folder", metavar="FOLDER", help="the folder to write")
-    export.add_argument("--adapter", action="store_true", help="only the adapters, as a PEFT folder")
+    summary = "the newest checkpoint of a run as a Hugging Face folder"
+    option = command(commands, "export", _export, summary).add_argument
+    option("run_directory", metavar="RUN", help="a run directory")
+    option("folder", metavar="FOLDER", help="the folder to write")
+    option("--adapter", action="store_true", help="only the adapters, as a PEFT folder")
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -60,16 +60,16 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template-date", metavar="DATE", help="YYYY-MM-DD, for a template that asks for today's date")
 
 
-def _check_not_data(option: str, out: str, data: str) -> None:
+def _check_not_data(out: str, data: str) -> None:
     if pathlib.Path(out).expanduser().resolve() == pathlib.Path(data).expanduser().resolve():
-        raise UserError(f"{option}: {out} is the data: choose another file")
+        raise UserError(f"--out: {out} is the data: choose another file")
 
 
 def _score(arguments: argparse.Namespace) -> int:
     from care_jax.data import readers
 
     out = pathlib.Path(arguments.out)
-    _check_not_data("--out", arguments.out, arguments.data)
+    _check_not_data(arguments.out, arguments.data)
     reading = readers.read(arguments.reader, arguments.data, every_response=True)
 
     from care_jax import sharding
@@ -102,49 +102,49 @@ def _score(arguments: argparse.Namespace) -> int:
 def _generate(arguments: argparse.Namespace) -> int:
     if arguments.temperature is None:
         arguments.temperature = 0.7 if arguments.task is None else 0.0
-    for option, value, least in (("--n", arguments.n, 1), ("--max-tokens", arguments.max_tokens, 1),
-                                 ("--limit", 1 if arguments.limit is None else arguments.limit, 1),
-                                 ("--temperature", arguments.temperature, 0)):  # fmt: skip
-        if not least <= value < float("inf"):
-            raise UserError(f"{option}: found {value}, expected a number of at least {least}")
+    require_at_least(
+        ("--n", arguments.n, 1), ("--max-tokens", arguments.max_tokens, 1), ("--limit", arguments.limit, 1)
+    )
+    if not 0 <= arguments.temperature < float("inf"):
+        raise UserError(f"--temperature: found {arguments.temperature}, expected a number of at least 0")
     if not 0 < arguments.top_p <= 1:
         raise UserError(f"--top-p: found {arguments.top_p}, expected above 0 and at most 1")
     if arguments.model is None and arguments.base_url is None:
         raise UserError("expected --model M or --base-url U: who answers?")
-    _check_not_data("--out", arguments.out, arguments.data)
+    _check_not_data(arguments.out, arguments.data)
 
     if arguments.task == "translate":
         return _translate(arguments)
+    from care_jax.cli.evaluating import open_answerer
     from care_jax.evaluation.answers.prompts import read_prompts
 
-    return _answer(arguments, *read_prompts(arguments.data, arguments.limit))
+    prompts, dropped = read_prompts(arguments.data, arguments.limit)
+    return _answer(arguments, open_answerer(arguments), prompts, dropped)
 
 
 def _translate(arguments: argparse.Namespace) -> int:
     """Writes the translations. The answers are in a file next to them, from which the same command can continue."""
+    from care_jax.cli.evaluating import open_answerer
     from care_jax.evaluation.answers import translate
 
-    asked, dropped = translate.read_untranslated(arguments.data, arguments.limit)
+    prompts, dropped = translate.read_untranslated(arguments.data, arguments.limit)
     out, arguments.out = arguments.out, f"{arguments.out}.answers.jsonl"
-    _check_not_data("--out", arguments.out, arguments.data)
-    status = _answer(arguments, asked, dropped)
-    if status:
+    _check_not_data(arguments.out, arguments.data)
+    answerer = open_answerer(arguments)
+    status = _answer(arguments, answerer, prompts, dropped)
+    if status or not answerer.is_writer():
         return status
-    if arguments.base_url is None:
-        from care_jax.distributed import is_writer
-
-        if not is_writer():
-            return 0
-    made, lost = translate.write_translations(arguments.out, out)
-    print(f"{out}: {made} translations; {lost} left out (blank, failed or cut off by --max-tokens)", file=sys.stderr)
+    count, lost = translate.write_translations(arguments.out, out)
+    print(f"{out}: {count} translations; {lost} left out (blank, failed or cut off by --max-tokens)", file=sys.stderr)
     return 0
 
 
-def _answer(arguments: argparse.Namespace, prompts: list[PromptRow], dropped: Mapping[str, int]) -> int:
-    from care_jax.cli.evaluating import open_answerer
+def _answer(
+    arguments: argparse.Namespace, answerer: Answerer, prompts: list[PromptRow], dropped: Mapping[str, int]
+) -> int:
+    """Writes the answers to `--out`, prints a summary and returns the exit status."""
     from care_jax.evaluation.answers.prompts import GenerationSettings
 
-    answerer = open_answerer(arguments)
     settings = GenerationSettings(
         temperature=arguments.temperature,
         top_p=arguments.top_p,
@@ -156,8 +156,8 @@ def _answer(arguments: argparse.Namespace, prompts: list[PromptRow], dropped: Ma
     )
     status, summary = answerer.answer(prompts, pathlib.Path(arguments.out), settings)
     if not status and answerer.is_writer():
-        lost = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count)
-        print(f"{arguments.out}: {summary}; dropped: {lost or 'nothing'}", file=sys.stderr, flush=True)
+        reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count)
+        print(f"{arguments.out}: {summary}; dropped: {reasons or 'nothing'}", file=sys.stderr, flush=True)
     return status
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 REPLICATES = 4000
+LEVEL = 0.95  # of all intervals
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Interval:
     n: int
 
 
-def interval(groups: Sequence[Sequence[float]], seed: int = 0, level: float = 0.95) -> Interval:
+def interval(groups: Sequence[Sequence[float]], seed: int = 0) -> Interval:
     """Returns the mean of the groups' means and its interval; each group is resampled by itself.
 
     groups: one group of all values for a plain mean, or one per cell (culture x category) for a macro average.
@@ -37,7 +38,7 @@ def interval(groups: Sequence[Sequence[float]], seed: int = 0, level: float = 0.
     if any(len(array) < 2 for array in arrays):
         return Interval(mean, None, None, count)
     draws = np.mean([_means(array, seed + 7919 * number) for number, array in enumerate(arrays)], axis=0)
-    low, high = _percentiles(draws, count - len(arrays), level)
+    low, high = _percentiles(draws, count - len(arrays))
     return Interval(mean, low, high, count)
 
 
@@ -49,18 +50,17 @@ def _means(values: Float[np.ndarray, " n"], seed: int) -> Float[np.ndarray, " b"
     return counts @ values / (size - 1)
 
 
-def _percentiles(draws: Float[np.ndarray, " b"], freedom: int, level: float) -> tuple[float, float]:
+def _percentiles(draws: Float[np.ndarray, " b"], freedom: int) -> tuple[float, float]:
     """Returns the ends of the interval. freedom: degrees of freedom of Student's t."""
     from scipy import special
 
-    tail = float(special.ndtr(-special.stdtrit(max(freedom, 1), (1 + level) / 2)))
+    tail = float(special.ndtr(-special.stdtrit(max(freedom, 1), (1 + LEVEL) / 2)))
     low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def crossed_interval(values: Float[np.ndarray, "s q"], seed: int = 0, level: float = 0.95) -> Interval:
-    """Returns the mean over seeds and questions, and its interval over both; rows and columns are resampled
-    independently.
+def crossed_interval(values: Float[np.ndarray, "s q"], seed: int = 0) -> Interval:
+    """Returns the mean over seeds and questions, and its interval; rows and columns are resampled independently.
 
     values: [seeds, questions], the score of each seed's model on each question. With one seed the interval is over the
     questions alone. With few seeds, the estimate of the spread between them is itself uncertain.
@@ -73,7 +73,7 @@ def crossed_interval(values: Float[np.ndarray, "s q"], seed: int = 0, level: flo
     rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=REPLICATES) / seeds
     columns = rng.multinomial(questions - 1, np.full(questions, 1 / questions), size=REPLICATES) / (questions - 1)
     draws = np.einsum("bs,sq,bq->b", rows, values, columns, optimize=True)
-    low, high = _percentiles(draws, questions - 1, level)
+    low, high = _percentiles(draws, questions - 1)
     return Interval(float(values.mean()), low, high, values.size)
 
 

@@ -17,7 +17,6 @@ from care_jax.training import objective as objectives
 from care_jax.training.objective import Objective
 
 Owner = tuple[str, str | None, str | None]  # a question's key, culture and category
-PairColumns = dict[str, Float[np.ndarray, " pairs"] | None]
 
 # What is measured over all held-out pairs, and by culture and category.
 GROUPED = ("rewards/accuracies", "rewards/margins", "logps/accuracies")
@@ -26,7 +25,7 @@ MEASURED = (*GROUPED, "rewards/chosen", "rewards/rejected", "logps/chosen", "log
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """What evaluation needs, laid out once: sequences to run, and numpy tables that turn their logps into metrics.
+    """The held-out questions, laid out once: sequences to run, and numpy tables that turn their logps into metrics.
 
     units, pairs: one microbatch each without its leading axis, whose slots are positions in `sequences`; `units` are of
     the run's view and policy, `pairs` are all pairs. mismatched: positions in `sequences`. members: for each culture
@@ -110,21 +109,11 @@ def measure(
     metrics: JsonObject = {} if inputs.kl is None else {"eval/kl": float(inputs.kl)}
     metrics["eval/loss"] = float(loss)
 
-    rewards = _pair_rewards(objective, inputs)
-    chosen, rejected = held_out.pairs.pairs[:, 0], held_out.pairs.pairs[:, 1]
-    grouped = _by_pair(held_out, logps, *rewards)
-    columns = {
-        **grouped,
-        "rewards/chosen": rewards[0],
-        "rewards/rejected": rewards[1],
-        "logps/chosen": logps[chosen],
-        "logps/rejected": logps[rejected],
-    }
-    for name, column in columns.items():
-        metrics[f"eval/{name}"] = _mean(column)
+    columns = _pair_columns(objective, held_out, logps, inputs)
+    metrics |= {f"eval/{name}": _mean(columns[name]) for name in MEASURED}
     for group, members in held_out.members.items():
-        for name, column in grouped.items():
-            metrics[f"eval/{group}/{name}"] = None if column is None else _mean(column[members])
+        for name in GROUPED:
+            metrics[f"eval/{group}/{name}"] = _mean(columns[name], members)
     return metrics
 
 
@@ -135,19 +124,15 @@ def by_question(
     ref_logps: Float[np.ndarray, " sequences"] | None,
 ) -> list[JsonObject]:
     """Returns for each held-out question `question culture category pairs rewards/accuracies logps/accuracies`."""
-    inputs = _inputs(objective, held_out, logps, ref_logps)
-    columns = _by_pair(held_out, logps, *_pair_rewards(objective, inputs))
+    columns = _pair_columns(objective, held_out, logps, _inputs(objective, held_out, logps, ref_logps))
     pairs: dict[Owner, list[int]] = {}
     for number, owner in enumerate(held_out.owners):
         pairs.setdefault(owner, []).append(number)
-    lines = []
-    for (key, culture, category), numbers in pairs.items():
-        line: JsonObject = {"question": key, "culture": culture, "category": category, "pairs": len(numbers)}
-        for name in ("rewards/accuracies", "logps/accuracies"):
-            column = columns[name]
-            line[name] = None if column is None else _mean(column[numbers])
-        lines.append(line)
-    return lines
+    return [
+        {"question": key, "culture": culture, "category": category, "pairs": len(numbers)}
+        | {name: _mean(columns[name], numbers) for name in ("rewards/accuracies", "logps/accuracies")}
+        for (key, culture, category), numbers in pairs.items()
+    ]
 
 
 class _Inputs(NamedTuple):
@@ -172,27 +157,30 @@ def _inputs(objective: Objective, held_out: HeldOut, logps: np.ndarray, ref_logp
     return _Inputs(units, pairs, values, kl)
 
 
-def _pair_rewards(
-    objective: Objective, inputs: _Inputs
-) -> tuple[Float[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]:
-    """Returns the rewards of both sides of every held-out pair. Responses between the labels have one too."""
-    chosen, rejected = objectives.pair_rewards(objective, inputs.logps, inputs.pairs, inputs.kl)
-    return np.asarray(chosen), np.asarray(rejected)
+def _pair_columns(
+    objective: Objective, held_out: HeldOut, logps: Float[np.ndarray, " sequences"], inputs: _Inputs
+) -> dict[str, Float[np.ndarray, " pairs"] | None]:
+    """Returns a column for each of MEASURED; the accuracy of rewards is None if every pair is a tie.
 
-
-def _by_pair(
-    held_out: HeldOut, logps: np.ndarray, chosen_rewards: np.ndarray, rejected_rewards: np.ndarray
-) -> PairColumns:
-    """Returns the columns of GROUPED; no accuracy of rewards if every pair is a tie."""
+    Responses between the labels have rewards too.
+    """
     chosen, rejected = held_out.pairs.pairs[:, 0], held_out.pairs.pairs[:, 1]
+    chosen_rewards, rejected_rewards = map(
+        np.asarray, objectives.pair_rewards(objective, inputs.logps, inputs.pairs, inputs.kl)
+    )
     per_token = logps / held_out.pairs.lengths
     right = (chosen_rewards > rejected_rewards).astype(np.float64)
     return {
         "rewards/accuracies": right if np.any(chosen_rewards != rejected_rewards) else None,
         "rewards/margins": chosen_rewards - rejected_rewards,
         "logps/accuracies": (per_token[chosen] > per_token[rejected]).astype(np.float64),
+        "rewards/chosen": chosen_rewards,
+        "rewards/rejected": rejected_rewards,
+        "logps/chosen": logps[chosen],
+        "logps/rejected": logps[rejected],
     }
 
 
-def _mean(column: np.ndarray | None) -> float | None:
-    return None if column is None or not len(column) else float(np.mean(column, dtype=np.float64))
+def _mean(column: np.ndarray | None, rows: Sequence[int] | np.ndarray | slice = slice(None)) -> float | None:
+    """Returns the mean of these rows, or None if there are none."""
+    return None if column is None or not len(column[rows]) else float(np.mean(column[rows], dtype=np.float64))

@@ -30,10 +30,7 @@ class PreparedTask:
 
 
 def read_tasks(config: Config) -> list[PreparedTask]:
-    """Reads the items of the configured tasks, before the training.
-
-    Raises UserError for a task that does not exist, cannot be read, or needs a judge.
-    """
+    """Reads the configured tasks. Raises UserError for one that does not exist, cannot be read, or needs a judge."""
     return [] if config.evaluation is None else [_prepare(task) for task in config.evaluation.tasks]
 
 
@@ -44,29 +41,32 @@ def _prepare(config: TaskConfig) -> PreparedTask:
     return PreparedTask(config, task, options, tasks.read(task, config.data, options))
 
 
+@dataclasses.dataclass(frozen=True)
 class TaskScores:
-    """Answers and scores the tasks. Answers in words are greedy unless the configuration sets a temperature."""
+    """Answers and scores the tasks. Answers in words are greedy unless the configuration sets a temperature.
 
-    def __init__(
-        self, config: Config, prepared: Sequence[PreparedTask], start: LoadedModel, mesh: jax.sharding.Mesh, total: int
-    ):
-        """prepared: what `read_tasks` returned. start: the model without weights, whose folder tells which ids end an
-        answer. total: steps of the run.
-        """
-        self._config, self._prepared, self._start, self._mesh, self._total = config, prepared, start, mesh, total
-        self._every = total if config.evaluation is None else steps_of(config.evaluation.every, total)
+    prepared: what `read_tasks` returned. start: the model without weights, whose folder tells which ids end an answer.
+    total: steps of the run.
+    """
+
+    config: Config
+    prepared: Sequence[PreparedTask]
+    start: LoadedModel
+    mesh: jax.sharding.Mesh
+    total: int
 
     def due(self, step: int) -> bool:
         """Returns whether the tasks are scored after this step."""
-        return step == self._total or step % self._every == 0
+        every = self.total if self.config.evaluation is None else steps_of(self.config.evaluation.every, self.total)
+        return step == self.total or step % every == 0
 
     def run(self, state: State) -> JsonObject:
         """Returns `eval/LABEL/score`, `eval/LABEL/missing` and `eval/LABEL/failed` of every task."""
-        model = self._start.model
+        model = self.start.model
         params = state.params if state.lora is None else lora.merge(model, state.params, state.lora)
-        policy = dataclasses.replace(self._start, params=params)
+        policy = dataclasses.replace(self.start, params=params)
         metrics: JsonObject = {}
-        for prepared in self._prepared:
+        for prepared in self.prepared:
             answers = self._answers(prepared, policy)
             result, _ = tasks.score(prepared.task, prepared.items, answers, prepared.options)
             label = prepared.config.label
@@ -78,18 +78,18 @@ class TaskScores:
         if tasks.uses_logprobs(task, prepared.options, has_weights=True):
             template = config.chat_template or "none"
             encoded = [logprobs.encode_item(policy.tokenizer, item, template) for item in items]
-            scores = logprobs.score_items(policy.model, policy.params, encoded, self._mesh)
+            scores = logprobs.score_items(policy.model, policy.params, encoded, self.mesh)
             return [
                 Answer({}, item.id, None, None, tuple(logps), None) for item, logps in zip(items, scores, strict=True)
             ]
         settings = GenerationSettings(
             temperature=config.temperature or 0.0,
             max_tokens=config.max_tokens or task.max_tokens,
-            seed=self._config.seed,
-            chat_template=config.chat_template or self._config.data.chat_template,
-            date=self._config.data.template_date,
+            seed=self.config.seed,
+            chat_template=config.chat_template or self.config.data.chat_template,
+            date=self.config.data.template_date,
         )
-        lines = generate.generate_answers(policy, item_prompts(items, task.name), settings, self._mesh)
+        lines = generate.generate_answers(policy, item_prompts(items, task.name), settings, self.mesh)
         return [
             Answer(line, item.id, None, line["response"], None, None) for item, line in zip(items, lines, strict=True)
         ]
