@@ -64,14 +64,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--responses: this file has the answers; leave --model and --base-url out")
     if not (arguments.responses or arguments.model or arguments.base_url):
         raise UserError("expected one of --model, --base-url, --responses, which give the answers")
-    require_at_least(
-        ("--limit", arguments.limit, 1),
-        ("--n", arguments.n, 1),
-        ("--max-tokens", arguments.max_tokens, 1),
-        ("--temperature", arguments.temperature, 0),
-        ("--batch-size", arguments.batch_size, 1),
-        ("--num-fewshot", arguments.num_fewshot, 0),
-    )
+    require_at_least(("--limit", arguments.limit, 1), ("--n", arguments.n, 1))
+    require_at_least(("--max-tokens", arguments.max_tokens, 1), ("--temperature", arguments.temperature, 0))
+    require_at_least(("--batch-size", arguments.batch_size, 1), ("--num-fewshot", arguments.num_fewshot, 0))
     if arguments.fewshot is not None and not arguments.num_fewshot:
         raise UserError("--fewshot: expected --num-fewshot N too, the number of examples before each question")
 

@@ -68,7 +68,6 @@ def _check_not_data(out: str, data: str) -> None:
 def _score(arguments: argparse.Namespace) -> int:
     from care_jax.data import readers
 
-    out = pathlib.Path(arguments.out)
     _check_not_data(arguments.out, arguments.data)
     reading = readers.read(arguments.reader, arguments.data, every_response=True)
 
@@ -92,25 +91,23 @@ def _score(arguments: argparse.Namespace) -> int:
     say(summarize(arguments.data, corpus, reading.report.rows, reading.report.dropped))
     if not lines:
         raise UserError(f"{arguments.data}: holds no response to score")
-    if not is_writer():
-        return 0
-    with writing("--out", out):
-        write_lines(out, lines)
+    if is_writer():
+        with writing("--out", arguments.out):
+            write_lines(pathlib.Path(arguments.out), lines)
     return 0
 
 
 def _generate(arguments: argparse.Namespace) -> int:
     if arguments.temperature is None:
         arguments.temperature = 0.7 if arguments.task is None else 0.0
-    require_at_least(
-        ("--n", arguments.n, 1), ("--max-tokens", arguments.max_tokens, 1), ("--limit", arguments.limit, 1)
-    )
+    require_at_least(("--n", arguments.n, 1), ("--limit", arguments.limit, 1))
+    require_at_least(("--max-tokens", arguments.max_tokens, 1))
     if not 0 <= arguments.temperature < float("inf"):
         raise UserError(f"--temperature: found {arguments.temperature}, expected a number of at least 0")
     if not 0 < arguments.top_p <= 1:
         raise UserError(f"--top-p: found {arguments.top_p}, expected above 0 and at most 1")
     if arguments.model is None and arguments.base_url is None:
-        raise UserError("expected --model M or --base-url U: who answers?")
+        raise UserError("expected --model M or --base-url U, which give the answers")
     _check_not_data(arguments.out, arguments.data)
 
     if arguments.task == "translate":

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
@@ -140,6 +140,13 @@ def _fold(name: str) -> str:
 
 def _languages_and_countries(item: Grouped) -> list[str]:
     return [value for key in ("language", "country", "culture") if (value := item.groups.get(key))]
+
+
+def average_answers(item: Item, values: Sequence[float], count: int, prediction: str | None = None) -> ItemScore:
+    """Returns an item's mean over its answers. values: of the answers that could be read. count: of all its answers."""
+    if not values:
+        return ItemScore(item, None, "failed" if count else "missing", prediction)
+    return ItemScore(item, sum(values) / len(values), "scored", prediction)
 
 
 def summarize(item_scores: list[ItemScore], metric: str, scale: float = 1.0, worst: float | None = 0.0) -> Outcome:

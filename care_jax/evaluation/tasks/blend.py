@@ -14,7 +14,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from care_jax.data.cultures import culture_id
 from care_jax.data.readers.blend import (
@@ -31,8 +30,7 @@ from care_jax.data.rows.table import open_table, require_fields
 from care_jax.errors import UserError, nearest
 from care_jax.evaluation.answers.responses import Matched
 from care_jax.evaluation.items import Item, ItemScore, Options, Outcome, TaskItems, select_items, summarize
-from care_jax.evaluation.language import detect_language
-from care_jax.evaluation.tasks.choice_scores import add_unit_mean, score_choices
+from care_jax.evaluation.tasks.multiple_choice import add_unit_mean, score_choices
 from care_jax.evaluation.tasks.parsing import blend_choice
 
 _OFFICIAL_PROMPT = "inst-4"
@@ -41,18 +39,10 @@ _DEFAULT_PROMPT = "Give one short answer to this question, and nothing else.\n\n
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """The answers of a country's people. language: of the local answers. votes: the most frequent first."""
+    """The answers of a country's people. language: that of the local answers. votes: the most frequent first."""
 
     language: str
     votes: tuple[Votes, ...]
-
-
-class OfficialQuestion(NamedTuple):
-    """A question in the official file, in the local language and in English."""
-
-    local: str
-    english: str
-    topic: str
 
 
 # --- reading short answers --------------------------------------------------------------------------------------------
@@ -76,14 +66,14 @@ def read_short(path: str, options: Options) -> TaskItems:
             template = _DEFAULT_PROMPT
             notes.append(f"{country}: no file of official prompts next to the data; asked with a prompt in English")
         questions_file = _find_near(file, f"{country}_questions*.csv")
-        questions = {} if questions_file is None else read_questions(questions_file)
+        topics = {} if questions_file is None else _read_topics(questions_file)
         for entry in open_annotations(str(file) if file.exists() else path):
             entry_country = str(entry.values.get("country", country))
             item = _make_item(entry, entry_country, template, options)
             if len(files) > 1 or "country" in entry.values:  # ids are unique per country only
                 item = replace(item, id=f"{entry_country}:{entry.id}")
-            if entry.id in questions:
-                item = replace(item, groups={**item.groups, "topic": questions[entry.id].topic})
+            if entry.id in topics:
+                item = replace(item, groups={**item.groups, "topic": topics[entry.id]})
             reason = exclusion(entry.values["idks"]) or (None if entry.votes else "no_annotations")
             if reason:
                 excluded[reason] += 1
@@ -147,24 +137,12 @@ def _read_csv(path: pathlib.Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def read_questions(path: str | pathlib.Path) -> dict[str, OfficialQuestion]:
-    """Reads `{Country}_questions.csv`: id -> question.
-
-    According to its header, `Question` is English, but in most countries' files that column is the local language. The
-    column with more English in it is taken as English, whatever its name.
-    """
-    rows = _read_csv(pathlib.Path(path))
-    if not rows or not {"ID", "Question", "Translation"} <= set(rows[0]):
-        raise UserError(f"{path}: expected the columns ID, Topic, Source, Question, Translation")
-
-    def english_score(column: str) -> int:
-        languages = [detect_language(row[column]) for row in rows]
-        return 2 * languages.count("en") + languages.count("latin")
-
-    local, english = "Question", "Translation"
-    if english_score("Question") > english_score("Translation"):
-        local, english = english, local
-    return {row["ID"]: OfficialQuestion(row[local], row[english], row.get("Topic", "")) for row in rows}
+def _read_topics(path: pathlib.Path) -> dict[str, str]:
+    """Returns the topic of each question in `{Country}_questions.csv`, by id."""
+    rows = _read_csv(path)
+    if not rows or "ID" not in rows[0]:
+        raise UserError(f"{path}: expected the columns ID and Topic")
+    return {row["ID"]: row.get("Topic", "") for row in rows}
 
 
 # --- scoring short answers --------------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 from care_jax.data.rows.table import open_table, require_fields
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import Answer, Matched
-from care_jax.evaluation.items import Item, Options, Outcome, TaskItems, select_items, summarize
-from care_jax.evaluation.tasks.choice_scores import average_answers, check_logps
+from care_jax.evaluation.items import Item, Options, Outcome, TaskItems, average_answers, select_items, summarize
+from care_jax.evaluation.tasks.multiple_choice import check_logps
 
 _ALIASES = {
     "question": ("Corresponding Questions", "question"),

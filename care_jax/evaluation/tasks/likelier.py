@@ -10,8 +10,7 @@ from care_jax.data.rows.row import Row
 from care_jax.data.rows.table import open_table, require_fields
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import Matched
-from care_jax.evaluation.items import Item, Options, Outcome, TaskItems, select_items, summarize
-from care_jax.evaluation.tasks.choice_scores import average_answers
+from care_jax.evaluation.items import Item, Options, Outcome, TaskItems, average_answers, select_items, summarize
 from care_jax.textfiles import JsonObject
 
 _MASKS = ("[MASK]", "<mask>", "<MASK>")
@@ -38,6 +37,7 @@ _PAIRS = {
 }
 _FOREIGN = ("western", "foreign", "other")
 
+_NativeAndForeign: TypeAlias = tuple[list[str], list[str]]
 Comparison: TypeAlias = Callable[[float, float], bool]  # (logp of a right text, logp of another text) -> counts as 1
 
 
@@ -65,35 +65,32 @@ def _read_rows(path: str, options: Options) -> Iterator[Item]:
 
 
 def _read_camel(folder: pathlib.Path, prompt_files: Sequence[pathlib.Path], options: Options) -> Iterator[Item]:
-    native, foreign = _read_entities(folder, prompt_files)
+    names_by_type = _read_entities(folder, prompt_files)
     for file in prompt_files:
         for row, values in open_table(str(file), _CLOZE, options.columns):
             require_fields(row, values, "prompt", "type")
-            kind = str(values["type"]).casefold()
-            if kind not in native or kind not in foreign:
+            names = names_by_type.get(str(values["type"]).casefold(), ([], []))
+            if not all(names):
                 raise UserError(
                     f"{row.place}: no native and foreign names of type {values['type']!r}; there are "
-                    f"{', '.join(sorted({*native, *foreign}))}"
+                    f"{', '.join(sorted(names_by_type))}"
                 )
-            yield _cloze_item(f"{file.stem}:{row.row}", values, native[kind], foreign[kind])
+            yield _cloze_item(f"{file.stem}:{row.row}", values, *names)
 
 
-def _read_entities(
-    folder: pathlib.Path, prompt_files: Sequence[pathlib.Path]
-) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Returns the native and the foreign names, by type."""
-    native: dict[str, list[str]] = {}
-    foreign: dict[str, list[str]] = {}
+def _read_entities(folder: pathlib.Path, prompt_files: Sequence[pathlib.Path]) -> dict[str, _NativeAndForeign]:
+    """Returns the names by type."""
     files = [file for file in sorted(folder.rglob("*entit*.csv")) if file not in prompt_files]
     if not files:
         raise UserError(f"{folder}: prompts, but no file named *entit*.csv (entity, type, culture)")
+    names_by_type: dict[str, _NativeAndForeign] = {}
     for file in files:
         for row, values in open_table(str(file), _ENTITIES):
             require_fields(row, values, "entity", "side")
-            kind = str(values.get("type") or file.stem).casefold()
-            names = foreign if str(values["side"]).strip().casefold() in _FOREIGN else native
-            names.setdefault(kind, []).append(str(values["entity"]).strip())
-    return native, foreign
+            names = names_by_type.setdefault(str(values.get("type") or file.stem).casefold(), ([], []))
+            is_foreign = str(values["side"]).strip().casefold() in _FOREIGN
+            names[is_foreign].append(str(values["entity"]).strip())
+    return names_by_type
 
 
 def _cloze_item(id_: str, values: JsonObject, native: list[str], foreign: list[str]) -> Item:

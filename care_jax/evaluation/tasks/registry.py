@@ -9,7 +9,7 @@ from typing import Literal
 from care_jax.errors import UserError, nearest
 from care_jax.evaluation.answers.responses import Matched
 from care_jax.evaluation.items import Options, Outcome, TaskItems
-from care_jax.evaluation.tasks import blend, choice_scores, geomlama, likelier, multiple_choice, rated
+from care_jax.evaluation.tasks import blend, geomlama, likelier, multiple_choice, rated
 
 Kind = Literal["judged", "text", "choice", "logprob"]
 
@@ -48,22 +48,22 @@ TASKS: dict[str, Task] = {
         Task("blend_mc", "choice", "BLEnD's multiple-choice questions (English)", "nayeon212/BLEnD",
              "CC-BY-SA-4.0", blend.read_choices, blend.score_choice_questions, "acc", 512, generated=True),
         Task("include", "choice", "INCLUDE's regional exam questions in 44 languages", "CohereLabs/include-base-44",
-             "Apache-2.0", multiple_choice.read_include, choice_scores.score_choices, "acc", 16, fewshot=True),
+             "Apache-2.0", multiple_choice.read_include, multiple_choice.score_choices, "acc", 16, fewshot=True),
         Task("culturalbench", "choice", "CulturalBench, easy or hard by its columns; CulturalTeaming's rows too",
              "kellycyy/CulturalBench", "CC-BY-4.0", multiple_choice.read_culturalbench,
-             choice_scores.score_culturalbench, "acc", 16),
+             multiple_choice.score_culturalbench, "acc", 16),
         Task("culturalbench_easy", "choice", "CulturalBench-Easy: one of four", "kellycyy/CulturalBench",
-             "CC-BY-4.0", multiple_choice.read_mcq, choice_scores.score_choices, "acc", 16, fewshot=True),
+             "CC-BY-4.0", multiple_choice.read_mcq, multiple_choice.score_choices, "acc", 16, fewshot=True),
         Task("culturalbench_hard", "choice", "CulturalBench-Hard: four statements, all to be judged right",
-             "kellycyy/CulturalBench", "CC-BY-4.0", multiple_choice.read_hard, choice_scores.score_units, "acc", 16),
+             "kellycyy/CulturalBench", "CC-BY-4.0", multiple_choice.read_hard, multiple_choice.score_units, "acc", 16),
         Task("fork", "choice", "FORK: culinary commonsense, one of two", "shramay-palta/FORK_ACL2023", "CC-BY-4.0",
-             multiple_choice.read_mcq, choice_scores.score_choices, "acc", 16, fewshot=True, needs_file=True),
+             multiple_choice.read_mcq, multiple_choice.score_choices, "acc", 16, fewshot=True, needs_file=True),
         Task("geomlama", "choice", "GeoMLAMA: several right answers among the candidates", "WadeYin9712/GeoMLAMA",
              "not stated", geomlama.read_geomlama, geomlama.score_geomlama, "top-n overlap", 64, needs_file=True),
         Task("llm_globe", "judged", "LLM-GLOBE's open questions, rated 1-7 by the rubric globe", "raginlee/LLM-GLOBE",
              "unverified", rated.read_globe, rated.score_rated, "mean rating, 1-7", 512, 0.7, needs_file=True),
         Task("mcq", "choice", "any table of question, options and answer, by --columns (Global-MMLU and such)", "",
-             "the data's", multiple_choice.read_mcq, choice_scores.score_choices, "acc", 16, fewshot=True),
+             "the data's", multiple_choice.read_mcq, multiple_choice.score_choices, "acc", 16, fewshot=True),
         Task("cloze", "logprob", "prompts with native and foreign names (CAMeL): which the model expects", "",
              "the data's", likelier.read_cloze, likelier.score_comparisons, "cultural bias score, 0-1"),
         Task("statement_pairs", "logprob", "stereotyped statements and their contrasts (SHADES): which is likelier",

@@ -35,7 +35,7 @@ class EvaluationSchedule:
         evaluated with the tasks too.
         """
         at_interval = self._every is not None and step % self._every == 0
-        return step == self._steps or at_interval or self._tasks_due(step)
+        return step == self._steps or at_interval or (self._tasks is not None and self._tasks.due(step))
 
     def missed(self, step: int) -> bool:
         """Returns whether a signal interrupted the evaluation that was due after this step."""
@@ -57,9 +57,6 @@ class EvaluationSchedule:
     def metrics_after(self, step: int) -> JsonObject | None:
         """Returns what was measured after this step, or None."""
         return self._last[1] if self._last is not None and self._last[0] == step else None
-
-    def _tasks_due(self, step: int) -> bool:
-        return self._tasks is not None and self._tasks.due(step)
 
     def _measure(self, questions: held_out.HeldOut, step: int, state: State) -> JsonObject:
         ref_logps = self._reference.logps(questions.sequences)

@@ -123,15 +123,6 @@ def test_rows_of_the_hub_and_files_of_the_repository_give_the_same_items(tmp_pat
     assert blend.read_short(write(tmp_path, "China_data.json", older), Options()).items[0] == listed.items[0]
 
 
-@pytest.mark.parametrize("swapped", [False, True])
-def test_the_column_with_more_english_is_the_translation(tmp_path, swapped):
-    local, english = "在中国，早餐吃什么？", "What is eaten for breakfast in China?"
-    pair = (english, local) if swapped else (local, english)
-    path = tmp_path / "China_questions.csv"
-    path.write_text(f',ID,Topic,Source,Question,Translation\n0,a,Food,x,"{pair[0]}","{pair[1]}"\n', encoding="utf-8")
-    assert blend.read_questions(path) == {"a": (local, english, "Food")}
-
-
 def test_a_file_in_another_format_is_refused(tmp_path):
     with pytest.raises(UserError, match="no `idks`"):
         blend.read_short(write(tmp_path, "China_data.json", {"a": {"question": "x"}}), Options())
@@ -184,15 +175,6 @@ def test_prompts_are_those_of_the_file_in_the_language_of_the_query(shared):
     assert re.search(r"snack for preschool kids", english.prompt)
     with pytest.raises(UserError, match=r"no 'pers-9' .*it has inst-1"):
         blend.read_short(path, Options(prompt="pers-9"))
-
-
-def test_local_and_english_questions_of_the_real_files(shared):
-    for country, word in (("China", "中国"), ("Algeria", "الجزائر")):
-        questions = blend.read_questions(shared / "data" / "blend" / f"{country}_questions.sample.csv")
-        local, english, topic = questions["Al-en-01"]
-        assert word in local
-        assert country in english
-        assert topic == "Food"
 
 
 # --- multiple-choice questions ---------------------------------------------------------------------------------------

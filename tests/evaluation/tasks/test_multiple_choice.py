@@ -1,4 +1,4 @@
-"""Readers of INCLUDE, CulturalBench, FORK and any table, and the examples before a question."""
+"""INCLUDE, CulturalBench, FORK and any table; the examples before a question; scores."""
 
 import pytest
 
@@ -93,3 +93,12 @@ def test_examples_stand_before_a_question_and_are_of_its_kind(tmp_path):
         read("mcq", path, num_fewshot=1)
     with pytest.raises(UserError, match="geomlama takes no examples; include, "):
         read("geomlama", path, num_fewshot=1, fewshot=examples)
+
+
+def test_no_answer_is_missing_and_an_unreadable_one_failed(tmp_path):
+    path = write_lines(
+        tmp_path / "a.jsonl", [{"question": f"q{i}", "choices": ["x", "y"], "answer": 0} for i in range(4)]
+    )
+    scores = result("mcq", path, [answer("0", "A"), answer("1", "no idea"), answer("2", "B"), answer("9", "A")])
+    assert (scores["n"], scores["missing"], scores["failed"], scores["unmatched"]) == (4, 1, 1, 1)
+    assert scores["score"] == 0.25
