@@ -80,6 +80,4 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     """Asks the partitioner for this sharding of an activation; does nothing outside `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, spec(axes))
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec(axes))

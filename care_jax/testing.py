@@ -75,11 +75,11 @@ def check_loss(loss: Loss, *, monotone: bool = True) -> LossReport:
     for check in checks:
         name = (check.__doc__ or "").split("\n")[0].rstrip(".")
         try:
-            its_failures = check(loss, known)
+            failures_of_check = check(loss, known)
         except Exception as error:  # an exception in the loss is a failure of the check
-            its_failures = [f"{name}: raised {type(error).__name__}: {str(error).partition(chr(10))[0]}"]
-        failures += its_failures
-        if not its_failures:
+            failures_of_check = [f"{name}: raised {type(error).__name__}: {str(error).partition(chr(10))[0]}"]
+        failures += failures_of_check
+        if not failures_of_check:
             passed.append(name)
     if failures:
         raise UnsoundLoss(known.name, tuple(failures))

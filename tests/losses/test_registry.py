@@ -139,9 +139,9 @@ def test_bind_types_optional_values_and_lists():
     given = {"cap": "1e-6", "floor": 3.0, "ends": [2, 3], "power": "1e1"}
     assert losses.bind(name, **given).keywords == {"cap": 1e-6, "floor": 3, "ends": (2, 3), "power": 10}
     assert losses.bind(name, cap=None, floor=None).keywords == {"cap": None, "floor": None}
-    for key, value, found in (("power", 1.5, r"whole number \(its default"), ("power", float("inf"), "whole"),
-                              ("cap", "x", "finite number"), ("ends", 1, "a list")):  # fmt: skip
-        with pytest.raises(UserError, match=rf"loss\.{key}: .*{found}"):
+    for key, value, kind in (("power", 1.5, r"whole number \(its default"), ("power", float("inf"), "whole"),
+                             ("cap", "x", "finite number"), ("ends", 1, "a list")):  # fmt: skip
+        with pytest.raises(UserError, match=rf"loss\.{key}: .*{kind}"):
             losses.bind(name, **{key: value})
 
 

@@ -30,21 +30,21 @@ def packed(shared: bool) -> dict[str, np.ndarray]:
     ids = np.repeat(list(SEGMENTS), list(SEGMENTS.values()))
     start = {number: SEGMENTS[1] if shared and number in (2, 3) else 0 for number in SEGMENTS}
     positions = np.concatenate([start[number] + np.arange(size) for number, size in SEGMENTS.items()])
-    found = {"positions": positions, "segment_ids": ids}
+    layout = {"positions": positions, "segment_ids": ids}
     if shared:
-        found["prompt_segment_ids"] = np.where(np.isin(ids, (2, 3)), 1, ids)
-    return {name: x[None].astype(np.int32) for name, x in found.items()}
+        layout["prompt_segment_ids"] = np.where(np.isin(ids, (2, 3)), 1, ids)
+    return {name: x[None].astype(np.int32) for name, x in layout.items()}
 
 
 def alone(shared: bool, q, k, v, **options) -> jax.Array:
-    """The same by plain XLA, with every sequence in a row of its own, after its own copy of the prompt."""
+    """The same by plain XLA, with one sequence per row, after a copy of its prompt."""
     ids = packed(shared)["segment_ids"][0]
-    own = {number: np.flatnonzero(ids == number) for number in (1, 2, 3, 4)}
-    behind = [own[1] if shared and number in (2, 3) else own[1][:0] for number in own]
-    sequences = [np.concatenate(parts) for parts in zip(behind, own.values())]
+    segments = {number: np.flatnonzero(ids == number) for number in (1, 2, 3, 4)}
+    prompts = [segments[1] if shared and number in (2, 3) else segments[1][:0] for number in segments]
+    sequences = [np.concatenate(parts) for parts in zip(prompts, segments.values())]
     width = max(map(len, sequences))
-    index = np.stack([np.pad(one, (0, width - len(one))) for one in sequences])
-    real = np.stack([np.arange(width) < len(one) for one in sequences])
+    index = np.stack([np.pad(sequence, (0, width - len(sequence))) for sequence in sequences])
+    real = np.stack([np.arange(width) < len(sequence) for sequence in sequences])
     out = attention.attend(
         *(x[0, index] for x in (q, k, v)),
         positions=jnp.broadcast_to(jnp.arange(width)[None], index.shape),
@@ -53,8 +53,8 @@ def alone(shared: bool, q, k, v, **options) -> jax.Array:
         implementation="xla",
         **options,
     )
-    row, place = zip(*[(row, len(behind[row]) + i) for row, one in enumerate(own.values()) for i in range(len(one))])
-    return out[np.asarray(row), np.asarray(place)][None]
+    responses = [out[row, len(prompts[row]) : len(sequence)] for row, sequence in enumerate(sequences)]
+    return jnp.concatenate(responses)[None]
 
 
 @functools.cache
@@ -108,11 +108,11 @@ def interpreted(monkeypatch):
 @pytest.mark.parametrize(("implementation", "case"), [(name, case) for name in SERVES for case in SERVES[name]])
 def test_packed_equals_alone_in_every_program(interpreted, implementation, case):
     window, soft_cap, shared = CASES[case]
-    places = {"prompt_segment_ids": None, **jax.tree.map(jnp.asarray, packed(shared))}
+    layout = {"prompt_segment_ids": None, **jax.tree.map(jnp.asarray, packed(shared))}
     options = {"window": window, "soft_cap": soft_cap, "scale": 0.3, "implementation": implementation}
-    found = numbers(functools.partial(attention.attend, **places, **options))
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected(case))):
-        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+    actual = numbers(functools.partial(attention.attend, **layout, **options))
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected(case))):
+        np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5)
 
 
 def test_on_a_mesh_each_device_runs_the_kernel_on_its_rows_and_heads(interpreted):
