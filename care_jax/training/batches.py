@@ -1,4 +1,4 @@
-"""The batches of a run's steps: made ahead on the host by threads, then placed on the devices."""
+"""The batches of a run's steps: threads on the host make them ahead, then they are placed on the devices."""
 
 import dataclasses
 import time
@@ -45,7 +45,7 @@ class BatchSupply:
             ref_logps=reference.lookup if reference.precomputed else None,
         )
         self._host_batches = iter(host_batches)
-        self._step = first - 1  # the last that came from the host
+        self._step = first - 1  # of the latest batch from the host
         host_batch, plan = self._from_host()
         self.shardings = placement.batch_shardings(host_batch, run.mesh)
         self._first_batch: StepBatch | None = self._place(host_batch, plan)
@@ -71,7 +71,7 @@ class BatchSupply:
         try:
             _, batch, plan = next(self._host_batches)
             return batch, plan
-        except (UserError, OSError):  # their own messages are clear
+        except (UserError, OSError):  # their messages say enough
             raise
         except Exception as error:
             raise RunFailed(

@@ -1,4 +1,4 @@
-"""What every part of a run has to know about it."""
+"""What the parts of a run share: its configuration, objective, mesh, files and stop signal."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from care_jax.training.run.directory import RunDirectory
 
 @dataclasses.dataclass(frozen=True)
 class RunContext:
-    """One start of a run. directory: where its files are; stop: tells whether a signal asked the run to stop."""
+    """One start of a run. directory: where its files are; stop: whether a signal has requested a stop."""
 
     config: Config
     objective: Objective

@@ -1,4 +1,4 @@
-"""From the configuration's data block to everything that the steps and the evaluation of a run are made from."""
+"""The data of a run: reads, splits and tokenizes the sources of the configuration, and plans the steps."""
 
 import dataclasses
 import pathlib
@@ -26,9 +26,8 @@ _STORED_CHECKED = 64  # prompts of a token cache
 class RunData:
     """The data of a run.
 
-    source: what the steps are made from. sequences: all that the steps and the evaluation run, each once. files: the
-    SHA-256 of each file that was read. labels: in the unpaired view, how many of each, and what that means for the
-    loss.
+    source: gives the units and the plan of each step. sequences: all that the steps and the evaluation run, each once.
+    files: the SHA-256 of each file that was read. labels: in the unpaired view, what `report_labels` returned.
     """
 
     source: StepSource
@@ -54,8 +53,8 @@ class RunData:
         )
 
     def rendered_questions(self) -> list[int]:
-        """Returns the questions whose tokens a template made, not those that came as ids; of a token cache only the
-        first ones, so that a start reads no more of it.
+        """Returns the questions that a template rendered, not those that came as ids; of a token cache only the first
+        ones, so that a start reads no more of it.
         """
         rendered = [index for index, question in enumerate(self.corpus.questions) if not is_ids(question.prompt)]
         stored = [index for index in rendered if isinstance(self.corpus.questions[index].prompt, Stored)]
@@ -88,7 +87,7 @@ def prepare(config: Config, tokenizer: Tokenizer, objective: Objective, folder: 
 
 @dataclasses.dataclass(frozen=True)
 class Readings:
-    """What each source of data.train and of data.eval gave. evaluation: empty if questions are split off."""
+    """The readings of data.train and of data.eval, by source. evaluation: empty if questions are split off."""
 
     training: list[readers.Reading]
     evaluation: list[readers.Reading]
@@ -233,7 +232,7 @@ def plan_steps(
     config: Config, objective: Objective, sources: Sequence[UnitSource], corpus: Corpus
 ) -> tuple[StepSource, int]:
     """Mixes the sources into a stream, and chooses the static sizes of the run's batches, and of KTO's mismatched
-    completions if the loss names `kl`. Returns what the steps are made from, and how many steps there are.
+    completions if the loss names `kl`. Returns the source of the steps, and how many steps there are.
 
     Raises UserError if a question fits no row or no microbatch.
     """
@@ -255,8 +254,8 @@ def plan_steps(
 
 
 def make_held_out(config: Config, objective: Objective, tokens: TokenizedQuestions) -> HeldOut | None:
-    """Lays out the evaluation questions, if there are any: units of the run's own view and policy, and all pairs at the
-    least gap, which compare across losses.
+    """Lays out the evaluation questions, if there are any: units of the run's view and policy, for its loss, and all
+    pairs at the least gap, so that runs with different losses compare.
     """
     number = len(tokens.corpora) - 1
     if not len(tokens.corpora[number]):

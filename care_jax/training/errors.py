@@ -37,7 +37,7 @@ _MACHINE_ERRORS = {
 def machine_error(error: BaseException) -> str | None:
     """Returns the system's message ("No space left on device") if `error` is a failure of the machine; else None.
 
-    safetensors and TensorStore wrap the system's error in text of their own: there its number or its words are found.
+    safetensors and TensorStore wrap the system's error: its number or its words are searched in their text.
     """
     code = error.errno if isinstance(error, OSError) else None
     if isinstance(error, SafetensorError) and (match := re.search(r"\bcode: (\d+)", str(error))):
@@ -62,7 +62,7 @@ def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
 
 @contextlib.contextmanager
 def explain_failures(folder: object, resume_hint: Callable[[], str]) -> Iterator[None]:
-    """While entered, a full disk, a lost permission or a lost process raises RunFailed with one sentence.
+    """Turns the error of a full disk, a lost permission or a lost process within the block into RunFailed.
 
     folder: for errors that name no file. resume_hint: says from where the run can resume.
     """

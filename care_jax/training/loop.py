@@ -83,7 +83,7 @@ def repeat(config: Config, identity: Identity, manifest: str) -> Run:
 
 
 def _open(config: Config, repeats: tuple[Identity, str] | None = None) -> Run:
-    """Opens the run directory, and runs there."""
+    """Opens the run directory, and runs in it. repeats: as in `Start`."""
     objective = objective_of(config)
     before_start.check_whole_step(config, objective)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -122,13 +122,13 @@ def _run(run: RunContext, start: Start) -> Run:
     if alarm := alarms.truncation_alarm(corpus.truncated, len(corpus.completion_lengths), config.data.max_length):
         say(alarm)
 
-    # ---- The model on the mesh, its optimizer, and whether all that is read is what the run read before.
+    # ---- The model on the mesh, its optimizer, and a check that a resumed run reads what it read before.
     trained, weights = build(config, mesh, source, data.steps)
     identity = identify(config, source, data.files, corpus, weights.fingerprint)
     start.check(identity)
     write_manifest(folder, config, source, identity, weights.fingerprint)
 
-    # ---- The reference: its logps of every response that is needed, before the first step.
+    # ---- The reference: its logps of all responses of the steps and the evaluation, before the first step.
     abstract, shardings = abstract_state(trained, weights, mesh)
     shape = pipeline.mismatched_shape(data.source.shape, corpus)
     reserved = bytes_per_device(with_shardings(abstract, shardings))
@@ -142,7 +142,7 @@ def _run(run: RunContext, start: Start) -> Run:
         state = new_state(trained, weights, shardings, keep=reference.keeps_start)
     else:
         state = run.checkpoints.restore(start.step, restore_target(weights, abstract, shardings))
-    del weights  # the state, or the reference, now holds what is needed of them
+    del weights  # what is still needed of them is in the state or the reference
     recorder = Recorder(run, start.step, data.steps)
     tasks = None
     if config.evaluation is not None:
@@ -203,7 +203,7 @@ def take_steps(
         records.add(batch, metrics, state)
         saving, evaluating = saves.due(step), evaluations.due(step)
         if step < batches.last:
-            batch = next(batches)  # made and placed while the devices work
+            batch = next(batches)  # placed while the devices work on this step
         if evaluating or saving:
             records.flush(state)
         if evaluating:

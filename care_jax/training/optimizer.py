@@ -34,7 +34,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     peak = config.learning_rate
 
     def schedule(count):
-        # A number on the host is computed there: the devices are busy with the next step already.
+        # An int is computed on the host: the devices are busy with the next step already.
         xp: Any = np if isinstance(count, int) else jnp
         count = xp.asarray(count, xp.float32)
         rising = peak * (count + 1) / max(warmup, 1)

@@ -32,7 +32,7 @@ Shaped = jax.Array | jax.ShapeDtypeStruct
 
 @dataclasses.dataclass(frozen=True)
 class ModelAndOptimizer:
-    """The parts of training that are no arrays. adapter_shardings: None if all weights are trained."""
+    """What is trained, without its arrays. adapter_shardings: None if all weights are trained."""
 
     model: Decoder
     optimizer: optax.GradientTransformation
@@ -89,7 +89,7 @@ def configure_model(config: Config, model: Decoder) -> Decoder:
 
 
 def params_dtype(config: Config) -> str:
-    """Returns the dtype in which the model's weights are held; with adapters, that of the frozen base."""
+    """Returns the dtype of the model's weights; with adapters, that of the frozen base."""
     return config.model.param_dtype if config.model.lora is None else config.model.lora.base_dtype
 
 

@@ -23,15 +23,15 @@ from care_jax.training.errors import out_of_memory
 from care_jax.training.forward.cache import ReferenceCache, digest, fill_cache
 from care_jax.training.step import Variables, make_logps
 
-_MULTIPLES = (8, 4, 2)  # of the rows of the given shape, for a pass: far more rows fit than in a training step
+_MULTIPLES = (8, 4, 2)  # of the rows of `shape`: far more fit than in a training step
 
 
 class ForwardPass:
-    """Lays sequences out in microbatches and runs one microbatch per call. Policy and reference go the same way.
+    """Lays sequences out in microbatches, and runs one microbatch per call. Policy and reference run the same program.
 
     shape: sized for single responses, so that any sequences fit. The first pass multiplies its rows by 8, 4 or 2 if
-    the devices have the memory; all passes then keep them. A backend that does not report its memory (the CPU) keeps
-    the given rows. reserved: bytes per device that are or will be taken besides the arguments of the pass.
+    the devices have the memory, and later passes keep them; a backend that does not report its memory (the CPU) keeps
+    the rows of `shape`. reserved: bytes per device that are or will be in use besides the arguments of the pass.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class ForwardPass:
         yield from waiting
 
     def _dispatch(self, plan: StepPlan, number: int, variables: Variables) -> jax.Array:
-        """Starts microbatch `number` and returns its logps [S]. Raises Interrupted if a signal asked to stop."""
+        """Starts microbatch `number` and returns its logps [S]. Raises Interrupted after a signal."""
         self._stop.check("in a pass without a gradient")
         return self.logps(variables, self._batch(plan, number))[0]
 
     def _batch(self, plan: StepPlan, number: int) -> Batch:
-        """Returns microbatch `number` on the devices; every process fills its own rows."""
+        """Returns microbatch `number` on the devices; each process fills the rows of its devices."""
         rows = placement.rows_of_this_process(self._mesh, plan.shape.rows)
         local = pipeline.fill(plan, self._corpus, rows, microbatches=(number, number + 1))
         return placement.to_devices(local, placement.batch_shardings(local, self._mesh), plan.shape.rows)
@@ -112,7 +112,7 @@ class ForwardPass:
 
     def _largest_plan(self, limit: int, sequences: Sequence[SequenceId], variables: Variables) -> StepPlan | None:
         """Plans the sequences with the most rows that fit into `limit` bytes per device, of which they fill more than
-        half; None if no more than the given rows fit.
+        half; None if no more than the rows of `shape` fit.
         """
         for times in _MULTIPLES:
             larger = {name: times * getattr(self._shape, name) for name in ("rows", "responses", "completions")}

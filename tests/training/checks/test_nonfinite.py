@@ -7,10 +7,19 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from care_jax import losses
-from care_jax.training.checks.nonfinite import Diagnosis
+from care_jax import losses, sharding
+from care_jax.config import Config
+from care_jax.data.chat import load_tokenizer
+from care_jax.stopping import StopSignal
+from care_jax.textfiles import read_lines
+from care_jax.training.batches import StepBatch
+from care_jax.training.checks.nonfinite import Diagnosis, Finding, SkippedUpdates
+from care_jax.training.context import RunContext
+from care_jax.training.data import prepare
 from care_jax.training.errors import Diverged
 from care_jax.training.objective import make_objective
+from care_jax.training.run.checkpoints import Checkpoints
+from care_jax.training.run.directory import RunDirectory
 from care_jax.training.step import init_state
 from tests.training.batches import groups, plain_batch, tiny_model
 from tests.training.test_loop import run
@@ -66,6 +75,31 @@ def test_a_gradient_is_named(tiny):
     finding = first(tiny, lambda params, batch: (params, batch), spiked)
     assert finding.tensor.startswith("the gradient of ")
     assert "microbatch 1; the loss is finite" in finding.tensor
+
+
+def test_skipped_updates_name_the_question_and_end_the_run(tiny, tmp_path, capsys, monkeypatch):
+    model, params, arrays = tiny
+    changes = {"data.eval": [], "nonfinite.max_consecutive": 2, "trackers": [], "output_dir": str(tmp_path)}
+    config = Config.from_any("quickstart", **changes)
+    objective = make_objective(losses.dpo)
+    data = prepare(config, load_tokenizer("sample"), objective, tmp_path)
+    responses = data.source.plan(1).responses  # of step 2
+    place = int(responses.microbatch[-1]), int(responses.slot[-1])
+    monkeypatch.setattr(Diagnosis, "first_nonfinite", lambda *_: Finding("the hidden state", place))
+    mesh = sharding.make_mesh(1, 1, 1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    context = RunContext(config, objective, mesh, RunDirectory(tmp_path, tmp_path), checkpoints, StopSignal())
+    updates = SkippedUpdates(context, model, data)
+    batch, state = StepBatch(2, arrays, {}, 1.0), init_state(params, optax.sgd(1.0))
+    updates.report(batch, 1, 0.0, state)
+    culprit = data.corpus.key(int(responses.question[-1]))
+    assert f"tensor: the hidden state, in {culprit[:60]!r}. Questions of the step: " in capsys.readouterr().err
+    with pytest.raises(Diverged, match=r"step 2: 2 updates in a row .*tensor: the hidden state"):
+        updates.report(batch, 2, 0.0, state)
+    first_line, _ = read_lines(tmp_path / "nonfinite.jsonl")
+    assert (first_line["step"], first_line["in"], first_line["questions"][0]) == (2, culprit, culprit)
+    keys = {data.corpus.key(unit.question) for unit in data.source.units(1)}
+    assert sorted(first_line["questions"]) == sorted(keys), "each once"
 
 
 @pytest.mark.slow  # its parts are tested above; this is all of them together
