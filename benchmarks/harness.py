@@ -38,11 +38,8 @@ from care_jax.errors import UserError
 from care_jax.training.step import init_state, make_logps, make_step
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-B1, B2, RATE = (
-    0.9,
-    0.999,
-    1e-6,
-)  # AdamW on every side; with a small rate, so that the weights hardly change between rounds
+# AdamW on every side; the learning rate is small, so that the weights hardly change between rounds.
+B1, B2, RATE = 0.9, 0.999, 1e-6
 BETA = 0.1
 
 

@@ -71,8 +71,8 @@ def lines(run):
 
 def evaluated_next(run):
     """Whether the evaluation of the last recorded step is under way."""
-    found = lines(run)
-    return found and found[-1]["step"] % 3 == 0 and "eval/loss" not in found[-1]
+    recorded = lines(run)
+    return recorded and recorded[-1]["step"] % 3 == 0 and "eval/loss" not in recorded[-1]
 
 
 # The phases of a run in their order, as its files show them.

@@ -8,8 +8,8 @@ from care_jax.errors import FAILED, INTERRUPTED, UserError
 
 _MORE = """\
 STUDY is a YAML file with base, arms, grid, seeds and evaluate, or the name of a study that comes with the package.
-Finished runs are kept, interrupted ones resume. With a judge by files the study stops with exit status 75 and names the
-request files. Put the answers beside them and run the same command again.
+Finished runs are kept, interrupted ones resume. With a judge by files, the study stops with exit status 75 and names
+the request files. Put the answers beside them and run the same command again.
 """
 
 

@@ -208,12 +208,7 @@ class ReferenceConfig(Block):
 
 
 # Optimizer -> the keys that it does not use; your own optimizer (module:function) may use any.
-_UNUSED = {
-    "adamw": (),
-    "sgd": ("b1", "b2", "eps", "moment_dtype"),
-    "lion": ("eps",),
-    "adafactor": ("b1", "b2", "eps"),
-}
+_UNUSED = {"adamw": (), "sgd": ("b1", "b2", "eps", "moment_dtype"), "lion": ("eps",), "adafactor": ("b1", "b2", "eps")}
 
 
 class OptimizerConfig(Block):

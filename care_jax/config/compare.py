@@ -1,7 +1,9 @@
-"""Two configurations of one run compared: which differences change its numbers, which only their rounding."""
+"""Compares two configurations of a run: which differences change its numbers, and which only their rounding."""
 
+import functools
 import hashlib
 import json
+import operator
 from typing import TypeAlias
 
 from care_jax.config.config import Config
@@ -25,20 +27,18 @@ _FREE_KEYS = {
 def numeric_differences(a: Config, b: Config) -> Differences:
     """The keys that change a run's numbers beyond rounding and differ; None for a value that is absent."""
     left, right = _numeric_values(a), _numeric_values(b)
-    keys = [*left, *(key for key in right if key not in left)]
-    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
+    return {key: (left.get(key), right.get(key)) for key in left | right if left.get(key) != right.get(key)}
 
 
 def rounding_differences(a: Config, b: Config) -> Differences:
     """The keys that may change when a run is started again, but change how its numbers are rounded, and differ."""
 
-    def at(config: Config, key: str) -> object:
-        value = config.model_dump(mode="json")
-        for part in key.split("."):
-            value = value[part]
-        return value
+    def values(config: Config) -> list[object]:
+        dumped = config.model_dump(mode="json")
+        return [functools.reduce(operator.getitem, key.split("."), dumped) for key in _ROUNDING_KEYS]
 
-    return {key: (at(a, key), at(b, key)) for key in _ROUNDING_KEYS if at(a, key) != at(b, key)}
+    pairs = zip(_ROUNDING_KEYS, values(a), values(b), strict=True)
+    return {key: (left, right) for key, left, right in pairs if left != right}
 
 
 def numeric_hash(config: Config) -> str:

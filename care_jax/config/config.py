@@ -15,20 +15,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, Tag, ValidationError, model_validator
 
-from care_jax.config import files
-from care_jax.config.blocks import (
-    BatchConfig,
-    CheckpointConfig,
-    DataConfig,
-    EvaluationConfig,
-    LossConfig,
-    MeshConfig,
-    ModelConfig,
-    NonfiniteConfig,
-    OptimizerConfig,
-    ProfileConfig,
-    ReferenceConfig,
-)
+from care_jax.config import blocks, files
 from care_jax.config.types import Block, Count, Integer, Interval, InvalidValue, Text, error_message, tag_lists
 from care_jax.errors import UserError
 from care_jax.textfiles import JsonObject
@@ -41,27 +28,28 @@ class Config(Block):
     output_dir: Text
     seed: Annotated[Integer, Field(ge=0)] = 0
     resume: Literal["auto", "never", "must"] = "auto"
-    model: ModelConfig
-    data: DataConfig
-    batch: BatchConfig = BatchConfig()
+    model: blocks.ModelConfig
+    data: blocks.DataConfig
+    batch: blocks.BatchConfig = blocks.BatchConfig()
     loss: Annotated[
-        Annotated[LossConfig, Tag("<one>")] | Annotated[tuple[LossConfig, ...], Field(min_length=1), Tag("<several>")],
+        Annotated[blocks.LossConfig, Tag("<one>")]
+        | Annotated[tuple[blocks.LossConfig, ...], Field(min_length=1), Tag("<several>")],
         tag_lists("<several>", "<one>"),
     ]
-    reference: ReferenceConfig = ReferenceConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    mesh: MeshConfig = MeshConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    nonfinite: NonfiniteConfig = NonfiniteConfig()
-    profile: ProfileConfig | None = None
+    reference: blocks.ReferenceConfig = blocks.ReferenceConfig()
+    optimizer: blocks.OptimizerConfig = blocks.OptimizerConfig()
+    mesh: blocks.MeshConfig = blocks.MeshConfig()
+    checkpoint: blocks.CheckpointConfig = blocks.CheckpointConfig()
+    nonfinite: blocks.NonfiniteConfig = blocks.NonfiniteConfig()
+    profile: blocks.ProfileConfig | None = None
     log_every: Count = 1
     eval_every: Interval | None = 0.1
-    evaluation: EvaluationConfig | None = None
+    evaluation: blocks.EvaluationConfig | None = None
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
 
     @property
-    def losses(self) -> tuple[LossConfig, ...]:
-        """The loss, or the list of them, as a tuple."""
+    def losses(self) -> tuple[blocks.LossConfig, ...]:
+        """One loss as a tuple too."""
         return self.loss if isinstance(self.loss, tuple) else (self.loss,)
 
     @model_validator(mode="before")
@@ -104,15 +92,10 @@ class Config(Block):
 
         overrides: values by dotted key, or whole blocks.
         """
-        values: Mapping[str, object]
-        if isinstance(source, Config):
-            values = source.model_dump()
-        elif isinstance(source, Mapping):
-            values = source
-        elif isinstance(source, str | os.PathLike):
-            values = _read_recipe(source)
-        else:
+        if not isinstance(source, Config | Mapping | str | os.PathLike):
             raise UserError(f"configuration: found {type(source).__name__}, expected a Config, a mapping or a path")
+        values = source.model_dump() if isinstance(source, Config) else source
+        values = values if isinstance(values, Mapping) else _read_recipe(values)
         return _validate(files.with_overrides(values, list(overrides.items())))
 
 
@@ -139,7 +122,7 @@ def parse(text: str) -> Config:
 
 
 def _validate(values: object) -> Config:
-    """Raises one UserError with a line for each mistake."""
+    """Returns the configuration of nested values; raises one UserError with a line for each mistake."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -147,7 +130,7 @@ def _validate(values: object) -> Config:
 
 
 def _read_recipe(recipe: str | os.PathLike[str]) -> JsonObject:
-    """The values in a recipe, with its file's name as the run's name if it has none."""
+    """Returns the values in a recipe; its file's name is the run's name if it has none."""
     values = files.read(recipe, "recipe")
     if values.get("name") is None:
         values["name"] = pathlib.Path(recipe).name.removesuffix(".yaml").removesuffix(".yml")
@@ -176,34 +159,25 @@ def steps_of(interval: int | float, total: int) -> int:
 
 def summary(config: Config) -> str:
     """Returns a few lines for the start of a run."""
-    losses = " + ".join(
-        (f"{loss.weight:g} " if loss.weight != 1 else "")
-        + loss.name
-        + (
-            f"({', '.join(f'{key}={value}' for key, value in loss.hyperparameters.items())})"
-            if loss.hyperparameters
-            else ""
-        )
-        for loss in config.losses
-    )
-    data, batch, optimizer = config.data, config.batch, config.optimizer
-    sources = ", ".join(
-        f"{source.reader}:{source.path}" + (f" x{source.weight:g}" if source.weight != 1 else "")
-        for source in data.train
-    )
-    length = " and ".join(
-        [f"{data.epochs} epoch(s)"] * (data.epochs is not None)
-        + [f"{data.max_steps} steps"] * (data.max_steps is not None)
-    )
+
+    def loss_text(loss: blocks.LossConfig) -> str:
+        hyperparameters = ", ".join(f"{key}={value}" for key, value in loss.hyperparameters.items())
+        weight = f"{loss.weight:g} " if loss.weight != 1 else ""
+        return weight + loss.name + (f"({hyperparameters})" if hyperparameters else "")
+
+    model, data, batch, optimizer = config.model, config.data, config.batch, config.optimizer
+    weights = [f" x{source.weight:g}" if source.weight != 1 else "" for source in data.train]
+    sources = ", ".join(f"{source.reader}:{source.path}{weight}" for source, weight in zip(data.train, weights))
+    lengths = {"epoch(s)": data.epochs, "steps": data.max_steps}
+    length = " and ".join(f"{number} {unit}" for unit, number in lengths.items() if number is not None)
     rows = f"{batch.microbatch_rows} rows of {batch.row_length}"
     rate = f"{optimizer.learning_rate:g}, {optimizer.schedule}, warmup {optimizer.warmup:g}"
-    return "\n".join(
-        (
-            f"{config.name} -> {config.output_dir}, seed {config.seed}",
-            f"  model      {config.model.path} ({config.model.init}, {config.model.dtype}, remat {config.model.remat})",
-            f"  data       {sources}; pairs {data.pairs.policy}, min gap {data.pairs.min_gap:g}; {length}",
-            f"  batch      {batch.examples} x {batch.unit} per step; {rows} at once",
-            f"  loss       {losses}",
-            f"  optimizer  {optimizer.name}, {rate}",
-        )
+    lines = (
+        f"{config.name} -> {config.output_dir}, seed {config.seed}",
+        f"  model      {model.path} ({model.init}, {model.dtype}, remat {model.remat})",
+        f"  data       {sources}; pairs {data.pairs.policy}, min gap {data.pairs.min_gap:g}; {length}",
+        f"  batch      {batch.examples} x {batch.unit} per step; {rows} at once",
+        f"  loss       {' + '.join(map(loss_text, config.losses))}",
+        f"  optimizer  {optimizer.name}, {rate}",
     )
+    return "\n".join(lines)

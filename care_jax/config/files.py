@@ -1,7 +1,4 @@
-"""Recipes, machine files and `key=value` overrides, merged into one nested mapping.
-
-What the keys mean is in `blocks`.
-"""
+"""Recipes, machine files and `key=value` overrides, merged into one nested mapping. `blocks` defines the keys."""
 
 import contextlib
 import os
@@ -23,7 +20,7 @@ ALTERNATIVES = {"data.eval", "limit"}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, except that a repeated key is an error and a date stays text."""
+    """YAML's safe loader, but a repeated key is an error and a date stays text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -71,19 +68,19 @@ def _check_keys(value: object, where: str) -> None:
 
 
 def shipped_folder(kind: Kind) -> pathlib.Path:
-    """The folder of the shipped files of a kind: inside the package in a wheel, beside it in a checkout."""
+    """Returns the folder of a kind's shipped files: inside the package in a wheel, beside it in a checkout."""
     package = pathlib.Path(__file__).resolve().parents[1]
     parent = package if (package / "configs").is_dir() else package.parent
     return parent / "configs" / _FOLDERS[kind]
 
 
 def shipped_names(kind: Kind) -> list[str]:
-    """Names of the files of a kind that come with the package."""
+    """Returns the names of the files of a kind that come with the package."""
     return sorted(path.stem for path in shipped_folder(kind).glob("*.yaml"))
 
 
 def find_file(name: str | os.PathLike[str], kind: Kind) -> pathlib.Path:
-    """The file that a path or a shipped name stands for. Raises UserError if there is none."""
+    """Returns the file of a shipped name or a path. Raises UserError if there is none."""
     text = os.fspath(name)
     names = shipped_names(kind)
     if text in names:
@@ -121,10 +118,8 @@ def merge(old: Mapping[str, object], new: Mapping[str, object], path: str = "") 
     """
     if _replaces(path, new):
         return dict(new)
-    result = dict(old)
-    for key, value in new.items():
-        result[key] = _merge_value(result.get(key), value, f"{path}.{key}" if path else key)
-    return result
+    prefix = f"{path}." if path else ""
+    return {**old, **{key: _merge_value(old.get(key), value, prefix + key) for key, value in new.items()}}
 
 
 def _merge_value(old: object, new: object, path: str) -> object:
@@ -171,7 +166,7 @@ def _names_a_loss(key: str) -> bool:
 def _set(node: object, parts: Sequence[str], value: object, path: str, key: str) -> object:
     """Returns `node`, the value at `path`, with `value` set under it.
 
-    parts: what is left of the dotted key from `path` on. key: the whole dotted key, for messages.
+    parts: the dotted key's parts after `path`. key: the whole dotted key, for messages.
     """
     if not parts:
         return _merge_value(node, _copy(value), path)
@@ -198,7 +193,7 @@ def _set(node: object, parts: Sequence[str], value: object, path: str, key: str)
 
 
 def _copy(value: object) -> object:
-    """Mappings and sequences as new dicts and lists; everything else as it is."""
+    """Returns mappings and sequences as new dicts and lists, everything else as it is."""
     if isinstance(value, Mapping):
         return {key: _copy(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -33,33 +33,29 @@ class InvalidValue(ValueError):
 
 
 def tag_lists(list_tag: str, other_tag: str) -> Discriminator:
-    """Discriminates the two types of a union, of which one is a list."""
+    """Tells apart the two types of a union of which one is a list."""
     return Discriminator(lambda value: list_tag if isinstance(value, list | tuple) else other_tag)
 
 
 def tag_texts(text_tag: str, other_tag: str) -> Discriminator:
-    """Discriminates the two types of a union, of which one is text."""
+    """Tells apart the two types of a union of which one is text."""
     return Discriminator(lambda value: text_tag if isinstance(value, str) else other_tag)
 
 
 def abbreviate(value: object) -> str:
-    """A value as a message shows it, at most 80 characters long."""
-    if value is None:
-        return "nothing"
-    text = repr(value)
+    """Returns a value as messages show it, at most 80 characters long."""
+    text = "nothing" if value is None else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def is_finite(value: object) -> bool:
-    """False for a number, or text of one, that is infinite, NaN, or too large for a float; otherwise True."""
-    if isinstance(value, numbers.Real | str):
-        try:
-            return math.isfinite(float(value))
-        except OverflowError:
-            return False
-        except ValueError:  # text, but not of a number
-            return True
-    return True
+    """Returns False for a number, or text of one, that is infinite, NaN or too large for a float; otherwise True."""
+    try:
+        return not isinstance(value, numbers.Real | str) or math.isfinite(float(value))
+    except OverflowError:
+        return False
+    except ValueError:  # text, but not of a number
+        return True
 
 
 def _number(value: object) -> float:
@@ -115,7 +111,7 @@ Text = Annotated[str, BeforeValidator(_text)]
 Boolean = Annotated[bool, Strict()]
 
 
-# What a value may be, for keys whose type alone says too little.
+# The expected value in messages, for keys whose type is not enough.
 _EXPECTED = {
     "loss": "a mapping such as {name: dpo, beta: 0.1}, or a list of them",
     "data.train": "a list of sources, such as [{reader: care, path: sample}]",
@@ -132,7 +128,7 @@ _BOUNDS = {
 
 
 def error_message(error: ValidationError, root: type[BaseModel]) -> str:
-    """One line for each mistake: the key, the value that was found, the expected values, the nearest valid name.
+    """Returns one line per mistake: the key, the value that was found, the expected values, the nearest valid name.
 
     root: the model that was validated.
     """
@@ -197,7 +193,7 @@ def _blocks(annotation: object) -> Iterator[type[BaseModel]]:
 
 
 def _block_at(loc: Sequence[int | str], root: type[BaseModel]) -> type[BaseModel] | None:
-    """The block at a location in the configuration; None if it is inside no block."""
+    """Returns the block at a location in the configuration; None if it is inside no block."""
     block: type[BaseModel] | None = root
     for index, part in enumerate(loc):
         if block is None:

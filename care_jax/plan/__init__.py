@@ -1,4 +1,4 @@
-"""Does a run fit on a machine, which need not be here? Its programs are compiled ahead of time from shapes."""
+"""Whether a run fits on a machine, which need not be here: its programs are compiled ahead of time from shapes."""
 
 from care_jax.plan.advice import Advice
 from care_jax.plan.planning import Plan, plan

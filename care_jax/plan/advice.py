@@ -18,8 +18,8 @@ Changes = dict[str, object]  # dotted key -> value, as Config.from_any takes the
 class Advice:
     """The nearest change that fits.
 
-    changes: overrides as on the command line; None if nothing that was tried fits. program: the program that needs the
-    most memory with these changes. tried: how many configurations were compiled.
+    changes: overrides as on the command line; None if nothing fits. program: with these changes, the program that needs
+    the most memory. tried: number of configurations that were compiled.
     """
 
     changes: tuple[str, ...] | None
@@ -61,10 +61,10 @@ def nearest_that_fits(config: Config, target: Target, arch: Arch, say: Say) -> A
 
 
 def candidates(config: Config, parts: int, spread: Changes) -> Iterator[Changes]:
-    """Changes from the nearest to the farthest: those that keep the numbers, those that round them, other weights.
+    """Yields changes, the nearest first: those that keep the numbers, those that round them, those of other weights.
 
     parts: devices that share the rows; a microbatch has at least one row for each. spread: the change that shards the
-    state over all of them, in place of a copy for each part; empty if it is sharded already or does not divide.
+    state over all of them; empty if it is sharded already, or if they do not divide the model.
     """
     same: Changes = {}
     if config.model.remat != "full":
@@ -98,11 +98,5 @@ def candidates(config: Config, parts: int, spread: Changes) -> Iterator[Changes]
 
 
 def as_overrides(changes: Changes) -> tuple[str, ...]:
-    """Changes as the command line takes them: `key=value`, mappings as inline YAML."""
-
-    def text(value: object) -> str:
-        if isinstance(value, dict):
-            return "{" + ", ".join(f"{key}: {inner}" for key, inner in value.items()) + "}"
-        return str(value)
-
-    return tuple(f"{key}={text(value)}" for key, value in changes.items())
+    """Returns the changes as the command line takes them: `key=value`, mappings as inline YAML."""
+    return tuple(f"{key}={value}".replace("'", "") for key, value in changes.items())  # {'r': 16} as {r: 16}

@@ -1,19 +1,16 @@
 """Floating-point operations of a program's matrix products, counted in its jaxpr; recomputation counts too."""
 
 import math
-from typing import TypeAlias
 
 from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-AnyJaxpr: TypeAlias = Jaxpr | ClosedJaxpr
 
-
-def count(jaxpr: AnyJaxpr, unknown_trips: int = 1) -> int:
+def count(jaxpr: Jaxpr | ClosedJaxpr, unknown_trips: int = 1) -> int:
     """Returns the operations over all devices: 2 per multiply-add.
 
-    unknown_trips: how often a loop whose end is traced is counted. Of the branches of `lax.cond` and `lax.switch` the
-    most expensive one is counted. The products inside a Pallas kernel are not seen.
+    unknown_trips: iterations of a loop whose number of iterations is traced. Of the branches of `lax.cond` and
+    `lax.switch`, only the most expensive one counts. Products inside a Pallas kernel are not counted.
     """
     total = 0
     for equation in (jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr).eqns:
@@ -34,5 +31,7 @@ def count(jaxpr: AnyJaxpr, unknown_trips: int = 1) -> int:
         elif name == "shard_map":
             total += params["mesh"].size * count(params["jaxpr"], unknown_trips)
         else:
-            total += sum(count(value, unknown_trips) for value in params.values() if isinstance(value, AnyJaxpr))
+            total += sum(
+                count(value, unknown_trips) for value in params.values() if isinstance(value, Jaxpr | ClosedJaxpr)
+            )
     return total

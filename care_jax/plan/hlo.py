@@ -1,4 +1,4 @@
-"""Reads a compiled program's text: which collectives run, how often and with how many bytes; the arrays it holds."""
+"""Reads a compiled program's text: its arrays, and which collectives run, how often and with how many bytes."""
 
 import dataclasses
 import math
@@ -39,7 +39,7 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One instruction. times: how often it runs per call of the program; a loop without a known end counts once."""
+    """One instruction. times: per call of the program; a loop of an unknown number of iterations counts once."""
 
     name: str
     kind: str
@@ -48,15 +48,8 @@ class Operation:
     text: str
 
 
-def arrays(text: str) -> tuple[Array, ...]:
-    """The arrays that a piece of the text names, in order."""
-    return tuple(
-        Array(dtype, tuple(int(size) for size in sizes.split(",") if size)) for dtype, sizes in _ARRAY.findall(text)
-    )
-
-
 def operations(text: str) -> Iterator[Operation]:
-    """Every instruction of a module with how often it runs, loops and calls included."""
+    """Yields every instruction of a module that runs, also in loops and calls."""
     bodies: dict[str, list[str]] = {}
     entry, current = "", ""
     for line in text.splitlines():
@@ -70,9 +63,7 @@ def operations(text: str) -> Iterator[Operation]:
     times = Counter({entry: 1})
     # In the text a called computation comes before its callers, so one pass from the end meets each caller first.
     for name in reversed(list(bodies)):
-        if not times[name]:
-            continue
-        for line in bodies[name]:
+        for line in bodies[name] if times[name] else ():
             trips = _trips(line, bodies) if " while(" in line else 1
             for called in _CALLED.findall(line):
                 for callee in re.findall(r"[\w.\-]+", called):
@@ -83,12 +74,15 @@ def operations(text: str) -> Iterator[Operation]:
             instruction = _INSTRUCTION.match(line)
             operation = _OPERATION.search(instruction[2]) if instruction else None
             if instruction and operation and times[name]:
-                results = arrays(instruction[2][: operation.start(1)])
+                results = tuple(
+                    Array(dtype, tuple(int(size) for size in sizes.split(",") if size))
+                    for dtype, sizes in _ARRAY.findall(instruction[2][: operation.start(1)])
+                )
                 yield Operation(instruction[1], operation[1], results, times[name], line)
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """How often a loop runs: the compiler's own note, else the only constant in its condition, else 1."""
+    """Returns how often a loop runs: the compiler's note, else the only constant in its condition, else 1."""
     known = _TRIPS.search(line)
     if known:
         return int(known[1])
@@ -99,14 +93,14 @@ def _trips(line: str, bodies: dict[str, list[str]]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """One kind of collective in one call: how many run, and the bytes of their results on one device."""
+    """Collectives of one kind per call: how many run, and the bytes of their results on one device."""
 
     count: int
     bytes: int
 
 
 def collectives(text: str) -> dict[str, Traffic]:
-    """Traffic by kind. Pieces of one collective that run beside other work share a channel and count as one."""
+    """Returns the traffic by kind. The pieces of an overlapped collective share a channel and count as one."""
     by_channel: dict[tuple[str, str], Traffic] = {}
     for operation in operations(text):
         kind = operation.kind.removesuffix("-start")

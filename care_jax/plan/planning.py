@@ -1,4 +1,4 @@
-"""A plan: what each program of a run needs on a target, and the nearest change that fits if it does not fit.
+"""A plan: what each program of a run needs on a target; if it does not fit, the nearest change that does.
 
 Only the configuration and the model's config.json are read, no weights and no data. The programs are the run's own
 (train step, reference pass, evaluation pass), compiled from shapes.
@@ -18,7 +18,7 @@ from care_jax.plan.targets import Target
 class Plan:
     """What a configuration needs on a target.
 
-    microbatches: per step. rows, row_length: of a microbatch, in rows and in tokens.
+    microbatches: per step. rows: per microbatch, over all devices. row_length: tokens per row.
     """
 
     config: Config
@@ -48,7 +48,7 @@ class Plan:
 
 
 def plan(config: Config, target: Target, *, advise: bool = True, say: Say = print) -> Plan:
-    """Compiles the programs of a run for a target; with `advise`, also looks for a change that fits if they do not.
+    """Compiles the programs of a run for a target. If they do not fit, `advise` looks for a change that does.
 
     Raises UserError if the mesh does not divide the model or the batch.
     """
@@ -57,16 +57,8 @@ def plan(config: Config, target: Target, *, advise: bool = True, say: Say = prin
     programs = [train]
     if train.temporaries is not None:
         programs += compile_forward(shapes, say)
-    shape = shapes.batch_shape
-    result = Plan(
-        config,
-        target,
-        dict(shapes.mesh.shape),
-        shape.microbatches,
-        shape.rows,
-        shape.row_length,
-        tuple(programs),
-    )
+    shape, mesh = shapes.batch_shape, dict(shapes.mesh.shape)
+    result = Plan(config, target, mesh, shape.microbatches, shape.rows, shape.row_length, tuple(programs))
     if result.fits is False and advise:
         return dataclasses.replace(result, advice=nearest_that_fits(config, target, shapes.trained.model.arch, say))
     return result

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import jax
+import jax.numpy as jnp
 
 from care_jax import hardware, sharding
 from care_jax.plan import flops, hlo
@@ -18,7 +19,7 @@ from care_jax.training.placement import bytes_per_device, program_bytes
 from care_jax.training.state import jit_step
 from care_jax.training.step import make_logps
 
-Say: TypeAlias = Callable[[str], None]  # takes one line of progress
+Say: TypeAlias = Callable[[str], None]  # prints one line of progress
 Compiled: TypeAlias = jax.stages.Compiled
 
 
@@ -26,10 +27,10 @@ Compiled: TypeAlias = jax.stages.Compiled
 class Program:
     """One compiled program; all bytes are per device.
 
-    array_bytes: by name, of what the run holds while the program runs, whether it is an argument or not.
-    temporaries: bytes that the compiler needs besides at its peak, padding of the arguments included; None if the
-    compiler refused for lack of memory. needed: then the compiler's own figure for everything.
-    flops: of one call, over all devices.
+    array_bytes: by name, what the run holds while the program runs, whether it is an argument or not.
+    temporaries: what the program needs besides at its peak, padding of the arguments included; None if the compiler
+    refused for lack of memory. needed: in that case the compiler's figure for everything.
+    flops: per call, over all devices.
     """
 
     name: str
@@ -49,23 +50,22 @@ class Program:
 
 
 def compile_train(shapes: Shapes, say: Say) -> tuple[Program, Compiled | None]:
-    """The train step and its executable, which is None if the memory does not suffice."""
+    """Compiles the train step; the executable is None if the memory does not suffice."""
     say("compiling the train step")
     jitted = jit_step(shapes.config, shapes.objective, shapes.trained, shapes.state_shardings, shapes.batch_shardings)
     array_bytes = {**state_bytes(shapes), "batch": bytes_per_device(shapes.batch)}
-    with jax.set_mesh(shapes.mesh), _signs_of_life(say):
-        return _compile(
-            "train", jitted, (shapes.state, shapes.batch), array_bytes, shapes, shapes.batch_shape.microbatches
-        )
+    with jax.set_mesh(shapes.mesh), _report_progress(say):
+        arguments = shapes.state, shapes.batch
+        return _compile("train", jitted, arguments, array_bytes, shapes, shapes.batch_shape.microbatches)
 
 
 def compile_forward(shapes: Shapes, say: Say) -> list[Program]:
-    """The pass without a gradient, once as the reference's (if the loss needs one) and once as the evaluation's."""
+    """Compiles the pass without a gradient: as the reference's (if the loss needs one) and as the evaluation's."""
     state = shapes.state
     say("compiling the pass of the reference and of the evaluation")
     jitted = jax.jit(make_logps(shapes.trained.model), out_shardings=sharding.replicated(shapes.mesh))
     with_optimizer = state_bytes(shapes) | {"batch": bytes_per_device(shapes.forward_batch)}
-    with jax.set_mesh(shapes.mesh), _signs_of_life(say):
+    with jax.set_mesh(shapes.mesh), _report_progress(say):
         arguments = state.variables(), shapes.forward_batch
         evaluation, _ = _compile("evaluation", jitted, arguments, with_optimizer, shapes)
     if not shapes.objective.needs_ref:
@@ -79,12 +79,9 @@ def compile_forward(shapes: Shapes, say: Say) -> list[Program]:
 
 
 def state_bytes(shapes: Shapes) -> dict[str, int]:
-    """Bytes per device of what a run holds from its first step to its last."""
+    """Returns the bytes per device of what a run holds from its first step to its last."""
     state = shapes.state
-    array_bytes = {
-        "parameters": bytes_per_device(state.params),
-        "optimizer": bytes_per_device(state.opt_state),
-    }
+    array_bytes = {"parameters": bytes_per_device(state.params), "optimizer": bytes_per_device(state.opt_state)}
     if state.lora is not None:
         array_bytes["adapters"] = bytes_per_device(state.lora)
     if shapes.objective.needs_ref and shapes.config.reference.mode == "online":
@@ -93,16 +90,15 @@ def state_bytes(shapes: Shapes) -> dict[str, int]:
 
 
 def smallest_need(shapes: Shapes) -> int:
-    """Bytes per device that the train step needs however it is compiled: state, batch and gradients."""
-    gradients = bytes_per_device(shapes.state.trainable())
-    width = {"float32": 4, "bfloat16": 2}
-    if shapes.batch_shape.microbatches > 1:
-        ratio = width[shapes.config.optimizer.accumulate_dtype] / width[shapes.config.model.param_dtype]
-        gradients = int(gradients * ratio) if shapes.state.lora is None else gradients
+    """Returns the bytes per device that the train step needs however it is compiled: state, batch and gradients."""
+    config, gradients = shapes.config, bytes_per_device(shapes.state.trainable())
+    if shapes.batch_shape.microbatches > 1 and shapes.state.lora is None:
+        dtypes = jnp.dtype(config.optimizer.accumulate_dtype), jnp.dtype(config.model.param_dtype)
+        gradients = int(gradients * (dtypes[0].itemsize / dtypes[1].itemsize))
     return sum(state_bytes(shapes).values()) + bytes_per_device(shapes.batch) + gradients
 
 
-# How libtpu says that memory does not suffice: with a figure for everything, or for what comes beside the arguments.
+# libtpu reports that memory does not suffice with a figure for everything, or for what it needs beside the arguments.
 _USED = re.compile(r"[Uu]sed (\d+(?:\.\d+)?)([KMGT]?) of ")
 _BESIDE = re.compile(r"required for HLO temporaries \((\d+(?:\.\d+)?)([KMGT]?)\)")
 _UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -116,9 +112,9 @@ def _compile(
     shapes: Shapes,
     unknown_trips: int = 1,
 ) -> tuple[Program, Compiled | None]:
-    # A CPU does not multiply bfloat16: its compiler would hold the weights of all layers in float32, as no other does.
-    without = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
-    options = without if shapes.absent and hardware.platform() == "cpu" else None
+    # A CPU does not multiply bfloat16: its compiler would hold all weights in float32, which no other device does.
+    on_cpu = shapes.absent and hardware.platform() == "cpu"
+    options = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"} if on_cpu else None
     began = time.perf_counter()
     traced = jitted.trace(*arguments)
     operations = flops.count(traced.jaxpr, unknown_trips)
@@ -135,24 +131,16 @@ def _compile(
     seconds = time.perf_counter() - began
     # TPUs pad small dimensions.
     padding = compiled.memory_analysis().argument_size_in_bytes - bytes_per_device(arguments)
-    program = Program(
-        name,
-        array_bytes,
-        program_bytes(compiled) + padding,
-        None,
-        operations,
-        hlo.collectives(compiled.as_text()),
-        seconds,
-    )
-    return program, compiled
+    temporaries, collectives = program_bytes(compiled) + padding, hlo.collectives(compiled.as_text())
+    return Program(name, array_bytes, temporaries, None, operations, collectives, seconds), compiled
 
 
-_TICK = 30.0  # seconds between two signs of life
+_TICK = 30.0  # seconds between two lines of progress
 
 
 @contextlib.contextmanager
-def _signs_of_life(say: Say) -> Iterator[None]:
-    """Says every `_TICK` seconds how long the compilation inside has taken."""
+def _report_progress(say: Say) -> Iterator[None]:
+    """Prints every `_TICK` seconds how long the compilation inside the `with` block has taken."""
     done, began = threading.Event(), time.perf_counter()
 
     def tick() -> None:

@@ -1,4 +1,4 @@
-"""What a run holds, as shapes: its state and batch, without reading any weights or data."""
+"""The shapes of a run's state and batch, without reading weights or data."""
 
 import dataclasses
 import math
@@ -23,18 +23,16 @@ from care_jax.training.optimizer import optimizer_and_schedule
 from care_jax.training.state import ModelAndOptimizer, StartingWeights, abstract_state, configure_model, params_dtype
 from care_jax.training.step import State
 
-# Assumed without the data: the mean example has at most this many tokens (CARE: 275 per pair) ...
-_TYPICAL_TOKENS = 512
-# ... and each response at least this many.
-_SHORTEST = 8
+_TYPICAL_TOKENS = 512  # assumed tokens of the mean example (CARE: 275 per pair)
+_SHORTEST = 8  # assumed tokens of the shortest response
 _STEPS = 100  # length of the schedule; it changes no size
 
 
 def batch_shape_of(config: Config, objective: Objective) -> BatchShape:
-    """Upper bounds of the static sizes, chosen without the data: every token may be a completion's.
+    """Returns upper bounds of the static sizes, chosen without the data: every token may be a completion's.
 
-    One microbatch if a step is certain to fit into one; otherwise as many as a step of typical examples takes, at
-    least two. Their number changes only the size of the batch on the device.
+    One microbatch if a step is certain to fit into one, else as many as a step of typical examples takes, at least two.
+    Their number changes only the size of the batch on the device.
     """
     batch = config.batch
     slots = batch.microbatch_rows * batch.row_length
@@ -59,7 +57,7 @@ def batch_shape_of(config: Config, objective: Objective) -> BatchShape:
 
 
 def abstract_batch(shape: BatchShape, mismatched: BatchShape | None = None) -> Batch:
-    """The shapes and dtypes of the batch that `data.packing.fill.fill` makes for this shape."""
+    """Returns the shapes and dtypes of the batch that `data.packing.fill.fill` makes for this shape."""
     return Batch(
         **{name: jax.ShapeDtypeStruct(shape.array_shape(name), spec.dtype) for name, spec in ARRAYS.items()},
         n_microbatches=jax.ShapeDtypeStruct((), np.int32),
@@ -71,8 +69,8 @@ def abstract_batch(shape: BatchShape, mismatched: BatchShape | None = None) -> B
 class Shapes:
     """Everything that the programs of a run take, as abstract arrays placed on the mesh.
 
-    forward_batch: one microbatch sized for single responses, as the reference and the evaluation use it.
-    absent: the device is not here, and this machine's compiler is used in place of its own.
+    forward_batch: one microbatch of single responses, as the reference and the evaluation use it.
+    absent: the target's device is not here, so this machine's compiler is used in place of its own.
     """
 
     config: Config
@@ -89,7 +87,7 @@ class Shapes:
 
 
 def shapes_of(config: Config, target: Target, arch: Arch | None = None) -> Shapes:
-    """The shapes of a run on a target; arch: of `config.model`, if it is known already.
+    """Returns the shapes of a run on a target. arch: of `config.model`, if it is known already.
 
     Raises UserError, with the numbers, for sizes that the mesh does not divide.
     """

@@ -31,7 +31,7 @@ class Target:
     """What a plan is made for.
 
     name: as the user gave it. devices: the topology's, or this machine's in their place. memory: bytes per device, None
-    if unknown. estimate: the card is not here, so that temporaries are those of this machine's compiler.
+    if unknown. estimate: whether the card is not here; the temporaries are then those of this machine's compiler.
     """
 
     name: str
@@ -42,15 +42,15 @@ class Target:
 
 
 def topology(name: str, memory: int | None = None) -> Target:
-    """The target of a TPU topology such as v5p:2x2x2 (chips along each axis).
+    """Returns the target of a TPU topology such as v5p:2x2x2 (chips along each axis).
 
     Raises UserError if it is unknown or libtpu is not installed.
     """
     from jax.experimental import topologies
 
     generation, _, shape = name.partition(":")
-    hint = "" if generation in GENERATIONS else nearest(generation, list(GENERATIONS))
     if generation not in GENERATIONS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        hint = "" if generation in GENERATIONS else nearest(generation, list(GENERATIONS))
         raise UserError(
             f"--topology: found {name!r}{hint}, expected a generation of "
             f"{', '.join(GENERATIONS)} and chips along each axis, such as v5p:2x2x2"
@@ -78,11 +78,11 @@ def topology(name: str, memory: int | None = None) -> Target:
         raise UserError(f"--topology {name}: {reason[:300]}") from error
     devices: tuple[jax.Device, ...] = tuple(described.devices)
     chip = CHIPS.get(devices[0].device_kind)
-    return Target(name, devices, chip, memory or (chip.memory if chip else None), estimate=False)
+    return Target(name, devices, chip, memory or (chip.memory if chip else None))
 
 
 def local(memory: int | None = None, card: str | None = None, count: int | None = None) -> Target:
-    """The target of this machine's devices, or of cards that are not here if any argument is given.
+    """Returns the target of this machine's devices, or of cards that are not here if any argument is given.
 
     memory: bytes per card. card: its kind, as jax names it. count: number of cards, by default 1.
     """
@@ -91,17 +91,16 @@ def local(memory: int | None = None, card: str | None = None, count: int | None 
     devices = _stand_ins(1 if count is None else count) if absent else list(jax.devices())
     chip = CHIPS[card] if card is not None else None if absent else CHIPS.get(devices[0].device_kind)
     memory = _memory(devices[0], chip) if memory is None else memory
-    shown = chip.name if card is not None and chip is not None else f"{(memory or 0) / 1e9:g} GB"
-    shown = shown if absent else devices[0].device_kind
-    return Target(shown, tuple(devices), chip, memory, estimate=absent)
+    name = devices[0].device_kind if not absent else chip.name if chip is not None else f"{(memory or 0) / 1e9:g} GB"
+    return Target(name, tuple(devices), chip, memory, estimate=absent)
 
 
 def _stand_ins(count: int) -> list[jax.Device]:
-    """`count` devices of this machine, or of its CPU, to compile for in place of cards that are not here."""
+    """Returns `count` devices of this machine, or of its CPU, to compile for in place of cards that are not here."""
     if count < 1:
         raise UserError(f"--devices: found {count}, expected 1 or more")
     if count > 1:
-        with contextlib.suppress(RuntimeError):  # jax has started already: its number of devices is fixed
+        with contextlib.suppress(RuntimeError):  # jax has started already, so its number of devices is fixed
             jax.config.update("jax_num_cpu_devices", count)
     devices = list(jax.devices())
     if len(devices) < count:
@@ -115,7 +114,7 @@ def _stand_ins(count: int) -> list[jax.Device]:
 
 
 def _memory(device: jax.Device, chip: Chip | None) -> int | None:
-    """Bytes of one device of this process; None if the backend does not say.
+    """Returns the bytes of one device of this process; None if the backend does not report them.
 
     A CPU device has its share of the machine's memory, or of the container's limit if that is lower.
     """
@@ -132,10 +131,10 @@ def _memory(device: jax.Device, chip: Chip | None) -> int | None:
 def targets(
     machines: Sequence[str], topologies: Sequence[str], memory: int | None, count: int | None = None
 ) -> list[Target]:
-    """The targets of `care-jax plan`: the named topologies, else that of the last machine file, else this machine.
+    """Returns the targets of `care-jax plan`: the topologies, else that of the last machine file, else this machine.
 
     count: number of cards that are not here. Raises UserError if it comes with a topology, whose name determines the
-    number, or if nothing says how much memory the cards have.
+    number, or if the cards' memory is not known.
     """
     machine = next((name for name in reversed(machines) if name in MACHINES), "")
     shape, card = (None, None) if topologies or memory is not None else MACHINES.get(machine, (None, None))
@@ -148,7 +147,7 @@ def targets(
 
 
 def plan_options(devices: Sequence[jax.Device]) -> str:
-    """The options of `care-jax plan` that describe these devices; devices: of all processes of a job."""
+    """Returns the options of `care-jax plan` that describe these devices, those of all processes of a job."""
     chip = CHIPS.get(devices[0].device_kind)
     if devices[0].platform == "tpu":
         if chip is None:
@@ -162,7 +161,7 @@ def plan_options(devices: Sequence[jax.Device]) -> str:
 
 
 def parse_memory(text: str) -> int:
-    """Bytes of a size such as 24GB or 22.5GiB. Raises UserError for anything else."""
+    """Returns the bytes of a size such as 24GB or 22.5GiB. Raises UserError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB)", text.strip())
     if match is None or float(match[1]) == 0:
         raise UserError(f"--memory: found {text!r}, expected a size such as 24GB or 22.5GiB")

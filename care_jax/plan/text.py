@@ -9,8 +9,10 @@ from care_jax.textfiles import JsonObject
 
 
 def as_json(plan: Plan) -> JsonObject:
-    """Every key that ends in `bytes` is per device; `flops_per_step` is over all devices."""
+    """Returns the plan as JSON. A key that ends in `bytes` is per device; `flops_per_step` is over all devices."""
     target, advice = plan.target, plan.advice
+    changes = None if advice is None or advice.changes is None else list(advice.changes)
+    total = None if advice is None or advice.program is None else advice.program.total
     return {
         "name": plan.config.name,
         "model": plan.config.model.path,
@@ -27,13 +29,7 @@ def as_json(plan: Plan) -> JsonObject:
         "flops_per_step": plan.programs[0].flops,
         "ideal_seconds": plan.ideal_seconds,
         "fits": plan.fits,
-        "advice": None
-        if advice is None
-        else {
-            "changes": None if advice.changes is None else list(advice.changes),
-            "total_bytes": None if advice.program is None else advice.program.total,
-            "tried": advice.tried,
-        },
+        "advice": None if advice is None else {"changes": changes, "total_bytes": total, "tried": advice.tried},
     }
 
 
@@ -48,7 +44,7 @@ def _program(program: Program) -> JsonObject:
 
 
 def as_text(plan: Plan) -> str:
-    """A table of the programs, what a step computes and sends, and whether it fits."""
+    """Returns a table of the programs, what a step computes and sends, and whether the run fits."""
     target = plan.target
     mesh = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
     chip = target.chip.name if target.chip is not None else target.name
@@ -80,7 +76,7 @@ def as_text(plan: Plan) -> str:
 
 
 def verdict(plan: Plan) -> str:
-    """Whether the plan fits, and which change would make it fit."""
+    """Returns whether the plan fits, and which change makes it fit."""
     target, largest = plan.target, plan.largest
     if target.memory is None or plan.fits is None:
         return f"needs {gib(largest.total)} GiB per device ({largest.name}); this backend reports no limit"
@@ -88,19 +84,16 @@ def verdict(plan: Plan) -> str:
     if plan.fits:
         return f"fits: {share} ({largest.name})"
     text = f"does not fit: {share} ({largest.name}); at most {100 * MEMORY_FRACTION:.0f} % may be used"
-    return text if plan.advice is None else f"{text}\n{advice_text(plan)}"
-
-
-def advice_text(plan: Plan) -> str:
-    """The nearest change that fits, or that none was found."""
     advice = plan.advice
-    if advice is None or advice.changes is None or advice.program is None:
-        tried = 0 if advice is None else advice.tried
-        return f"nothing that was tried fits ({tried} compiled): use more or larger devices, or a smaller model"
+    if advice is None:
+        return text
+    if advice.changes is None or advice.program is None:
+        tried = f"nothing that was tried fits ({advice.tried} compiled)"
+        return f"{text}\n{tried}: use more or larger devices, or a smaller model"
     changes = " ".join(f"'{change}'" if " " in change else change for change in advice.changes)
-    return f"the nearest change that fits: {changes} ({gib(advice.program.total)} GiB per device)"
+    return f"{text}\nthe nearest change that fits: {changes} ({gib(advice.program.total)} GiB per device)"
 
 
 def gib(size: int) -> str:
-    """Bytes as GiB with three digits."""
+    """Returns bytes as GiB, with three digits."""
     return f"{size / GIB:.3g}" if size < 100 * GIB else f"{size / GIB:.0f}"

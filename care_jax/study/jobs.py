@@ -1,4 +1,4 @@
-"""Commands in child processes, several at once. A signal is sent on to all of them, so that they save and end."""
+"""Runs commands in child processes, several at once. A signal is sent on to all of them, so that they save and end."""
 
 import ctypes
 import dataclasses
@@ -26,16 +26,11 @@ class Command:
     arguments: tuple[str, ...]
     log: pathlib.Path
 
-    @property
-    def line(self) -> str:
-        """The command as one types it."""
-        return " ".join(("care-jax", *self.arguments))
-
 
 def run_all(commands: Sequence[Command], jobs: int, cache: pathlib.Path) -> dict[str, int]:
-    """Runs at most `jobs` commands at once and returns exit status by name.
+    """Runs at most `jobs` commands at once and returns each one's exit status by name.
 
-    cache: a folder of compiled programs that the children share. Raises Interrupted after a signal, once every child
+    cache: a folder of compiled programs that the children share. Raises Interrupted after a signal, when every child
     has saved and ended.
     """
     waiting = list(commands)
@@ -84,7 +79,7 @@ def run_all(commands: Sequence[Command], jobs: int, cache: pathlib.Path) -> dict
 
 
 def tail(path: pathlib.Path, lines: int = 12) -> str:
-    """The last lines of a log."""
+    """Returns the last lines of a log."""
     return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 

@@ -2,51 +2,46 @@
 
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from care_jax.evaluation.report.plots import new_figure, save
-from care_jax.study.spec import Study
+from care_jax.study.spec import Study, last_part
 from care_jax.textfiles import JsonObject
 
 ALL = "all"
 
 
 def curves(study: Study, measure: str, rows: Sequence[JsonObject], folder: pathlib.Path) -> pathlib.Path:
-    """Means with intervals over `study.x`: one line per arm and other grid values, one panel per culture."""
+    """Draws means with intervals over `study.x`: a line per arm and other grid values, a panel per culture."""
     means = [row for row in rows if row["kind"] == "mean" and study.x in row["point"]]
     cultures = sorted(dict.fromkeys(row["culture"] for row in means), key=lambda culture: culture == ALL)
     figure = new_figure(4.2 * max(1, len(cultures)), 3.8)
     labels = [_label(row, without=study.x) for row in means]
     colours = {label: f"C{number}" for number, label in enumerate(dict.fromkeys(labels))}
-    for number, culture in enumerate(cultures, start=1):
-        axes = figure.add_subplot(1, len(cultures), number)
+    for culture, axes in _panels(figure, cultures):
         for label, colour in colours.items():
             points = [row for row, its in zip(means, labels) if (row["culture"], its) == (culture, label)]
-            if not points:
-                continue
             points.sort(key=lambda row: float(row["point"][study.x]))
             x = [float(row["point"][study.x]) for row in points]
             values = [row["value"] for row in points]
-            axes.errorbar(x, values, yerr=_errors(points), marker="o", capsize=3, color=colour, label=label)
-        axes.set_title(culture)
+            if points:
+                axes.errorbar(x, values, yerr=_errors(points), marker="o", capsize=3, color=colour, label=label)
         axes.set_xlabel(study.x or "")
         axes.set_ylabel(measure)
-        _hide_frame(axes)
-    _legend(figure)
     return save(figure, _file(folder, "curves", measure))
 
 
 def scatter(measure: str, rows: Sequence[JsonObject], folder: pathlib.Path) -> pathlib.Path:
-    """Gain against the score before training: one point per arm and category, one panel per culture."""
+    """Draws the gain against the score before training: a point per arm and category, a panel per culture."""
     cultures = list(dict.fromkeys(row["culture"] for row in rows))
     categories = list(dict.fromkeys(row["category"] for row in rows))
     markers = dict(zip(categories, ("osD^vP*X"[number % 8] for number in range(len(categories))), strict=True))
     figure = new_figure(4.2 * len(cultures), 3.9)
-    for number, culture in enumerate(cultures, start=1):
-        axes = figure.add_subplot(1, len(cultures), number)
+    for culture, axes in _panels(figure, cultures):
         for colour, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):
             for row in rows:
                 if (row["arm"], row["culture"]) == (arm, culture):
@@ -55,16 +50,13 @@ def scatter(measure: str, rows: Sequence[JsonObject], folder: pathlib.Path) -> p
         for category, marker in markers.items():
             axes.scatter([], [], color="0.4", marker=marker, label=category)
         axes.axhline(0, color="0.7", linewidth=1)
-        axes.set_title(culture)
         axes.set_xlabel(f"{measure} before training")
         axes.set_ylabel("gain")
-        _hide_frame(axes)
-    _legend(figure)
     return save(figure, _file(folder, "scatter", measure))
 
 
 def bars(measure: str, rows: Sequence[JsonObject], folder: pathlib.Path) -> list[pathlib.Path]:
-    """The arms' means over all cultures, with their intervals; no file if there are none."""
+    """Draws the arms' means over all cultures, with their intervals; no file if there are none."""
     means = [row for row in rows if row["kind"] == "mean" and row["culture"] == ALL]
     if not means:
         return []
@@ -75,7 +67,7 @@ def bars(measure: str, rows: Sequence[JsonObject], folder: pathlib.Path) -> list
     axes.set_yticks(range(len(means)), [_label(row) for row in means])
     axes.invert_yaxis()
     axes.set_xlabel(f"{measure}, 95 % interval")
-    _hide_frame(axes)
+    axes.spines[["top", "right"]].set_visible(False)
     return [save(figure, _file(folder, "bars", measure))]
 
 
@@ -86,27 +78,27 @@ def _file(folder: pathlib.Path, kind: str, measure: str) -> pathlib.Path:
 def _label(row: JsonObject, without: str | None = None) -> str:
     """An arm with its grid values, except that of the key `without`."""
     point = row["point"].items()
-    return ", ".join([row["arm"], *(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in point if key != without)])
+    return ", ".join([row["arm"], *(f"{last_part(key)}={value}" for key, value in point if key != without)])
 
 
 def _errors(rows: Sequence[JsonObject]) -> list[list[float]]:
-    """Lengths of the error bars below and above; 0 if there is no interval."""
+    """Returns the lengths of the error bars below and above; 0 if there is no interval."""
     return [
         [0.0 if row["low"] is None else row["value"] - row["low"] for row in rows],
         [0.0 if row["high"] is None else row["high"] - row["value"] for row in rows],
     ]
 
 
-def _hide_frame(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _legend(figure: Figure) -> None:
-    """One legend of all panels below the figure, each label once."""
-    handles = {
-        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+def _panels(figure: Figure, cultures: Sequence[str]) -> Iterator[tuple[str, Axes]]:
+    """Yields one panel per culture, then adds one legend of all panels below the figure, each label once."""
+    handles: dict[str, Artist] = {}
+    for number, culture in enumerate(cultures, start=1):
+        axes = figure.add_subplot(1, len(cultures), number)
+        axes.set_title(culture)
+        axes.spines[["top", "right"]].set_visible(False)
+        yield culture, axes
+        artists, labels = axes.get_legend_handles_labels()
+        handles.update(zip(labels, artists, strict=True))
+    columns = min(4, len(handles))
     if handles:
-        figure.legend(
-            list(handles.values()), list(handles), loc="outside lower center", ncols=min(4, len(handles)), frameon=False
-        )
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False)

@@ -1,7 +1,6 @@
-"""What a study measured: one observation per question, system and measure, from run directories and rated answers."""
+"""A study's observations, one per question, system and measure, from run directories and rated answers."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
@@ -11,15 +10,16 @@ from jaxtyping import Float
 
 from care_jax.evaluation.report import records
 from care_jax.study.spec import Study, StudyRun, StudyTask, System, answers_folder, as_text, starting_systems
+from care_jax.textfiles import read_lines
 
 REWARDS, LOGPS = "preference accuracy", "preference accuracy by logps"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Observation:
-    """One value. when: before training (start), after it (end), or of given answers. seed: None if no run was trained.
+    """One value. when: before training (start), after it (end), or from existing answers (given).
 
-    point: value by key of the grid.
+    point: value by key of the grid. seed: None if no run was trained.
     """
 
     system: str
@@ -37,11 +37,9 @@ class Observation:
 def collect(
     study: Study, runs: Sequence[StudyRun], systems: Sequence[System], folder: pathlib.Path
 ) -> list[Observation]:
-    """All observations: held-out preferences of every run, scores and ratings of every system and task."""
-    observations: list[Observation] = []
-    if study.train:
-        for run in runs:
-            observations += _held_out(run)
+    """Returns the held-out preferences of every run, and the scores and ratings of every system and task."""
+    trained = runs if study.train else ()
+    observations = [each for run in trained for each in _held_out(run)]
     for task in study.evaluate:
         by_system = {system.name: list(_rated(folder, task, system)) for system in systems}
         for system in systems:
@@ -49,20 +47,16 @@ def collect(
                 observations += by_system[system.name]
         # The score of a starting model is the score at the start of every run that began with it.
         starts = starting_systems(runs)
-        for run in runs if study.train else ():
+        for run in trained:
             for before in by_system.get(starts.get(run.name, ""), ()):
-                observations.append(
-                    dataclasses.replace(before, arm=run.arm, point=run.point, seed=run.seed, when="start")
-                )
+                copy = dataclasses.replace(before, arm=run.arm, point=run.point, seed=run.seed, when="start")
+                observations.append(copy)
     return observations
 
 
 def _held_out(run: StudyRun) -> Iterator[Observation]:
-    """The accuracies on held-out pairs that a run's first and last evaluation wrote."""
-    path = run.folder / "held_out.jsonl"
-    if not path.is_file():
-        return
-    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    """Yields the accuracies on held-out pairs that a run's first and last evaluation wrote."""
+    lines = read_lines(run.folder / "held_out.jsonl")
     last = max((line["step"] for line in lines), default=0)
     for line in lines:
         if line["step"] not in (0, last):
@@ -77,16 +71,12 @@ def _held_out(run: StudyRun) -> Iterator[Observation]:
 
 
 def _rated(folder: pathlib.Path, task: StudyTask, system: System) -> Iterator[Observation]:
-    """The mean score or rating of each question of a task; the best snippet of each if the answers are snippets."""
+    """Yields the mean score or rating of each question of a task, or of its best snippet."""
     answers = answers_folder(folder, system, task)
-    file = next(
-        (answers / name for name in ("best.jsonl", "rated.jsonl", "scores.jsonl") if (answers / name).is_file()), None
-    )
-    if file is None:
-        return
+    files = [answers / name for name in ("best.jsonl", "rated.jsonl", "scores.jsonl")]
     values: dict[str, list[float]] = {}
     first: dict[str, records.Record] = {}
-    for record in records.load_records([str(file)]):
+    for record in records.load_records([str(file) for file in files if file.is_file()][:1]):
         question = record.id or record.item  # the id does not depend on the language of the question
         first.setdefault(question, record)
         if record.value is not None:
@@ -103,10 +93,9 @@ def write_parquet(observations: Sequence[Observation], path: pathlib.Path) -> No
     import pyarrow
     from pyarrow import parquet
 
-    keys = list(dict.fromkeys(key for each in observations for key in each.point))
     names = ("system", "arm", "seed", "when", "measure", "culture", "category", "question", "value")
     columns: dict[str, list[object]] = {name: [getattr(each, name) for each in observations] for name in names}
-    for key in keys:
+    for key in dict.fromkeys(key for each in observations for key in each.point):
         values = [each.point.get(key) for each in observations]
         numbers = [float(v) if isinstance(v, int | float) and not isinstance(v, bool) else None for v in values]
         numeric = all((number is None) == (value is None) for number, value in zip(numbers, values, strict=True))
@@ -120,8 +109,8 @@ def write_parquet(observations: Sequence[Observation], path: pathlib.Path) -> No
 class Table:
     """Values of one arm and grid point.
 
-    values: one row per seed if every seed has every question, else a single row with the mean of each question.
-    seeds: number of seeds that the values come from.
+    seeds: number of seeds that the values come from. values: one row per seed if every seed has every question, else a
+    single row with the mean of each question.
     """
 
     seeds: int
@@ -130,7 +119,7 @@ class Table:
 
 
 def table(observations: Sequence[Observation]) -> Table | None:
-    """Observations of one arm and point as a Table; None if there are none."""
+    """Returns the observations of one arm and point as a Table; None if there are none."""
     if not observations:
         return None
     seeds = sorted({each.seed for each in observations}, key=lambda seed: -1 if seed is None else seed)

@@ -1,4 +1,4 @@
-"""The YAML file of a study, and the runs and systems that it stands for."""
+"""The YAML file of a study, and its runs and systems."""
 
 import dataclasses
 import itertools
@@ -40,7 +40,7 @@ class JudgeConfig(Block):
 
 
 class StudyTask(blocks.TaskConfig):
-    """A task that every system answers. n: answers per question. judge: `files` pauses until the answers are there."""
+    """A task that every system answers. n: answers per question. judge: `files` pauses until its answers are there."""
 
     n: Count = 1
     judge: (
@@ -53,7 +53,7 @@ class StudyTask(blocks.TaskConfig):
 
 
 class AnswersConfig(Block):
-    """A file of existing answers. best_of: its lines are search snippets, of which the best k count."""
+    """A file of existing answers. best_of: the file holds search snippets, and the best k of each question count."""
 
     path: Text
     best_of: Count | None = None
@@ -102,9 +102,8 @@ class Study(Block):
             if not values:
                 raise InvalidValue(f"grid.{key}", "found an empty list, expected values")
         if self.baseline is not None and self.baseline not in self.arms:
-            raise InvalidValue(
-                "baseline", f"found {self.baseline!r}{nearest(self.baseline, list(self.arms))}, expected an arm"
-            )
+            close = nearest(self.baseline, list(self.arms))
+            raise InvalidValue("baseline", f"found {self.baseline!r}{close}, expected an arm")
         if self.x is not None and self.x not in self.grid:
             raise InvalidValue("x", f"found {self.x!r}{nearest(self.x, list(self.grid))}, expected a key of the grid")
         labels = [task.label for task in self.evaluate]
@@ -119,7 +118,7 @@ class Study(Block):
 
 @dataclasses.dataclass(frozen=True)
 class StudyRun:
-    """One run of a study. point: value by key of the grid. folder: its run directory."""
+    """One run of a study. point: value by key of the grid. folder: the run directory."""
 
     name: str
     arm: str
@@ -133,7 +132,7 @@ class StudyRun:
 class System:
     """Something that answers tasks: a run's export, a starting model, or a file. Either model or answers is set.
 
-    when: a model after training, a model before it, or given answers. seed: None if no run trained it.
+    when: after training (end), before it (start), or existing answers (given). seed: None if nothing was trained.
     """
 
     name: str
@@ -156,7 +155,7 @@ def load_study(path: str | os.PathLike[str]) -> Study:
 
 
 def planned_runs(study: Study) -> list[StudyRun]:
-    """Every arm x grid point x seed with its whole configuration. Raises UserError if one of them is not valid."""
+    """Returns one run per arm, grid point and seed. Raises UserError if a configuration is not valid."""
     first, *rest = (study.base,) if isinstance(study.base, str) else study.base
     machines = [word for word in rest if "=" not in word]
     base = configs.load(first, *machines, overrides=[word for word in rest if "=" in word])
@@ -165,17 +164,14 @@ def planned_runs(study: Study) -> list[StudyRun]:
         for values in itertools.product(*study.grid.values()):
             point = dict(zip(study.grid, values))
             for seed in study.seeds:
-                name = "_".join(
-                    [_as_name(arm), *(f"{_last_part(key)}={_as_name(value)}" for key, value in point.items())]
-                )
-                name += f"_seed={seed}"
+                parts = [f"{last_part(key)}={_as_name(value)}" for key, value in {**point, "seed": seed}.items()]
+                name = "_".join([_as_name(arm), *parts])
                 folder = pathlib.Path(study.output_dir) / "runs" / name
                 try:
                     config = Config.from_any(base, **{**changes, **point, "seed": seed, "output_dir": str(folder)})
                 except UserError as error:
                     raise UserError(f"{study.name}, arm {arm}, {point or 'no grid'}: {error}") from None
-                config = config.model_copy(update={"name": name})
-                runs.append(StudyRun(name, arm, point, seed, config, folder))
+                runs.append(StudyRun(name, arm, point, seed, config.model_copy(update={"name": name}), folder))
     names = [run.name for run in runs]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
@@ -183,42 +179,38 @@ def planned_runs(study: Study) -> list[StudyRun]:
     return runs
 
 
-def _last_part(key: str) -> str:
+def last_part(key: str) -> str:
+    """Returns a dotted key's last part, which names it in tables and folders."""
     return key.rsplit(".", 1)[-1]
 
 
 def as_text(value: object) -> str:
-    """A grid value as text: as it is, or as inline YAML."""
+    """Returns a grid value as text: text as it is, everything else as inline YAML."""
     if isinstance(value, str):
         return value
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
 
 
 def _as_name(value: object) -> str:
-    """A value as part of a file name."""
+    """Returns a value as part of a file name."""
     return re.sub(r"[^\w.+-]+", "-", as_text(value).strip()).strip("-")[:60] or "none"
 
 
 def list_systems(study: Study, runs: Sequence[StudyRun]) -> list[System]:
-    """The systems that answer the tasks: the exports of the runs, their distinct starting models, the files."""
-    systems = []
-    if study.train:
-        systems = [System(run.name, run.arm, run.point, run.seed, "end", model=str(run.folder)) for run in runs]
-    if study.start or not study.train:
-        seen = set()
-        for run in runs:
-            path = run.config.model.path
-            if run.config.model.init == "random" or path in seen:
-                continue
-            seen.add(path)
-            systems.append(System(_starting_name(run), run.arm, run.point, None, "start", model=path))
-    for name, answers in study.responses.items():
-        systems.append(System(_as_name(name), name, {}, None, "given", answers=answers))
-    return systems
+    """Returns the systems that answer the tasks: exports of the runs, their distinct starting models, files."""
+    trained = runs if study.train else ()
+    systems = [System(run.name, run.arm, run.point, run.seed, "end", model=str(run.folder)) for run in trained]
+    starts: dict[str, System] = {}
+    for run in runs if study.start or not study.train else ():
+        path = run.config.model.path
+        if run.config.model.init != "random":
+            starts.setdefault(path, System(_starting_name(run), run.arm, run.point, None, "start", model=path))
+    given = [System(_as_name(arm), arm, {}, None, "given", answers=file) for arm, file in study.responses.items()]
+    return [*systems, *starts.values(), *given]
 
 
 def starting_systems(runs: Sequence[StudyRun]) -> dict[str, str]:
-    """Name of a run -> name of the system that it started from; runs with random weights are left out."""
+    """Returns the name of the system that each run started from; runs with random weights have none."""
     return {run.name: _starting_name(run) for run in runs if run.config.model.init == "pretrained"}
 
 
@@ -227,10 +219,10 @@ def _starting_name(run: StudyRun) -> str:
 
 
 def evaluation_folder(folder: pathlib.Path, system: System, task: StudyTask) -> pathlib.Path:
-    """Where care-jax evaluate writes a system's answers to a task (its --out)."""
+    """Returns the --out of care-jax evaluate for a system's answers to a task."""
     return folder / "evaluations" / system.name / task.label.replace("/", "_")
 
 
 def answers_folder(folder: pathlib.Path, system: System, task: StudyTask) -> pathlib.Path:
-    """The folder that care-jax evaluate makes in `evaluation_folder`, named after the task."""
+    """Returns the folder that care-jax evaluate makes in `evaluation_folder`, named after the task."""
     return evaluation_folder(folder, system, task) / tasks.find(task.task, Options())[0].name

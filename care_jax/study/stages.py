@@ -1,7 +1,5 @@
-"""A study from its YAML to its table: train, answer, judge, collect, draw. Each stage keeps what is finished."""
+"""The stages of a study: train, answer, judge, collect, draw. Each stage keeps what is finished."""
 
-import json
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -14,19 +12,9 @@ from care_jax.evaluation import tasks
 from care_jax.evaluation.answers.snippets import SnippetFilter, keep_best, read_snippets
 from care_jax.evaluation.items import Options
 from care_jax.study import jobs as processes
-from care_jax.study import results, tables
+from care_jax.study import results, spec, tables
 from care_jax.study.jobs import Command
-from care_jax.study.spec import (
-    JudgeConfig,
-    Study,
-    StudyRun,
-    StudyTask,
-    System,
-    answers_folder,
-    evaluation_folder,
-    list_systems,
-    planned_runs,
-)
+from care_jax.study.spec import Study, StudyRun, StudyTask, System, answers_folder
 from care_jax.textfiles import write_lines, write_whole
 
 
@@ -46,7 +34,7 @@ def run(study: Study, *, jobs: int = 1, only: str | None = None) -> pathlib.Path
     (the others are still run).
     """
     folder = pathlib.Path(study.output_dir)
-    runs = planned_runs(study)
+    runs = spec.planned_runs(study)
     if only is not None:
         runs = [each for each in runs if each.name == only]
         if not runs:
@@ -57,13 +45,11 @@ def run(study: Study, *, jobs: int = 1, only: str | None = None) -> pathlib.Path
         _train(folder, runs, jobs)
     if only is not None:
         return folder
-    systems = list_systems(study, runs)
+    systems = spec.list_systems(study, runs)
     for task in study.evaluate:
         _answer(folder, task, systems, jobs)
-    missing: list[str] = []
-    for task in study.evaluate:
-        if task.judge is not None:
-            missing += _judge(folder, task, systems, jobs)
+    judged = [task for task in study.evaluate if task.judge is not None]
+    missing = [line for task in judged for line in _judge(folder, task, systems, jobs)]
     if missing:
         raise Paused("waiting for the answers of a judge:\n" + "\n".join(missing))
     observations = results.collect(study, runs, systems, folder)
@@ -81,19 +67,18 @@ def check_tasks(study: Study) -> None:
 
 
 def list_commands(study: Study) -> list[str]:
-    """Lines of run and command, for each run that is not finished; each may be started as a job of its own."""
-    folder = pathlib.Path(study.output_dir)
-    runs = [each for each in planned_runs(study) if not is_finished(each)]
-    return [f"{each.name}\tcare-jax study {os.fspath(folder / 'study.yaml')} --run {each.name}" for each in runs]
+    """Returns the name and the command of every run that is not finished; each may be started as a job of its own."""
+    file = pathlib.Path(study.output_dir) / "study.yaml"
+    runs = [each for each in spec.planned_runs(study) if not is_finished(each)]
+    return [f"{each.name}\tcare-jax study {file} --run {each.name}" for each in runs]
 
 
 def write_spec(study: Study) -> None:
     """Writes study.yaml into the study's folder."""
     folder = pathlib.Path(study.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(
-        folder / "study.yaml", yaml.safe_dump(json.loads(study.model_dump_json()), sort_keys=False, allow_unicode=True)
-    )
+    values = study.model_dump(mode="json")
+    write_whole(folder / "study.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -113,24 +98,18 @@ def is_finished(run: StudyRun) -> bool:
 
 
 def _train(folder: pathlib.Path, runs: Sequence[StudyRun], jobs: int) -> None:
-    commands = _train_commands(folder, runs)
+    """Writes the configuration of every run that is not finished, and trains them."""
+    (folder / "recipes").mkdir(exist_ok=True)
+    commands = []
+    for run in runs:
+        if not is_finished(run):
+            recipe = folder / "recipes" / f"{run.name}.yaml"
+            write_whole(recipe, configs.dump(run.config))
+            commands.append(Command(run.name, ("train", str(recipe)), folder / "logs" / f"{run.name}.log"))
     finished = len(runs) - len(commands)
     if finished:
         print(f"{finished} of {len(runs)} runs are finished and kept", file=sys.stderr, flush=True)
     _run(folder, commands, jobs)
-
-
-def _train_commands(folder: pathlib.Path, runs: Sequence[StudyRun]) -> list[Command]:
-    """One command for each run that is not finished; writes the configurations of these runs."""
-    commands = []
-    for run in runs:
-        if is_finished(run):
-            continue
-        recipe = folder / "recipes" / f"{run.name}.yaml"
-        recipe.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(recipe, configs.dump(run.config))
-        commands.append(Command(run.name, ("train", str(recipe)), folder / "logs" / f"{run.name}.log"))
-    return commands
 
 
 def _run(folder: pathlib.Path, commands: Sequence[Command], jobs: int) -> None:
@@ -138,8 +117,8 @@ def _run(folder: pathlib.Path, commands: Sequence[Command], jobs: int) -> None:
     failed = [command for command in commands if status[command.name] != 0]
     if failed:
         lines = "\n".join(
-            f"{command.line}\n  ended with status {status[command.name]}; the last lines of its log {command.log}:\n"
-            f"{processes.tail(command.log)}"
+            f"care-jax {' '.join(command.arguments)}\n  ended with status {status[command.name]}; "
+            f"the last lines of its log {command.log}:\n{processes.tail(command.log)}"
             for command in failed
         )
         raise Failed(f"{len(failed)} of {len(commands)} commands failed:\n{lines}")
@@ -154,7 +133,7 @@ def _answer(folder: pathlib.Path, task: StudyTask, systems: Sequence[System], jo
         if system.answers is not None:
             _import_answers(folder, system, task)
         elif not (answers_folder(folder, system, task) / "result.json").is_file():
-            out = str(evaluation_folder(folder, system, task))
+            out = str(spec.evaluation_folder(folder, system, task))
             arguments = ("evaluate", "--task", task.task, "--model", str(system.model), "--out", out, "--json")
             log = _log(folder, "evaluate", system, task)
             commands.append(Command(f"{system.name}: {task.label}", (*arguments, *_options(task)), log))
@@ -166,7 +145,7 @@ def _log(folder: pathlib.Path, command: str, system: System, task: StudyTask) ->
 
 
 def _options(task: StudyTask) -> list[str]:
-    """The options of care-jax evaluate that a task sets."""
+    """Returns the options of care-jax evaluate that a task sets."""
     words = []
     for key in ("data", *Options.names(), "temperature", "max_tokens", "chat_template", "n"):
         value = getattr(task, key)
@@ -178,7 +157,7 @@ def _options(task: StudyTask) -> list[str]:
 
 
 def _import_answers(folder: pathlib.Path, system: System, task: StudyTask) -> None:
-    """Writes the answers in a file as those of a system: its lines, or snippets joined with the task's questions."""
+    """Writes a system's answers from its file: its lines, or snippets joined with the task's questions."""
     answers = system.answers
     out = answers_folder(folder, system, task) / "responses.jsonl"
     if answers is None or out.is_file():
@@ -187,8 +166,7 @@ def _import_answers(folder: pathlib.Path, system: System, task: StudyTask) -> No
         task.task, Options(query_language=task.query_language, language=task.language, translations=task.translations)
     )
     items = tasks.read(known, task.data, options).items
-    english = task.query_language == "english"
-    wanted = SnippetFilter(answers.best_of, answers.engine, answers.language, english)
+    wanted = SnippetFilter(answers.best_of, answers.engine, answers.language, task.query_language == "english")
     lines = read_snippets(answers.path, items, system.name, wanted)
     write_lines(out, [{**line, "task": known.name} for line in lines])
 
@@ -202,7 +180,7 @@ def _judge(folder: pathlib.Path, task: StudyTask, systems: Sequence[System], job
         if rated.is_file():
             continue
         arguments = ["judge", "--responses", str(answers), "--out", str(rated), "--json"]
-        if isinstance(task.judge, JudgeConfig):
+        if isinstance(task.judge, spec.JudgeConfig):
             arguments += ["--judge-model", task.judge.model, "--criteria", task.judge.criteria]
             arguments += ["--base-url", task.judge.base_url] if task.judge.base_url else []
             arguments += ["--rubrics", task.judge.rubrics] if task.judge.rubrics else []
@@ -210,8 +188,7 @@ def _judge(folder: pathlib.Path, task: StudyTask, systems: Sequence[System], job
             arguments += ["--cache", str(folder / "judgements.jsonl")] if jobs == 1 else []
         else:
             name = f"{system.name}_{task.label}".replace("/", "_").replace(" ", "_")
-            requests = folder / "requests" / f"{name}.jsonl"
-            replies = folder / "requests" / f"{name}.answers.jsonl"
+            requests, replies = (folder / "requests" / f"{name}{end}" for end in (".jsonl", ".answers.jsonl"))
             if replies.is_file():
                 arguments += ["--answers-in", str(replies)]
             else:

@@ -1,6 +1,7 @@
 """A study's tables: means over seeds and questions with intervals, gains, shares of the full gain, language gaps."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -10,7 +11,7 @@ from jaxtyping import Float
 
 from care_jax.evaluation.statistics import crossed_interval
 from care_jax.study.results import LOGPS, Observation, Table, table
-from care_jax.study.spec import Study, as_text
+from care_jax.study.spec import Study, as_text, last_part
 from care_jax.textfiles import JsonObject, markdown_table, write_json, write_whole
 
 ALL = "all"
@@ -77,10 +78,11 @@ def write(study: Study, observations: Sequence[Observation], folder: pathlib.Pat
 def _measure_rows(
     study: Study, measure: str, observations: Sequence[Observation], cultures: Sequence[str]
 ) -> list[JsonObject]:
-    """All rows of one measure: means, gains, gains by category, differences from the baseline, shares."""
+    """Returns all rows of one measure: means, gains, gains by category, differences from the baseline, shares."""
     by_line: dict[Line, list[Observation]] = {}
     for each in observations:
         by_line.setdefault(_line(each), []).append(each)
+    categories = sorted({each.category for each in observations})
 
     def pick(line: Line, when: tuple[str, ...], culture: str = ALL, category: str = ALL) -> list[Observation]:
         return [
@@ -99,22 +101,18 @@ def _measure_rows(
             rows += _mean_row(Cell(measure, "mean", line, culture), table(after))
             rows += _difference_row(Cell(measure, "gain", line, culture), after, before)
         if study.train and pick(line, ("start",)):
-            for culture in cultures:
-                for category in sorted({each.category for each in observations}):
-                    after, before = pick(line, done, culture, category), pick(line, ("start",), culture, category)
-                    gains = _difference_row(Cell(measure, "by category", line, culture, category), after, before)
-                    rows += [row | {"start": float(np.mean([each.value for each in before]))} for row in gains]
-    if study.baseline is not None:
-        for line in lines:
-            base: Line = (study.baseline, line[1])
-            if line[0] != study.baseline and base in lines:
-                for culture in scopes:
-                    cell = Cell(measure, f"from {study.baseline}", line, culture)
-                    rows += _difference_row(cell, pick(line, done, culture), pick(base, done, culture))
-    if study.x is not None:
-        for culture in scopes:
-            for curve in _curves(study.x, lines):
-                rows += _share_rows(measure, curve, culture, pick)
+            for culture, category in itertools.product(cultures, categories):
+                after, before = pick(line, done, culture, category), pick(line, ("start",), culture, category)
+                gains = _difference_row(Cell(measure, "by category", line, culture, category), after, before)
+                rows += [row | {"start": float(np.mean([each.value for each in before]))} for row in gains]
+    for line in lines:
+        base = study.baseline or "", line[1]
+        for culture in scopes if base in lines and base != line else ():
+            cell = Cell(measure, f"from {study.baseline}", line, culture)
+            rows += _difference_row(cell, pick(line, done, culture), pick(base, done, culture))
+    curves = _curves(study.x, lines) if study.x is not None else []
+    for culture, curve in itertools.product(scopes, curves):
+        rows += _share_rows(measure, curve, culture, pick)
     return rows
 
 
@@ -125,13 +123,13 @@ def _line(observation: Observation) -> Line:
 def _mean_row(cell: Cell, values: Table | None) -> list[JsonObject]:
     if values is None:
         return []
-    around = crossed_interval(values.values)
-    row = cell.row(around.mean, around.low, around.high)
+    interval = crossed_interval(values.values)
+    row = cell.row(interval.mean, interval.low, interval.high)
     return [row | {"seeds": values.seeds, "questions": len(values.questions)}]
 
 
 def _difference_row(cell: Cell, after: Sequence[Observation], before: Sequence[Observation]) -> list[JsonObject]:
-    """The mean difference, paired over the questions and seeds that both have; no row if there are none."""
+    """Returns the mean difference, paired over the questions and seeds that both have; [] if there are none."""
     of_seed = {(each.seed, each.question): each.value for each in before}
     without_seed = {each.question: each.value for each in before if each.seed is None}
     differences = []
@@ -143,7 +141,7 @@ def _difference_row(cell: Cell, after: Sequence[Observation], before: Sequence[O
 
 
 def _curves(x: str, lines: Sequence[Line]) -> list[list[Line]]:
-    """Lines that differ only in the grid's key `x`, each list in the order of x."""
+    """Returns the lines that differ only in the grid's key `x`, each list in the order of x."""
     curves: dict[Line, list[Line]] = {}
     for arm, point in lines:
         if x in dict(point):
@@ -152,7 +150,7 @@ def _curves(x: str, lines: Sequence[Line]) -> list[list[Line]]:
 
 
 def _share_rows(measure: str, curve: Sequence[Line], culture: str, pick: Pick) -> list[JsonObject]:
-    """For each line of a curve: gain / gain at the largest x, and gain / start."""
+    """Returns for each line of a curve: gain / gain at the largest x, and gain / start."""
     full, start = table(pick(curve[-1], ("end",), culture, ALL)), table(pick(curve[-1], ("start",), culture, ALL))
     if full is None or start is None:
         return []
@@ -174,20 +172,20 @@ def _share_rows(measure: str, curve: Sequence[Line], culture: str, pick: Pick) -
 def _share_interval(
     gains: Float[np.ndarray, "s q"], full_gains: Float[np.ndarray, "s q"]
 ) -> tuple[float | None, float | None]:
-    """Bootstrap percentiles of the ratio; the same seeds and questions are drawn for both gains."""
+    """Returns bootstrap percentiles of the ratio; the same seeds and questions are drawn for both gains."""
     rng = np.random.default_rng(0)
     seeds, questions = gains.shape
     rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=2000) / seeds
     columns = rng.multinomial(questions, np.full(questions, 1 / questions), size=2000) / questions
     gain, full_gain = (np.einsum("bs,sq,bq->b", rows, x, columns, optimize=True) for x in (gains, full_gains))
     if np.any(full_gain == 0) or np.any(np.sign(full_gain) != np.sign(full_gain[0])):
-        return None, None  # the full gain may be zero, and a share of zero means nothing
+        return None, None  # the full gain may be zero, and then its share is not defined
     low, high = np.quantile(gain / full_gain, [0.025, 0.975])
     return float(low), float(high)
 
 
 def language_gaps(observations: Sequence[Observation]) -> list[JsonObject]:
-    """Native minus English for every measure taken in both languages, by system, culture and category."""
+    """Returns native minus English for every measure in both languages, by line, culture and category."""
     rows: list[JsonObject] = []
     measures = {each.measure for each in observations}
     for measure in sorted(name for name in measures if f"{name} (english)" in measures):
@@ -251,13 +249,13 @@ def _gap_text(rows: Sequence[JsonObject]) -> list[str]:
 
 
 def _point(row: JsonObject) -> str:
-    return ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in row["point"].items()) or "-"
+    return ", ".join(f"{last_part(key)}={value}" for key, value in row["point"].items()) or "-"
 
 
 def _value(row: JsonObject | None, sign: bool = False) -> str:
-    """A value with its interval; with `sign`, positive numbers get a +."""
+    """Returns a value with its interval; with `sign`, positive numbers get a +."""
     if row is None or row["value"] is None:
         return "-"
     form = "+.3f" if sign else ".3f"
-    around = "" if row["low"] is None else f" [{row['low']:{form}}, {row['high']:{form}}]"
-    return f"{row['value']:{form}}{around}"
+    interval = "" if row["low"] is None else f" [{row['low']:{form}}, {row['high']:{form}}]"
+    return f"{row['value']:{form}}{interval}"

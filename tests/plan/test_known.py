@@ -7,6 +7,7 @@ import pytest
 import care_jax
 from care_jax import config
 from care_jax.hardware import CHIPS
+from care_jax.models.arch import num_params
 from care_jax.plan import known, targets
 
 
@@ -22,8 +23,6 @@ def test_the_known_models_have_their_published_size():
         "google/gemma-2-2b-it": 2.614,
         "google/gemma-2-9b-it": 9.242,
     }
-    from care_jax.models.arch import num_params
-
     assert billions.keys() == known.KNOWN.keys()
     for name, size in billions.items():
         assert num_params(known.arch_of(name)) / 1e9 == pytest.approx(size, abs=6e-4), name
