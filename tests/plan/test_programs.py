@@ -74,7 +74,7 @@ def test_a_card_that_is_not_here_holds_no_weights_in_float32(tmp_path):
         ({"loss": {"name": "simpo"}}, None, False),
     ],
 )
-def test_the_reference_weights_count_in_the_programs_that_hold_them(tiny, monkeypatch, changes, without_optimizer, reference):
+def test_the_reference_counts_in_the_programs_that_hold_it(tiny, monkeypatch, changes, without_optimizer, reference):
     def compiled(name, jitted, arguments, array_bytes, *rest):
         return Program(name, array_bytes, 0, None, 0, {}, 0.0), None
 

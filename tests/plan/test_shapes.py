@@ -16,7 +16,7 @@ def quickstart():
 
 
 @pytest.mark.parametrize("loss", ["dpo", "kto", "plackett_luce"])
-def test_abstract_batches_are_those_of_a_real_layout(quickstart, tmp_path, loss):
+def test_abstract_batches_are_those_of_a_real_run(quickstart, tmp_path, loss):
     """With the sizes of a run, the shapes compiled without data are those of the arrays that the run fills."""
     from care_jax.data import pipeline
     from care_jax.data.chat import load_tokenizer
