@@ -9,7 +9,7 @@ from care_jax.hub import is_hub_id
 from care_jax.models.arch import Arch
 
 _FOLDER = pathlib.Path(__file__).with_name("known_models")
-KNOWN = {file.stem.replace("--", "/"): file for file in _FOLDER.glob("*.json")}  # hub id -> its config.json
+KNOWN = {file.stem.replace("--", "/"): file for file in sorted(_FOLDER.glob("*.json"))}  # hub id -> its config.json
 
 
 def arch_of(path: str, revision: str | None = None) -> Arch:
