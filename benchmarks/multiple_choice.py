@@ -31,7 +31,7 @@ from care_jax.data.chat import load_tokenizer
 from care_jax.evaluation.answers import logprobs
 from care_jax.evaluation.items import Item
 folder, path = sys.argv[1:3]
-items = [Item(str(n), "q", one["prompt"], choices=tuple(one["choices"])) for n, one in enumerate(json.load(open(path)))]
+items = [Item(str(n), "q", entry["prompt"], choices=tuple(entry["choices"])) for n, entry in enumerate(json.load(open(path)))]
 model, params = models.from_pretrained(folder)
 tokenizer = load_tokenizer(folder)
 for _ in sys.stdin:
@@ -47,13 +47,13 @@ folder, path, batch = sys.argv[1:4]
 items = json.load(open(path))
 model = HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=int(batch))
 for _ in sys.stdin:
-    requests = [Instance(request_type="loglikelihood", doc={}, arguments=(one["prompt"], choice), idx=n)
-                for n, one in enumerate(items) for choice in one["choices"]]
+    requests = [Instance(request_type="loglikelihood", doc={}, arguments=(entry["prompt"], choice), idx=n)
+                for n, entry in enumerate(items) for choice in entry["choices"]]
     began = time.perf_counter()
     flat = model.loglikelihood(requests, disable_tqdm=True)
     seconds = time.perf_counter() - began
     rest = iter(flat)
-    logps = [[next(rest)[0] for _ in one["choices"]] for one in items]
+    logps = [[next(rest)[0] for _ in entry["choices"]] for entry in items]
     print("OUT" + json.dumps({"seconds": seconds, "logps": logps}), flush=True)
 """
 

@@ -153,7 +153,7 @@ def same_end(resumed, uninterrupted):
 
 
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)])
-def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path, how, status):
+def test_a_stopped_run_resumes_bit_for_bit(finished, tmp_path, how, status):
     assert stop_when(tmp_path, how, "checkpoints/2") == status
     done = care_jax("train", "quickstart", *SHORT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -181,7 +181,7 @@ def test_a_kill_at_an_odd_moment_changes_nothing(finished, tmp_path, there):
     same_end(tmp_path / "runs" / "quickstart", uninterrupted)
 
 
-def test_another_configuration_does_not_go_on_in_the_same_folder(finished):
+def test_another_configuration_cannot_resume_in_the_same_folder(finished):
     done = care_jax("train", "quickstart", *SHORT, "loss.beta=0.3", cwd=finished[0])
     assert done.returncode == 2
     assert "loss.beta: 0.1 then, 0.3 now" in done.stderr

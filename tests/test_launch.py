@@ -136,7 +136,7 @@ esac
     ],
     ids=["new", "there", "preempted", "failed before", "trouble", "fails", "trouble at once"],
 )
-def test_a_tpu_is_asked_for_until_it_is_there(tmp_path, states, requests, status):
+def test_a_tpu_is_requested_until_it_exists(tmp_path, states, requests, status):
     state_file, program = tmp_path / "states", tmp_path / "gcloud"
     state_file.write_text("\n".join(states) + "\n")
     program.write_text(GCLOUD)

@@ -105,7 +105,7 @@ def test_four_processes_are_one_run(alone, tmp_path, mesh):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "victim"), [(2, 0), (2, 1), (4, 2)])
-def test_where_one_is_killed_the_others_end_and_the_run_goes_on(tmp_path, count, victim):
+def test_if_one_is_killed_the_others_end_and_the_run_resumes(tmp_path, count, victim):
     longer = ["data.max_steps=40", "checkpoint.every=5"]
     started = train(count, tmp_path, *longer)
     run = tmp_path / "runs" / "quickstart"
@@ -182,7 +182,7 @@ def process(parent, number):
         ),
     ],
 )
-def test_processes_join_where_there_are_several(monkeypatch, variables, joined):
+def test_processes_join_if_there_are_several(monkeypatch, variables, joined):
     """By address, in a SLURM step, on GKE, on request; jax finds out the rest itself."""
     for name in ("SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES", "CARE_JAX_DISTRIBUTED", "JAX_COORDINATOR_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
@@ -270,7 +270,7 @@ def test_an_address_needs_its_numbers(monkeypatch):
         start_processes()
 
 
-def test_alone_nothing_is_joined_and_nobody_waits(monkeypatch):
+def test_a_single_process_joins_nothing_and_does_not_wait(monkeypatch):
     for name in ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES", "SLURM_STEP_NUM_TASKS", "CARE_JAX_DISTRIBUTED"):
         monkeypatch.delenv(name, raising=False)
     start_processes()

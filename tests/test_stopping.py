@@ -38,7 +38,7 @@ def waiting(*how):
 
 
 @pytest.mark.parametrize(("number", "how"), [(signal.SIGTERM, ["responsive", "1"]), (signal.SIGINT, ["responsive"])])
-def test_the_first_signal_asks(number, how):
+def test_the_first_signal_requests_a_stop(number, how):
     """The grace period ends when the StopSignal is left; what follows may take longer."""
     started = waiting(*how)
     started.send_signal(number)
@@ -93,7 +93,7 @@ def metadata_server(*answers):
         yield host, requests
 
 
-def test_a_notice_of_the_cloud_asks(monkeypatch, capfd):
+def test_a_notice_of_the_cloud_requests_a_stop(monkeypatch, capfd):
     with metadata_server("TRUE") as (host, requests):
         monkeypatch.setenv("GCE_METADATA_HOST", host)
         with StopSignal() as stop:

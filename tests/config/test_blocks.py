@@ -44,5 +44,5 @@ def test_a_loss_of_your_own(tmp_path, monkeypatch):
     assert "loss.slop:" in refused(loss={"name": "loss_of_config_test:mine", "slop": 1})
 
 
-def test_kto_needs_two_responses_a_step():
+def test_kto_needs_two_responses_per_step():
     assert "batch.examples: found 1" in refused(**{"loss.name": "kto", "batch.examples": 1})

@@ -104,7 +104,7 @@ def test_several_mistakes_are_lines_of_one_message():
     assert text.count("\n") == 1
 
 
-def test_what_is_required_is_named():
+def test_missing_required_keys_are_named():
     with pytest.raises(UserError, match=r"model: found nothing(.|\n)*data: found nothing"):
         Config.from_any({})
     with pytest.raises(UserError, match="expected a Config, a mapping or a path"):

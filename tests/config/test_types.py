@@ -8,7 +8,7 @@ from tests.config.test_config import MINIMAL, refused
 
 
 @pytest.mark.parametrize("text", ["1e-6", "1E-6", "0.000001", "'1e-6'", "1.0e-6"])
-def test_numbers_as_people_write_them(recipe, text):
+def test_numbers_may_be_text(recipe, text):
     path = recipe(yaml.safe_dump(MINIMAL) + f"optimizer: {{learning_rate: {text}}}\nloss: {{beta: {text}}}\n")
     one = config.load(path, overrides=[f"optimizer.eps={text}"])
     assert one.optimizer.learning_rate == one.loss.hyperparameters["beta"] == one.optimizer.eps == 1e-6

@@ -6,7 +6,7 @@ import sys
 from care_jax.study import jobs
 
 
-def test_a_process_that_a_killed_study_left_is_waited_for(tmp_path, capsys):
+def test_a_study_waits_for_the_processes_of_a_killed_one(tmp_path, capsys):
     log, mark = tmp_path / "one.log", tmp_path / "ended"
     script = f"import pathlib, time; time.sleep(2); pathlib.Path({str(mark)!r}).touch()"
     with log.open("ab") as file:
