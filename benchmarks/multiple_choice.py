@@ -31,7 +31,8 @@ from care_jax.data.chat import load_tokenizer
 from care_jax.evaluation.answers import logprobs
 from care_jax.evaluation.items import Item
 folder, path = sys.argv[1:3]
-items = [Item(str(n), "q", entry["prompt"], choices=tuple(entry["choices"])) for n, entry in enumerate(json.load(open(path)))]
+entries = json.load(open(path))
+items = [Item(str(n), "q", entry["prompt"], choices=tuple(entry["choices"])) for n, entry in enumerate(entries)]
 model, params = models.from_pretrained(folder)
 tokenizer = load_tokenizer(folder)
 for _ in sys.stdin:
