@@ -1,6 +1,7 @@
 """Cultures, relations and categories: open sets with known spellings."""
 
 import functools
+import pathlib
 import re
 from dataclasses import dataclass
 
@@ -23,27 +24,8 @@ CULTURES: dict[str, Culture] = {
     "chinese": Culture("chinese", ("china", "zh", "zho", "zh-cn", "zh-hans", "cmn", "中文", "中国"), "zh", "Hans"),
     "japanese": Culture("japanese", ("japan", "ja", "jp", "jpn", "日本", "日本語", "日本人"), "ja", "Jpan"),
 }
-
-
-# More names that need no registration; a name that is neither here nor registered is reported as a possible mistake.
-_MORE_CULTURES = frozenset(
-    """
-    african afghan albanian algerian american amharic argentine armenian assamese australian austrian azerbaijani
-    balinese bangladeshi basque belgian bengali berber bolivian bosnian brazilian british bulgarian burmese
-    cambodian cameroonian canadian cantonese catalan chilean colombian congolese croatian cuban czech danish dutch
-    egyptian emirati english estonian ethiopian fijian filipino finnish french georgian german ghanaian greek
-    gujarati hausa hawaiian hebrew hindi hmong hungarian icelandic igbo indian indonesian iranian iraqi irish
-    israeli italian jamaican javanese jewish jordanian kannada kazakh kenyan khmer korean kurdish kuwaiti kyrgyz lao
-    latvian lebanese libyan lithuanian macedonian malagasy malay malayalam malaysian maltese maori marathi mexican
-    mongolian moroccan nepali nigerian norwegian omani pakistani palestinian pashto persian peruvian polish
-    portuguese punjabi qatari quechua romanian russian rwandan samoan saudi scottish senegalese serbian sindhi
-    singaporean sinhala slovak slovenian somali spanish sudanese sundanese swahili swedish swiss syrian taiwanese
-    tajik tamil tatar telugu thai tibetan tunisian turkish turkmen ugandan ukrainian urdu uyghur uzbek venezuelan
-    vietnamese welsh xhosa yemeni yoruba zulu
-    """.split()  # noqa: SIM905
-)
-
-
+# Names that need no registration. A name that is neither here nor registered is reported as a possible mistake.
+_MORE_CULTURES = frozenset(pathlib.Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").split())
 CATEGORIES: dict[str, tuple[str, ...]] = {
     "entities": ("entity", "cultural entities", "cultural entity"),
     "commonsense": ("common sense", "cultural commonsense", "cultural common sense"),
@@ -51,17 +33,10 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
     "opinion": ("opinions", "cultural opinion", "cultural opinions"),
     "literacy": ("cultural literacy", "literary"),
 }
-
-
 RELATIONS = ("native", "foreign")
 
-
 _CULTURE_IDS = {normalise(name): c.id for c in CULTURES.values() for name in (c.id, *c.names)}
-
-
 _CATEGORY_IDS = {normalise(name): key for key, names in CATEGORIES.items() for name in (key, *names)}
-
-
 _RELATED = re.compile(r"(native|foreign)\s*\((.+)\)")
 
 

@@ -17,6 +17,7 @@ from care_jax.data.questions import Question, is_ids, is_messages, normalise, pl
 from care_jax.data.rows.row import shorten
 from care_jax.textfiles import JsonObject
 
+_NEAR = 0.8  # the smallest similarity of near questions
 # A word; in scripts without spaces between words, a character.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
@@ -34,12 +35,9 @@ class Overlap:
     against_file: str
 
 
-def check(train: Sequence[Question], against: Sequence[Question], threshold: float = 0.8) -> list[Overlap]:
-    """Returns the training questions that `against` holds too, each with its nearest; never across two cultures.
-
-    threshold: the smallest similarity of near questions.
-    """
-    index = _Index(against, threshold)
+def check(train: Sequence[Question], against: Sequence[Question]) -> list[Overlap]:
+    """Returns the training questions that `against` holds too, each with its nearest; never across two cultures."""
+    index = _Index(against)
     overlaps = []
     for question in train:
         same = index.same(question)
@@ -54,8 +52,8 @@ def check(train: Sequence[Question], against: Sequence[Question], threshold: flo
 class _Index:
     """Finds questions by their text and by their 3-grams."""
 
-    def __init__(self, questions: Sequence[Question], threshold: float):
-        self._questions, self._threshold = questions, threshold
+    def __init__(self, questions: Sequence[Question]):
+        self._questions = questions
         self._by_text: dict[str, list[int]] = defaultdict(list)  # text -> questions
         self._by_gram: dict[str, list[int]] = defaultdict(list)  # 3-gram -> texts
         self._grams: list[frozenset[str]] = []  # of each text
@@ -75,17 +73,17 @@ class _Index:
         return next((other for other in candidates if _same_culture(question, other)), None)
 
     def nearest(self, question: Question) -> tuple[float, Question | None]:
-        """Returns the similarity and the most similar question; (0, None) if none is as similar as the threshold."""
+        """Returns the similarity and the most similar question; (0, None) if none is near."""
         near: list[tuple[float, int]] = []  # (similarity, -number of the question)
         for text in () if is_ids(question.prompt) else _texts(question):
             grams = _grams(text)
-            # A text as similar as the threshold shares at least one of the rarest grams: only these are looked up.
+            # A near text shares at least one of the rarest grams: only these are looked up.
             rarest = sorted(grams, key=lambda gram: len(self._by_gram.get(gram, ())))
-            rarest = rarest[: len(grams) - math.ceil(self._threshold * len(grams)) + 1]
+            rarest = rarest[: len(grams) - math.ceil(_NEAR * len(grams)) + 1]
             for candidate in {candidate for gram in rarest for candidate in self._by_gram.get(gram, ())}:
                 similarity = _jaccard(grams, self._grams[candidate])
                 other = self._questions[self._owners[candidate]]
-                if similarity >= self._threshold and _same_culture(question, other) and not _template(question, other):
+                if similarity >= _NEAR and _same_culture(question, other) and not _template(question, other):
                     near.append((similarity, -self._owners[candidate]))
         similarity, number = max(near, default=(0.0, None))
         return similarity, None if number is None else self._questions[-number]

@@ -139,7 +139,9 @@ def exclusion(idks: object) -> str | None:
         counts[name] if isinstance(counts.get(name), int | float) else 0
         for name in ("no-answer", "not-applicable", "idk")
     )
-    return "unanswerable" if no_answer + not_applicable >= 3 else "unknown" if unknown >= 5 else None
+    if no_answer + not_applicable >= 3:
+        return "unanswerable"
+    return "unknown" if unknown >= 5 else None
 
 
 def read_blend(table: Table, known: Known) -> list[Question]:

@@ -4,16 +4,7 @@ import re
 from collections.abc import Callable
 
 from care_jax.data.cultures import category_id, culture_id, culture_language
-from care_jax.data.questions import (
-    Content,
-    Question,
-    Response,
-    Stored,
-    assistant_turn,
-    is_messages,
-    question_key,
-    user_turn,
-)
+from care_jax.data.questions import Content, Message, Question, Response, assistant_turn, question_key, user_turn
 from care_jax.data.readers.rated import Known
 from care_jax.data.rows import fields
 from care_jax.data.rows.fields import BadField
@@ -30,6 +21,7 @@ SFT = {
     "culture": ("culture", "country", "cultural group"),
     "source": ("source", "annotation_type"),
 }
+_Wording = str | tuple[Message, ...]
 
 
 def per_row(parse_row: Callable[[Row, JsonObject], Question]) -> Callable[[Table, Known], list[Question]]:
@@ -68,20 +60,18 @@ def preference(row: Row, values: JsonObject) -> Question:
     if not prompt or (isinstance(prompt, str) and not isinstance(chosen, str)):
         # No prompt, or a text next to dialogues (ultrafeedback_binarized): the prompt is what both begin with.
         prompt, chosen, rejected = _common(chosen, rejected)
-    elif is_messages(prompt) and is_messages(chosen) and is_messages(rejected):
+    elif isinstance(prompt, tuple):
         n = len(prompt)
-        if len(chosen) > n and len(rejected) > n and tuple(chosen[:n]) == tuple(prompt) == tuple(rejected[:n]):
-            chosen, rejected = tuple(chosen[n:]), tuple(rejected[n:])
+        if len(chosen) > n and len(rejected) > n and chosen[:n] == prompt == rejected[:n]:
+            chosen, rejected = chosen[n:], rejected[n:]
     return _pair(row, values, prompt, chosen, rejected)
 
 
-def _common(chosen: Content, rejected: Content) -> tuple[Content, Content, Content]:
+def _common(chosen: _Wording, rejected: _Wording) -> tuple[_Wording, _Wording, _Wording]:
     """Returns (prompt, chosen, rejected), where the prompt is the longest common beginning.
 
     In text, a space before the first difference belongs to the responses.
     """
-    assert not isinstance(chosen, Stored)  # rows hold texts and ids, not references to a token cache
-    assert not isinstance(rejected, Stored)
     shortest = min(len(chosen), len(rejected))
     n = next((i for i in range(shortest) if chosen[i] != rejected[i]), shortest)
     if isinstance(chosen, str):

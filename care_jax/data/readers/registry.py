@@ -5,7 +5,6 @@ reading.questions, reading.report.to_json()
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -153,29 +152,25 @@ class _Selection:
         for relation in self.relations:
             if relation not in RELATIONS:
                 raise UserError(f"relations: expected {' or '.join(RELATIONS)}, found {relation!r}")
-        kept = self._keep(questions, "cultures", self.cultures, culture_id, _culture)
-        kept = self._keep(kept, "categories", self.categories, category_id, lambda question: question.category)
+        kept = questions
+        if self.cultures:
+            ids = self._ids("cultures", self.cultures, culture_id, set(map(_culture, kept)))
+            kept = [question for question in kept if _culture(question) in ids]
+        if self.categories:
+            ids = self._ids("categories", self.categories, category_id, {question.category for question in kept})
+            kept = [question for question in kept if question.category in ids]
         if self.relations and set(self.relations) != set(RELATIONS):
             kept = [question for question in kept if question.relation in self.relations]
         return self._keep_sources(kept) if self.sources else kept
 
-    def _keep(
-        self,
-        questions: list[Question],
-        key: str,
-        names: Sequence[str],
-        identify: Callable[[str], str],
-        value_of: Callable[[Question], str | None],
-    ) -> list[Question]:
-        """Keeps the questions that have one of these names. identify: name or alias -> id."""
-        if not names:
-            return questions
-        present = Counter(map(value_of, questions))
+    def _ids(
+        self, key: str, names: Sequence[str], identify: Callable[[str], str], present: set[str | None]
+    ) -> set[str]:
+        """Returns the ids of names and aliases; raises `UserError` for one that no question has."""
         for name in names:
-            if identify(name) not in present and questions:
-                raise self._absent(key, name, sorted(value for value in present if value))
-        chosen = set(map(identify, names))
-        return [question for question in questions if value_of(question) in chosen]
+            if present and identify(name) not in present:
+                raise self._absent(key, name, sorted(filter(None, present)))
+        return set(map(identify, names))
 
     def _keep_sources(self, questions: list[Question]) -> list[Question]:
         present = {normalise(r.source): r.source for q in questions for r in q.responses}

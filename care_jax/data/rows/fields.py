@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from care_jax.data.questions import Content, Message
+from care_jax.data.questions import Message
 from care_jax.data.rows.row import describe
 from care_jax.errors import UserError, nearest
 from care_jax.textfiles import JsonObject
@@ -172,7 +172,7 @@ def messages(value: object, name: str, reason: str) -> tuple[Message, ...]:
     return tuple(turns)
 
 
-def content(value: object, name: str, reason: str) -> Content:
+def content(value: object, name: str, reason: str) -> str | tuple[Message, ...]:
     """Returns text or messages, whichever the value is."""
     return text(value, name, reason) if isinstance(value, str) or value is None else messages(value, name, reason)
 
