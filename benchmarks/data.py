@@ -31,7 +31,7 @@ EXAMPLES, ROWS, ROW_LENGTH, MAX_LENGTH = 128, 2, 2048, 2048
 
 
 def batch_shape_of(units: list[Unit], corpus: Corpus) -> BatchShape:
-    return pipeline.batch_shape(units, corpus, rows=ROWS, row_length=ROW_LENGTH)
+    return pipeline.batch_shape(units, corpus, BatchShape(ROWS, ROW_LENGTH))
 
 
 def packing(data: str, tokenizer: str, epochs: int = 16) -> None:

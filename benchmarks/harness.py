@@ -149,7 +149,7 @@ def longest(corpus: Corpus, multiple: int = 8) -> int:
 
 def planned(units: Sequence[Unit], corpus: Corpus, rows: int, row_length: int, **switches: bool) -> StepPlan:
     """The plan of one step in a mode of `batch.*`, with the shape that a run would choose."""
-    shape = pipeline.batch_shape(units, corpus, rows=rows, row_length=row_length, **switches)
+    shape = pipeline.batch_shape(units, corpus, pipeline.BatchShape(rows, row_length, **switches))
     plan = plan_step(units, corpus, shape)
     return dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, microbatches=plan.count))
 

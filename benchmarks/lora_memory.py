@@ -41,7 +41,7 @@ def batch_of(rows: int, length: int, vocabulary: int) -> Any:
         encodings.append(Encoded(ids[0], ids[1:]))
     built = corpus.build(questions, encodings, length)
     units = [Unit(number, (0, 1), ((0, 1),)) for number in range(rows)]
-    shape = pipeline.batch_shape(units, built, rows=rows, row_length=length)
+    shape = pipeline.batch_shape(units, built, pipeline.BatchShape(rows, length))
     return pipeline.fill(plans.plan_step(units, built, shape), built)
 
 

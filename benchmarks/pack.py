@@ -30,7 +30,7 @@ def main() -> None:
         units = make_units(corpus.questions, "pairs", policy=policy, unit="group")
         stream = pipeline.mixture([(units, 1.0)], seed=arguments.seed)
         for row_length in (512, 1024, 2048):
-            shape = pipeline.batch_shape(units, corpus, rows=SLOTS // row_length, row_length=row_length)
+            shape = pipeline.batch_shape(units, corpus, pipeline.BatchShape(SLOTS // row_length, row_length))
             steps = -(-len(units) // EXAMPLES)
             began = time.process_time()
             shape = pipeline.plan_run(pipeline.StepSource(stream, corpus, EXAMPLES, shape), steps).shape

@@ -281,13 +281,13 @@ class _Rendered:
 
 def _render_items(style: _Style, items: Sequence[PromptWithCompletions]) -> list[_Rendered]:
     """Renders prompts with their completions; all messages go through the template in one call."""
-    prompts: list[Conversation] = []
-    conversations: list[Conversation] = []
-    for prompt, completions in items:
-        if _uses_template(style, prompt, completions):
-            turns = _messages(prompt, "user")
-            prompts.append(turns)
-            conversations += [turns + _messages(completion, "assistant") for completion in completions]
+    templated = [item for item in items if _uses_template(style, *item)]
+    prompts = [_messages(prompt, "user") for prompt, _ in templated]
+    conversations = [
+        turns + _messages(completion, "assistant")
+        for turns, (_, completions) in zip(prompts, templated)
+        for completion in completions
+    ]
     prompt_texts = iter(_render(style, prompts, generation=True))
     conversation_texts = iter(_render(style, conversations, generation=False))
     rendered = []
@@ -295,7 +295,7 @@ def _render_items(style: _Style, items: Sequence[PromptWithCompletions]) -> list
         if _uses_template(style, prompt, completions):
             text = next(prompt_texts)
             completed = [next(conversation_texts) for _ in completions]
-            cut = _last_special(style, text) if all(whole.startswith(text) for whole in completed) else 0
+            cut = _last_special(style, text) if all(full.startswith(text) for full in completed) else 0
             rendered.append(_Rendered(text, completed, cut, True))
         else:
             text = _text_of(prompt)
@@ -332,10 +332,7 @@ def _text_of(content: Content) -> str:
 
 def _last_special(style: _Style, prompt: str) -> int:
     """Where the last special token of a rendered prompt begins; 0 if it has none."""
-    start = 0
-    for match in style.special.finditer(prompt):
-        start = match.start()
-    return start
+    return max((match.start() for match in style.special.finditer(prompt)), default=0)
 
 
 def _completion_text(prompt: str, completed: str, templated: bool) -> str:

@@ -10,7 +10,7 @@ from care_jax.data import pipeline, preferences, readers
 from care_jax.data.chat import Tokenizer
 from care_jax.data.corpus import Corpus, SequenceId
 from care_jax.data.curation import leakage
-from care_jax.data.pipeline import StepSource
+from care_jax.data.pipeline import BatchShape, StepSource
 from care_jax.data.preferences import Unit
 from care_jax.data.questions import Question, Stored, is_ids
 from care_jax.errors import Leakage, UserError
@@ -239,16 +239,15 @@ def plan_steps(
     data, batch = config.data, config.batch
     stream = pipeline.mixture(sources, seed=config.seed, shuffle=data.shuffle)
     steps = pipeline.number_of_steps(stream, batch.examples, data.epochs, data.max_steps)
-    shape = pipeline.batch_shape(
-        [unit for units, _ in sources for unit in units],
-        corpus,
-        rows=batch.microbatch_rows,
-        row_length=batch.row_length,
+    rows = BatchShape(
+        batch.microbatch_rows,
+        batch.row_length,
         packing=batch.packing,
         share_responses=batch.share_responses,
         share_prompts=batch.share_prompts,
-        longest_completion=int(corpus.completion_lengths.max()),
     )
+    units = [unit for units, _ in sources for unit in units]
+    shape = pipeline.batch_shape(units, corpus, rows, int(corpus.completion_lengths.max()))
     mismatched = pipeline.mismatched_shape(shape, corpus) if objective.needs_kl else None
     return pipeline.plan_run(StepSource(stream, corpus, batch.examples, shape, mismatched), steps), steps
 

@@ -126,4 +126,4 @@ SWITCHES = [
 
 def shape_of(corpus: Corpus, units: list[Unit], **options) -> BatchShape:
     """The shape of a run over these units, with 6 rows of 64 tokens unless options say otherwise."""
-    return batch_shape(units, corpus, **({"rows": 6, "row_length": 64} | options))
+    return batch_shape(units, corpus, BatchShape(**({"rows": 6, "row_length": 64} | options)))

@@ -74,7 +74,7 @@ def small_run(view="pair", examples=3):
     corpus = corpora.corpus_of([(3, [4, 9, 2]), (5, [7, 7]), (2, [1, 6, 3, 8]), (4, [5, 5])])
     stream = pipeline.units(corpus, seed=1, **corpora.VIEWS[view])
     epoch = [stream[i] for i in range(len(stream))]
-    shape = pipeline.batch_shape(epoch, corpus, rows=2, row_length=24)
+    shape = pipeline.batch_shape(epoch, corpus, pipeline.BatchShape(2, 24))
     total = pipeline.number_of_steps(stream, examples, 2, None)
     return pipeline.StepSource(stream, corpus, examples, shape), total
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import struct
 
+UNLIMITED = 2**60
 # numpy on the host, jax.Array in the step, a shape in the plan of a run, a sharding, or a leaf of another tree map.
 Array = Any
 
@@ -74,8 +75,8 @@ class BatchShape:
 
     rows: int
     row_length: int
-    responses: int
-    completions: int
+    responses: int = UNLIMITED
+    completions: int = UNLIMITED
     pairs: int = 1
     groups: int = 1
     width: int = 1
@@ -83,6 +84,11 @@ class BatchShape:
     packing: bool = True
     share_responses: bool = True
     share_prompts: bool = True
+
+    def unlimited(self) -> "BatchShape":
+        """The same rows for any number of responses, completion tokens, pairs and lists."""
+        free = UNLIMITED
+        return dataclasses.replace(self, responses=free, completions=free, pairs=free, groups=free)
 
     def size(self, dimension: str | int) -> int:
         """The value of a field by its name; a number is returned as it is."""

@@ -11,28 +11,18 @@ from care_jax.data.preferences import Unit
 from care_jax.errors import UserError
 
 _CHUNK = 4096  # units looked at together
-_UNLIMITED = 2**60
 
 
-def batch_shape(
-    units: Iterable[Unit],
-    corpus: Corpus,
-    *,
-    rows: int,
-    row_length: int,
-    packing: bool = True,
-    share_responses: bool = True,
-    share_prompts: bool = True,
-    longest_completion: int = 0,
-) -> BatchShape:
+def batch_shape(units: Iterable[Unit], corpus: Corpus, shape: BatchShape, longest_completion: int = 0) -> BatchShape:
     """Sizes of a run's batches: a microbatch holds the largest unit, and more than an average microbatch needs.
 
-    Responses, pairs and lists cost little, so there is room for four times the average. Completion tokens cost a pass
-    through the vocabulary: room for 15 % more. longest_completion: tokens of the longest completion of other sequences
-    that are laid out too (evaluation). Raises UserError for a unit that does not fit, with what it needs.
+    shape: its rows, row_length and configuration keys are kept, all else is chosen. Responses, pairs and lists cost
+    little, so there is room for four times the average. Completion tokens cost a pass through the vocabulary: room for
+    15 % more. longest_completion: tokens of the longest completion of other sequences that are laid out too
+    (evaluation). Raises UserError for a unit that does not fit, with what it needs.
     """
-    free = _UNLIMITED
-    shape = BatchShape(rows, row_length, free, free, free, free, 1, 0, packing, share_responses, share_prompts)
+    shape = shape.unlimited()
+    row_length, packing = shape.row_length, shape.packing
     totals, largest = [0] * 5, [0] * 5  # tokens, completion tokens, responses, pairs, lists
     width = 1
     shortest = row_length
@@ -50,9 +40,9 @@ def batch_shape(
                 width = max(width, len(cluster.responses))
     if not totals[0]:
         raise UserError("no unit is left to train on: every question was filtered away or has no pair")
-    slots = rows * row_length
+    slots = shape.rows * row_length
     per_token = [total / totals[0] for total in totals]
-    responses = rows if not packing else min(slots // shortest, int(4 * per_token[2] * slots) + 16)
+    responses = shape.rows if not packing else min(slots // shortest, int(4 * per_token[2] * slots) + 16)
     completions = min(slots, max(largest[1], longest_completion, int(1.15 * per_token[1] * slots)))
     return dataclasses.replace(
         shape,
@@ -61,6 +51,7 @@ def batch_shape(
         pairs=round_up(max(1, largest[3], int(4 * per_token[3] * slots)), 8) if totals[3] else 1,
         groups=round_up(max(1, largest[4], int(4 * per_token[4] * slots)), 8) if totals[4] else 1,
         width=width,
+        microbatches=0,
     )
 
 

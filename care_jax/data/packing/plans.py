@@ -238,8 +238,7 @@ def pack_clusters(clusters: Sequence[Cluster], shape: BatchShape, corpus: Corpus
     count, longest = len(cluster.responses), cluster.prompt + max(cluster.lengths)
     if longest > shape.row_length:
         raise UserError(f"batch.row_length {shape.row_length}: the question {name} has an example of {longest} tokens")
-    unlimited = dataclasses.replace(shape, responses=2**60, completions=2**60, pairs=2**60, groups=2**60)
-    shapes = (dataclasses.replace(unlimited, rows=rows) for rows in range(1, count + 1))
+    shapes = (dataclasses.replace(shape.unlimited(), rows=rows) for rows in range(1, count + 1))
     needed = next(larger.rows for larger in shapes if Bin(larger).fit(cluster) is not None)
     if needed <= shape.rows:
         raise UserError(

@@ -148,9 +148,7 @@ def _write_tokens(
     from array_record.python.array_record_module import ArrayRecordWriter
 
     digest = hashlib.sha256()
-    prompt_lengths: list[int] = []
-    completion_lengths: list[int] = []
-    merges: list[int] = []
+    columns: dict[str, list[int]] = {"prompt_lengths": [], "completion_lengths": [], "merges": []}
     writer = ArrayRecordWriter(str(folder / _TOKENS), "group_size:1,uncompressed")
     for start in range(0, len(questions), _CHUNK):
         chunk = questions[start : start + _CHUNK]
@@ -160,11 +158,10 @@ def _write_tokens(
             record = np.concatenate([np.asarray(ids, "<i4") for ids in sequences]).tobytes()
             writer.write(record)
             digest.update(record)
-            prompt_lengths.append(len(encoded.prompt_ids))
-            completion_lengths += map(len, encoded.completions)
-            merges.append(encoded.boundary_merges)
+            columns["prompt_lengths"].append(len(encoded.prompt_ids))
+            columns["completion_lengths"] += map(len, encoded.completions)
+            columns["merges"].append(encoded.boundary_merges)
     writer.close()
-    columns = {"prompt_lengths": prompt_lengths, "completion_lengths": completion_lengths, "merges": merges}
     return {name: np.asarray(values, np.int32) for name, values in columns.items()}, digest.hexdigest()
 
 

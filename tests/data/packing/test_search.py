@@ -38,7 +38,7 @@ def test_fill_of_real_rows(shared, real_models):
         readers.read("care", str(shared / "data" / "care_rated.jsonl")).questions, tokenizer, max_length=2048
     )
     units = make_units(corpus.questions, policy="all", unit="group")
-    stream, shape = pipeline.mixture([(units, 1)]), batch_shape(units, corpus, rows=2, row_length=2048)
+    stream, shape = pipeline.mixture([(units, 1)]), batch_shape(units, corpus, BatchShape(2, 2048))
     plans = [plan_step(pipeline.step_units(stream, step, 128), corpus, shape) for step in range(56)]
     for plan in plans:
         distinct = len(set(plan.responses.response.tolist()))
