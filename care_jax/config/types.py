@@ -119,6 +119,9 @@ _EXPECTED = {
     "data.labels": "{desirable_min: 7, undesirable_max: 4}, relative, or best",
     "model.lora.target_modules": "all, or a list of names",
 }
+_LIST = "a list, such as [a, b]"
+# pydantic's kind of error -> the expected value.
+_KINDS = {"bool_type": "true or false", "too_short": "at least one entry", "tuple_type": _LIST, "list_type": _LIST}
 _BOUNDS = {
     "greater_than": ("gt", "above"),
     "greater_than_equal": ("ge", "at least"),
@@ -140,7 +143,7 @@ def error_message(error: ValidationError, root: type[BaseModel]) -> str:
 def _line(error: ErrorDetails, root: type[BaseModel]) -> str:
     # Parts of a location that begin with "<" are the tags of a union, not keys of the user.
     key = ".".join(str(part) for part in error["loc"] if not str(part).startswith("<"))
-    kind, context, found = error["type"], error.get("ctx", {}), abbreviate(error["input"])
+    kind, context, value = error["type"], error.get("ctx", {}), abbreviate(error["input"])
     cause = context.get("error")
     if isinstance(cause, UserError):
         text = str(cause)
@@ -154,24 +157,20 @@ def _line(error: ErrorDetails, root: type[BaseModel]) -> str:
     if kind == "literal_error":
         words = re.findall(r"'([^']*)'", context["expected"])
         close = nearest(error["input"], words) if isinstance(error["input"], str) else ""
-        return f"{key}: found {found}{close}, expected {_EXPECTED.get(key) or ' or '.join(words)}"
+        return f"{key}: found {value}{close}, expected {_EXPECTED.get(key) or ' or '.join(words)}"
     if kind in _BOUNDS:
         bound, word = _BOUNDS[kind]
         expected = f"a number {word} {context[bound]:g}"
     elif kind == "value_error":
         expected = str(cause)
-    elif kind == "bool_type":
-        expected = "true or false"
-    elif kind == "too_short":
-        expected = "at least one entry"
-    elif kind in ("tuple_type", "list_type"):
-        expected = "a list, such as [a, b]"
+    elif kind in _KINDS:
+        expected = _KINDS[kind]
     elif kind in ("model_type", "model_attributes_type", "dict_type"):
         fields = list((_block_at(error["loc"], root) or Block).model_fields)
         expected = f"a mapping of {', '.join(fields)}" if fields else "a mapping"
     else:
-        return f"{key}: found {found}: {error['msg']}"
-    return f"{key}: found {found}, expected {_EXPECTED.get(key, expected)}"
+        return f"{key}: found {value}: {error['msg']}"
+    return f"{key}: found {value}, expected {_EXPECTED.get(key, expected)}"
 
 
 def _unknown_key(key: str, loc: Sequence[int | str], root: type[BaseModel]) -> str:

@@ -75,10 +75,9 @@ def list_commands(study: Study) -> list[str]:
 
 def write_spec(study: Study) -> None:
     """Writes study.yaml into the study's folder."""
-    folder = pathlib.Path(study.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    values = study.model_dump(mode="json")
-    write_whole(folder / "study.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    file = pathlib.Path(study.output_dir) / "study.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 # --- training --------------------------------------------------------------------------------------------------------

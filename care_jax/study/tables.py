@@ -60,7 +60,10 @@ def write(study: Study, observations: Sequence[Observation], folder: pathlib.Pat
             files += plots.bars(measure, measure_rows, folder)
     gap_rows = language_gaps(observations)
     rows += gap_rows
-    text += _gap_text(gap_rows)
+    if gap_rows:
+        body = [[row["arm"], _point(row), row["culture"], row["category"], _value(row, True)] for row in gap_rows]
+        head = ["arm", "point", "culture", "category", "difference"]
+        text += ["## Native minus English", "", *markdown_table(head, body)]
     text += [
         "- Means are over questions and seeds. Intervals are 95 % bootstrap intervals over both, drawn independently; "
         "if the seeds held out different questions, over the questions only.",
@@ -85,11 +88,9 @@ def _measure_rows(
     categories = sorted({each.category for each in observations})
 
     def pick(line: Line, when: tuple[str, ...], culture: str = ALL, category: str = ALL) -> list[Observation]:
-        return [
-            each for each in by_line.get(line, ())
-            if each.when in when and culture in (ALL, each.culture)
-            and category in (ALL, each.category)
-        ]  # fmt: skip
+        of_line = [each for each in by_line.get(line, ()) if each.when in when]
+        of_culture = [each for each in of_line if culture in (ALL, each.culture)]
+        return [each for each in of_culture if category in (ALL, each.category)]
 
     scopes = [ALL] if cultures == [ALL] else [*cultures, ALL]
     lines = [line for line in by_line if not study.train or pick(line, ("end", "given"))]
@@ -196,16 +197,13 @@ def language_gaps(observations: Sequence[Observation]) -> list[JsonObject]:
         for line, when, culture, category in sorted(groups, key=str):
             if when == "start" and trained:
                 continue
+            scope = line, when, culture
             in_native, in_english = (
-                [
-                    o for its_line, o in side
-                    if (its_line, o.when, o.culture) == (line, when, culture) and category in (ALL, o.category)
-                ]
+                [o for its_line, o in side if (its_line, o.when, o.culture) == scope and category in (ALL, o.category)]
                 for side in (native, english)
-            )  # fmt: skip
-            rows += _difference_row(
-                Cell(measure, "native minus english", line, culture, category), in_native, in_english
             )
+            cell = Cell(measure, "native minus english", line, culture, category)
+            rows += _difference_row(cell, in_native, in_english)
     return rows
 
 
@@ -238,14 +236,6 @@ def _measure_text(measure: str, rows: Sequence[JsonObject], scopes: Sequence[str
     if measure == LOGPS:
         text += ["By log-probability per token, which has a meaning before training too.", ""]
     return text
-
-
-def _gap_text(rows: Sequence[JsonObject]) -> list[str]:
-    if not rows:
-        return []
-    head = ["arm", "point", "culture", "category", "difference"]
-    body = [[row["arm"], _point(row), row["culture"], row["category"], _value(row, True)] for row in rows]
-    return ["## Native minus English", "", *markdown_table(head, body)]
 
 
 def _point(row: JsonObject) -> str:
