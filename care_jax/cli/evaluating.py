@@ -64,11 +64,20 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--responses: this file has the answers; leave --model and --base-url out")
     if not (arguments.responses or arguments.model or arguments.base_url):
         raise UserError("expected one of --model, --base-url, --responses, which give the answers")
-    require_at_least(("--limit", arguments.limit, 1), ("--n", arguments.n, 1))
-    require_at_least(("--max-tokens", arguments.max_tokens, 1), ("--temperature", arguments.temperature, 0))
+    check_sampling(arguments)
     require_at_least(("--batch-size", arguments.batch_size, 1), ("--num-fewshot", arguments.num_fewshot, 0))
     if arguments.fewshot is not None and not arguments.num_fewshot:
         raise UserError("--fewshot: expected --num-fewshot N too, the number of examples before each question")
+
+
+def check_sampling(arguments: argparse.Namespace) -> None:
+    """Raises UserError for an option of sampling, in `evaluate` and `generate`, that is out of its range."""
+    require_at_least(("--n", arguments.n, 1), ("--limit", arguments.limit, 1))
+    require_at_least(("--max-tokens", arguments.max_tokens, 1), ("--temperature", arguments.temperature, 0))
+    if arguments.temperature == float("inf"):
+        raise UserError("--temperature: found inf, expected a finite number")
+    if not 0 < arguments.top_p <= 1:
+        raise UserError(f"--top-p: found {arguments.top_p}, expected above 0 and at most 1")
 
 
 def _parse_columns(text: str | None) -> dict[str, str] | None:
@@ -100,7 +109,8 @@ def _answer(
     """Writes the answers to the task's questions to `path`; returns the exit status, and how they were obtained."""
     items, task = run.items.items, run.task
     by_logprobs = tasks.uses_logprobs(task, run.options, answerer.has_weights)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing("--out", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if by_logprobs and isinstance(answerer, ModelAnswerer):
         template = arguments.chat_template or "none"
         answerer.score_choices(items, task.name, path, template)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from care_jax.cli.command import Subparsers, add_endpoint_options, command, require_at_least
+from care_jax.cli.command import Subparsers, add_endpoint_options, command
 from care_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,25 +98,19 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
+    from care_jax.cli import evaluating
+    from care_jax.evaluation.answers.prompts import read_prompts
+
     if arguments.temperature is None:
         arguments.temperature = 0.7 if arguments.task is None else 0.0
-    require_at_least(("--n", arguments.n, 1), ("--limit", arguments.limit, 1))
-    require_at_least(("--max-tokens", arguments.max_tokens, 1))
-    if not 0 <= arguments.temperature < float("inf"):
-        raise UserError(f"--temperature: found {arguments.temperature}, expected a number of at least 0")
-    if not 0 < arguments.top_p <= 1:
-        raise UserError(f"--top-p: found {arguments.top_p}, expected above 0 and at most 1")
+    evaluating.check_sampling(arguments)
     if arguments.model is None and arguments.base_url is None:
         raise UserError("expected --model M or --base-url U, which give the answers")
     _check_not_data(arguments.out, arguments.data)
-
     if arguments.task == "translate":
         return _translate(arguments)
-    from care_jax.cli.evaluating import open_answerer
-    from care_jax.evaluation.answers.prompts import read_prompts
-
     prompts, dropped = read_prompts(arguments.data, arguments.limit)
-    return _answer(arguments, open_answerer(arguments), prompts, dropped)
+    return _answer(arguments, evaluating.open_answerer(arguments), prompts, dropped)
 
 
 def _translate(arguments: argparse.Namespace) -> int:

@@ -87,26 +87,25 @@ class TaskItems:
 class ItemScore:
     """The score of an item. status: missing without an answer, failed if nothing could be read from the answers.
 
-    prediction: what was read from the answers. measures: further scores of the item, by name.
+    prediction: what was read from the answers.
     """
 
     item: Item
     value: float | None
     status: Status = "scored"
     prediction: str | None = None
-    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The scores of a task. scores: further measures by name. by: dimension -> group -> score. by_n: item counts."""
+    """The scores of a task. by: dimension -> group -> score. by_n: item counts. scores: the measures by name."""
 
     item_scores: list[ItemScore]
     metric: str
     score: float | None
-    scores: Mapping[str, float | None]
     by: Mapping[str, Mapping[str, float]]
     by_n: Mapping[str, Mapping[str, int]]
+    scores: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -156,7 +155,6 @@ def summarize(item_scores: list[ItemScore], metric: str, scale: float = 1.0, wor
     """
     values: list[float] = []
     by: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    measures: defaultdict[str, list[float]] = defaultdict(list)
     for score in item_scores:
         value = worst if score.value is None else score.value
         if value is None:
@@ -164,14 +162,11 @@ def summarize(item_scores: list[ItemScore], metric: str, scale: float = 1.0, wor
         values.append(value)
         for dimension, group in score.item.groups.items():
             by[dimension][group].append(value)
-        for name, measure in score.measures.items():
-            measures[name].append(measure)
     grouped = {dimension: dict(sorted(groups.items())) for dimension, groups in sorted(by.items())}
     return Outcome(
         item_scores,
         metric,
         sum(values) / len(values) * scale if values else None,
-        {name: sum(numbers) / len(values) * scale for name, numbers in measures.items()},
         {
             dimension: {group: sum(numbers) / len(numbers) * scale for group, numbers in groups.items()}
             for dimension, groups in grouped.items()

@@ -1,5 +1,6 @@
 """Who answers the prompts of `care-jax evaluate` and `generate`: an endpoint, or a model on this machine."""
 
+import functools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -42,13 +43,12 @@ class EndpointAnswerer:
 
 
 class ModelAnswerer:
-    """A model on this machine. It is loaded when it first answers, and only then is jax."""
+    """A model on this machine. The model, and jax, are loaded when it first answers."""
 
     has_weights = True
 
     def __init__(self, path: str, dtype: str):
         self._path, self._dtype = path, dtype
-        self._loaded: tuple[LoadedModel, Mesh] | None = None
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class ModelAnswerer:
         from care_jax.evaluation.answers.generate import generate_file
         from care_jax.stopping import Interrupted, StopSignal
 
-        model, mesh = self._load()
+        model, mesh = self._loaded
         try:
             with StopSignal() as stop:
                 before, total = generate_file(
@@ -76,7 +76,7 @@ class ModelAnswerer:
         """Writes the log-probabilities of the items' choices to `path`."""
         from care_jax.evaluation.answers.logprobs import score_file
 
-        model, mesh = self._load()
+        model, mesh = self._loaded
         with progress_bar(len(items), "items") as update:
             score_file(model, items, task, path, template, mesh)
             update(len(items))
@@ -86,14 +86,13 @@ class ModelAnswerer:
 
         return is_writer()
 
-    def _load(self) -> tuple[LoadedModel, Mesh]:
-        if self._loaded is None:
-            from care_jax import sharding
-            from care_jax.evaluation.model import open_model
+    @functools.cached_property
+    def _loaded(self) -> tuple[LoadedModel, Mesh]:
+        from care_jax import sharding
+        from care_jax.evaluation.model import open_model
 
-            mesh = sharding.make_mesh()
-            self._loaded = open_model(self._path, mesh, self._dtype), mesh
-        return self._loaded
+        mesh = sharding.make_mesh()
+        return open_model(self._path, mesh, self._dtype), mesh
 
 
 Answerer: TypeAlias = EndpointAnswerer | ModelAnswerer

@@ -157,7 +157,7 @@ def score_short(task_items: TaskItems, matched: Matched, options: Options) -> Ou
 
     An item without a response counts 0. Several responses to an item are averaged.
     """
-    scores = []
+    scores, weighted = [], 0.0
     for item in task_items.items:
         responses = [answer.response for answer in matched.answers.get(item.id, []) if answer.response is not None]
         if not responses:
@@ -165,11 +165,10 @@ def score_short(task_items: TaskItems, matched: Matched, options: Options) -> Ou
             continue
         matches = [_best_match(item, response, options.mode == "strict") for response in responses]
         binary = sum(share > 0 for share, _ in matches) / len(matches)
-        weighted = sum(share for share, _ in matches) / len(matches)
-        scores.append(ItemScore(item, binary, prediction=matches[-1][1], measures={"SEM-W(lite)": weighted}))
+        weighted += sum(share for share, _ in matches) / len(matches)
+        scores.append(ItemScore(item, binary, prediction=matches[-1][1]))
     outcome = summarize(scores, "SEM-B(lite)", 100.0)
-    total = sum(score.measures.get("SEM-W(lite)", 0.0) for score in scores)
-    weighted_mean = 100.0 * total / len(scores) if scores else None
+    weighted_mean = 100.0 * weighted / len(scores) if scores else None
     return replace(outcome, scores={"SEM-B(lite)": outcome.score, "SEM-W(lite)": weighted_mean})
 
 

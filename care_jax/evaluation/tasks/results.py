@@ -47,9 +47,18 @@ def score(task: Task, task_items: TaskItems, answers: Sequence[Answer], options:
     return result, outcome
 
 
+def score_lines(outcome: Outcome, task: str, system: str | None) -> Iterator[JsonObject]:
+    """Yields a line per item for reports: its groups, score and status."""
+    for score in outcome.item_scores:
+        yield {
+            "id": score.item.id, "task": task, "system": system, **score.item.groups, "question": score.item.question,
+            "prediction": score.prediction, "score": score.value, "status": score.status,
+        }  # fmt: skip
+
+
 def _interval(task: Task, outcome: Outcome) -> list[float | None] | None:
-    """Returns the interval of the score, in its unit. Items without a value count 0, but not where a judge or a model's
-    log-probabilities decide.
+    """Returns the interval of the score, in its unit. Items without a value count 0, unless a judge or
+    log-probabilities decide, when they do not count.
     """
     values = [item_score.value for item_score in outcome.item_scores if item_score.value is not None]
     if outcome.score is not None and task.kind not in ("judged", "logprob"):
@@ -69,12 +78,3 @@ def _answer_languages(items: Sequence[Item], matched: Matched) -> dict[str, dict
             if answer.response:
                 counts.setdefault(detect_language(item.question), Counter())[detect_language(answer.response)] += 1
     return {language: dict(answers.most_common()) for language, answers in counts.items()}
-
-
-def score_lines(outcome: Outcome, task: str, system: str | None) -> Iterator[JsonObject]:
-    """Yields a line per item for reports: its groups, score and status."""
-    for score in outcome.item_scores:
-        yield {
-            "id": score.item.id, "task": task, "system": system, **score.item.groups, "question": score.item.question,
-            "prediction": score.prediction, "score": score.value, "status": score.status,
-        }  # fmt: skip

@@ -18,7 +18,7 @@ HELD_OUT = "held_out.jsonl"  # the accuracies of each held-out question, before 
 
 
 class EvaluationSchedule:
-    """Evaluates on the held-out questions, if there are any, and on `tasks`, if there are any; records the numbers."""
+    """Evaluates on the held-out questions and the tasks, if there are any, and records the numbers."""
 
     def __init__(
         self, run: RunContext, data: RunData, reference: Reference, recorder: Recorder, tasks: TaskScores | None
@@ -31,9 +31,7 @@ class EvaluationSchedule:
         self._last: tuple[int, JsonObject] | None = None
 
     def due(self, step: int) -> bool:
-        """Returns whether to evaluate after this step: at the end, and every so many steps. The held-out questions are
-        evaluated with the tasks too.
-        """
+        """Returns whether to evaluate after this step: at the end, every so many steps, and whenever tasks are due."""
         at_interval = self._every is not None and step % self._every == 0
         return step == self._steps or at_interval or (self._tasks is not None and self._tasks.due(step))
 
