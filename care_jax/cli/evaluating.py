@@ -124,16 +124,10 @@ def _answer(
     status, summary = answerer.answer(item_prompts(items, task.name), path, settings)
     if not status and answerer.is_writer():
         print(f"{path}: {summary}", file=sys.stderr, flush=True)
-    return status, {
-        "answers": arguments.base_url or arguments.model,
-        "method": "generate",
-        "temperature": settings.temperature,
-        "top_p": settings.top_p,
-        "max_tokens": settings.max_tokens,
-        "n_samples": settings.n,
-        "seed": settings.seed,
-        "chat_template": settings.chat_template,
-    }
+    names = ("temperature", "top_p", "max_tokens", "n_samples", "seed", "chat_template")
+    values = vars(settings) | {"n_samples": settings.n}
+    answers = arguments.base_url or arguments.model
+    return status, {"answers": answers, "method": "generate", **{name: values[name] for name in names}}
 
 
 def _print_notes(arguments: argparse.Namespace, run: _TaskRun, result: JsonObject) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Literal
 
 from care_jax.errors import UserError, nearest
 from care_jax.textfiles import JsonObject
@@ -108,18 +108,7 @@ class Outcome:
     scores: Mapping[str, float | None] = field(default_factory=dict)
 
 
-@runtime_checkable
-class Grouped(Protocol):
-    """Anything with groups: an item, or what an item is made of."""
-
-    @property
-    def groups(self) -> Mapping[str, str]: ...
-
-
-G = TypeVar("G", bound=Grouped)
-
-
-def select_items(items: list[G], options: Options, source: str) -> list[G]:
+def select_items(items: list[Item], options: Options, source: str) -> list[Item]:
     """Returns the items of the wanted language or country, the first `limit` of them. source: for messages."""
     if options.language is not None:
         wanted = _fold(options.language)
@@ -137,11 +126,11 @@ def _fold(name: str) -> str:
     return name.casefold().replace(" ", "_")
 
 
-def _languages_and_countries(item: Grouped) -> list[str]:
+def _languages_and_countries(item: Item) -> list[str]:
     return [value for key in ("language", "country", "culture") if (value := item.groups.get(key))]
 
 
-def average_answers(item: Item, values: Sequence[float], count: int, prediction: str | None = None) -> ItemScore:
+def mean_score(item: Item, values: Sequence[float], count: int, prediction: str | None = None) -> ItemScore:
     """Returns an item's mean over its answers. values: of the answers that could be read. count: of all its answers."""
     if not values:
         return ItemScore(item, None, "failed" if count else "missing", prediction)

@@ -3,7 +3,7 @@
 from care_jax.data.rows.table import open_table, require_fields
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import Answer, Matched
-from care_jax.evaluation.items import Item, Options, Outcome, TaskItems, average_answers, select_items, summarize
+from care_jax.evaluation.items import Item, Options, Outcome, TaskItems, mean_score, select_items, summarize
 from care_jax.evaluation.tasks.multiple_choice import check_logps
 
 _ALIASES = {
@@ -57,7 +57,7 @@ def score_geomlama(task_items: TaskItems, matched: Matched, options: Options) ->
         rankings = [ranking for answer in answers if (ranking := _rank(item, answer)) is not None]
         count = len(item.right)
         values = [len(set(ranking[:count]) & set(item.right)) / count for ranking in rankings]
-        scores.append(average_answers(item, values, len(answers)))
+        scores.append(mean_score(item, values, len(answers)))
     return summarize(scores, "top-n overlap")
 
 

@@ -10,7 +10,7 @@ from care_jax.data.rows.row import Row
 from care_jax.data.rows.table import open_table, require_fields
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import Matched
-from care_jax.evaluation.items import Item, Options, Outcome, TaskItems, average_answers, select_items, summarize
+from care_jax.evaluation.items import Item, Options, Outcome, TaskItems, mean_score, select_items, summarize
 from care_jax.textfiles import JsonObject
 
 _MASKS = ("[MASK]", "<mask>", "<MASK>")
@@ -164,7 +164,7 @@ def _score(task_items: TaskItems, matched: Matched, metric: str, compare: Compar
         answers = matched.answers.get(item.id, [])
         logps = [answer.logps for answer in answers if answer.logps and len(answer.logps) == len(item.choices)]
         shares = [_share(item, values, compare) for values in logps]
-        scores.append(average_answers(item, shares, len(answers)))
+        scores.append(mean_score(item, shares, len(answers)))
     return summarize(scores, metric, worst=None)
 
 

@@ -6,7 +6,7 @@ An item is scored by the option with the highest log-probability, or by the one 
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeAlias
 
 from care_jax.data.cultures import culture_id
@@ -14,17 +14,7 @@ from care_jax.data.rows.row import Row, shorten
 from care_jax.data.rows.table import open_table, require_fields
 from care_jax.errors import UserError
 from care_jax.evaluation.answers.responses import Answer, Matched
-from care_jax.evaluation.items import (
-    Item,
-    ItemScore,
-    Options,
-    Outcome,
-    Status,
-    TaskItems,
-    average_answers,
-    select_items,
-    summarize,
-)
+from care_jax.evaluation.items import Item, ItemScore, Options, Outcome, TaskItems, mean_score, select_items, summarize
 from care_jax.evaluation.tasks.parsing import option_letter
 from care_jax.textfiles import JsonObject
 
@@ -53,23 +43,9 @@ _GROUPS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class ChoiceQuestion:
-    """A question with options. right: index of the right one. kind: what few-shot examples share with the question."""
-
-    id: str
-    text: str
-    choices: tuple[str, ...]
-    right: int
-    groups: Mapping[str, str]
-    language: str | None
-    domain: str
-    kind: tuple[str, ...]
-
-
 # Returns the two parts of a prompt, between which few-shot examples stand: a description of the task, and the question
 # with its options, up to the answer.
-PromptFormat: TypeAlias = Callable[[ChoiceQuestion, Options], tuple[str, str]]
+PromptFormat: TypeAlias = Callable[[Item, Options], tuple[str, str]]
 Parser: TypeAlias = Callable[[Item, str, Options], str | None]  # an answer in words -> the letter of its option
 
 
@@ -78,7 +54,7 @@ Parser: TypeAlias = Callable[[Item, str, Options], str | None]  # an answer in w
 
 def read_mcq(path: str, options: Options) -> TaskItems:
     """Reads any table of question, options (a list, or a column each) and answer (index, letter or text)."""
-    return _read(path, options, lambda question, options: ("", _plain_prompt(question)))
+    return _read(path, options, lambda item, options: ("", _plain_prompt(item)))
 
 
 def read_include(path: str, options: Options) -> TaskItems:
@@ -91,41 +67,29 @@ def read_include(path: str, options: Options) -> TaskItems:
     return _read(path, options, _include_prompt)
 
 
-def _include_prompt(question: ChoiceQuestion, options: Options) -> tuple[str, str]:
+def _include_prompt(item: Item, options: Options) -> tuple[str, str]:
     task = "are multiple-choice questions (with answers)" if options.num_fewshot else "is multiple-choice question"
-    description = f"The following {task} about {question.domain}." if question.domain else ""
+    domain = item.groups.get("domain", "").strip()
+    description = f"The following {task} about {domain}." if domain else ""
     if options.mode == "strict":
-        return description + "\n\n" if description else "", _plain_prompt(question)
-    lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices)]
+        return description + "\n\n" if description else "", _plain_prompt(item)
+    lines = [f"{letter}. {choice}" for letter, choice in zip(item.letters, item.wordings)]
     if len(lines) > 3:
         lines[3] = " " + lines[3]
-    return description, "\n".join([question.text.strip(), *lines, "Answer:"])
+    return description, "\n".join([item.question.strip(), *lines, "Answer:"])
 
 
-def _plain_prompt(question: ChoiceQuestion) -> str:
-    lines = [f"{letter}. {choice.strip()}" for letter, choice in zip(LETTERS, question.choices)]
-    return "\n".join([question.text.strip(), *lines, "Answer:"])
+def _plain_prompt(item: Item) -> str:
+    lines = [f"{letter}. {choice.strip()}" for letter, choice in zip(item.letters, item.wordings)]
+    return "\n".join([item.question.strip(), *lines, "Answer:"])
 
 
 def _read(path: str, options: Options, prompt_format: PromptFormat) -> TaskItems:
     rows = [_parse_question(row, values) for row, values in open_table(path, _ALIASES, options.columns)]
-    questions = [question for question in rows if question is not None]
+    questions = [item for item in rows if item is not None]
     selected = select_items(questions, options, path)
     examples = _read_examples(options, prompt_format) if options.num_fewshot else {}
-    items = [
-        Item(
-            id=question.id,
-            question=question.text,
-            prompt=_join_prompt(question, prompt_format(question, options), examples, options),
-            groups=question.groups,
-            choices=tuple(f" {letter}" for letter in LETTERS[: len(question.choices)]),
-            letters=tuple(LETTERS[: len(question.choices)]),
-            right=(question.right,),
-            wordings=question.choices,
-            language=question.language,
-        )
-        for question in selected
-    ]
+    items = [replace(item, prompt=_join_prompt(item, prompt_format, examples, options)) for item in selected]
     blank = len(rows) - len(questions)
     return TaskItems(items, Counter({"empty_question": blank} if blank else {}))
 
@@ -168,32 +132,31 @@ def read_hard(path: str, options: Options) -> TaskItems:
 # --- the fields of a row ---------------------------------------------------------------------------------------------
 
 
-def _parse_question(row: Row, values: JsonObject) -> ChoiceQuestion | None:
-    """Returns the question in a row, or None if its text is blank; raises UserError if options or answer are wrong."""
+def _parse_question(row: Row, values: JsonObject) -> Item | None:
+    """Returns the question in a row, without its prompt, or None if its text is blank.
+
+    Raises UserError if the options or the answer cannot be used.
+    """
     require_fields(row, values, "question", "answer")
     choices = _choices(values, row)
     if _is_blank(values):
         return None
-    return ChoiceQuestion(
+    letters = LETTERS[: len(choices)]
+    return Item(
         id=_row_id(values, row),
-        text=str(values["question"]),
-        choices=tuple(choices),
-        right=_right_index(values["answer"], choices, row),
+        question=str(values["question"]),
+        prompt="",
         groups=_row_groups(values),
+        choices=tuple(f" {letter}" for letter in letters),
+        letters=tuple(letters),
+        right=(_right_index(values["answer"], choices, row),),
+        wordings=tuple(choices),
         language=values.get("language"),
-        domain=str(values.get("domain", "")).strip(),
-        kind=_question_kind(values),
     )
 
 
 def _is_blank(values: JsonObject) -> bool:
     return not str(values["question"] or "").strip()
-
-
-def _question_kind(values: JsonObject) -> tuple[str, ...]:
-    """Returns what examples share with a question: its language, and its domain or else its subject."""
-    subject = values.get("domain") or values.get("subject")
-    return tuple(str(value).strip() for value in (values.get("language"), subject) if value not in (None, ""))
 
 
 def _row_id(values: JsonObject, row: Row) -> str:
@@ -253,6 +216,12 @@ def _right_index(value: object, choices: Sequence[str], row: Row) -> int:
 _Examples: TypeAlias = Mapping[tuple[str, ...], Mapping[str, str]]  # kind -> question as in its prompt -> right letter
 
 
+def _kind(groups: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns what examples share with a question: its language, and its domain or else its subject."""
+    names = ("language", "domain" if "domain" in groups else "subject")
+    return tuple(groups[name].strip() for name in names if name in groups)
+
+
 def _read_examples(options: Options, prompt_format: PromptFormat) -> _Examples:
     """Returns the first different questions of each kind in `fewshot`, one more than a prompt needs."""
     if options.fewshot is None:
@@ -260,27 +229,26 @@ def _read_examples(options: Options, prompt_format: PromptFormat) -> _Examples:
     examples: dict[tuple[str, ...], dict[str, str]] = {}
     for row, values in open_table(options.fewshot, _ALIASES, options.columns):
         require_fields(row, values, "question", "answer")
-        letters = examples.setdefault(_question_kind(values), {})
+        letters = examples.setdefault(_kind(_row_groups(values)), {})
         if len(letters) > options.num_fewshot or _is_blank(values):
             continue
-        question = _parse_question(row, values)
-        if question is not None:
-            letters.setdefault(prompt_format(question, options)[1], LETTERS[question.right])
+        item = _parse_question(row, values)
+        if item is not None:
+            letters.setdefault(prompt_format(item, options)[1], item.letters[item.right[0]])
     return examples
 
 
-def _join_prompt(question: ChoiceQuestion, parts: tuple[str, str], examples: _Examples, options: Options) -> str:
+def _join_prompt(item: Item, prompt_format: PromptFormat, examples: _Examples, options: Options) -> str:
     """Returns the prompt of a question after `num_fewshot` examples of its kind, none of which is the question."""
-    description, question_text = parts
-    solved = [
-        f"{text} {letter}\n\n" for text, letter in examples.get(question.kind, {}).items() if text != question_text
-    ]
+    description, question = prompt_format(item, options)
+    kind = _kind(item.groups)
+    solved = [f"{text} {letter}\n\n" for text, letter in examples.get(kind, {}).items() if text != question]
     if len(solved) < options.num_fewshot:
         raise UserError(
-            f"--fewshot: {options.fewshot} has {len(solved)} example(s) of {', '.join(question.kind) or 'any kind'} "
-            f"besides {shorten(question.text)}, expected {options.num_fewshot}"
+            f"--fewshot: {options.fewshot} has {len(solved)} example(s) of {', '.join(kind) or 'any kind'} "
+            f"besides {shorten(item.question)}, expected {options.num_fewshot}"
         )
-    return description + "".join(solved[: options.num_fewshot]) + question_text
+    return description + "".join(solved[: options.num_fewshot]) + question
 
 
 # --- scoring ---------------------------------------------------------------------------------------------------------
@@ -319,8 +287,7 @@ def score_culturalbench(task_items: TaskItems, matched: Matched, options: Option
 def _score_unit(unit: str, parts: Sequence[ItemScore]) -> ItemScore:
     first = parts[0].item
     item = Item(id=unit, question=first.question, prompt=first.prompt, groups=first.groups)
-    statuses = {part.status for part in parts}
-    status: Status = "missing" if "missing" in statuses else "failed" if "failed" in statuses else "scored"
+    status = max((part.status for part in parts), key=("scored", "failed", "missing").index)
     return ItemScore(item, float(all(part.value == 1.0 for part in parts)) if status == "scored" else None, status)
 
 
@@ -345,7 +312,7 @@ def _score_item(item: Item, matched: Matched, options: Options, parse: Parser) -
     values = [float(item.letters.index(letter) in item.right) for letter in chosen if letter in item.letters]
     if values:
         values += [0.0] * (len(chosen) - len(values))
-    return average_answers(item, values, len(answers), next((letter for letter in reversed(chosen) if letter), None))
+    return mean_score(item, values, len(answers), next((letter for letter in reversed(chosen) if letter), None))
 
 
 def _chosen_letter(item: Item, answer: Answer, options: Options, parse: Parser) -> str | None:

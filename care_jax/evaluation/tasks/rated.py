@@ -35,6 +35,7 @@ def read_care(path: str, options: Options) -> TaskItems:
         culture = question.culture or "none"
         numbers[culture] += 1
         language = {"language": question.language} if question.language else {}
+        fields = {"culture": culture, "category": question.category, "reference": question.reference}
         prompt = plain_text(question.prompt)
         items.append(
             Item(
@@ -43,12 +44,7 @@ def read_care(path: str, options: Options) -> TaskItems:
                 prompt=prompt,
                 groups={"culture": culture, "category": question.category or "none", **language},
                 language="en" if options.query_language == "english" else question.language,
-                fields={
-                    "culture": culture,
-                    "category": question.category,
-                    "reference": question.reference,
-                    "query_language": options.query_language,
-                },
+                fields=fields | {"query_language": options.query_language},
             )
         )
     dropped = Counter({reason: count for reason, count in reading.report.dropped.items() if count})
