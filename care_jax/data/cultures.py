@@ -62,8 +62,7 @@ def parse_culture(value: object, extra: frozenset[str] = frozenset()) -> tuple[s
     """
     if not isinstance(value, str) or not value.strip():
         return None, None
-    match = _RELATED.fullmatch(normalise(value))
-    if match:
+    if match := _RELATED.fullmatch(normalise(value)):
         return match[1], culture_id(match[2]) or None
     name = culture_id(value)
     known = name in CULTURES or name in _MORE_CULTURES or name in extra
@@ -92,8 +91,8 @@ def register_culture(path: str) -> Culture:
     for name in entry:
         if name not in ("id", "names", "language", "script"):
             raise UserError(f"{path}: unknown key {name!r}; a culture has id, names, language, script")
-    names = entry.get("names") or ()
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+    names = entry.get("names") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: names: expected a list of names, found {names!r}"[:300])
     identity = re.sub(r"[^\w]+", "_", normalise(entry["id"])).strip("_")
     culture = Culture(identity, tuple(names), entry.get("language"), entry.get("script"))
@@ -102,7 +101,7 @@ def register_culture(path: str) -> Culture:
         if other != culture.id:
             raise UserError(f"{path}: the name {name!r} already belongs to the culture {other!r}")
     CULTURES[culture.id] = culture
-    _CULTURE_IDS.update({normalise(name): culture.id for name in (culture.id, *culture.names)})
+    _CULTURE_IDS.update((normalise(name), culture.id) for name in (culture.id, *culture.names))
     culture_id.cache_clear()
     return culture
 

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from care_jax.data.preferences import PairPolicy, question_pairs
-from care_jax.data.questions import Content, Question, Response, Stored, is_ids, plain_text
+from care_jax.data.questions import Question, Response, Stored, is_ids, plain_text
 from care_jax.data.rows.report import Report
 from care_jax.data.rows.row import shorten
 from care_jax.data.scripts import count_scripts, main_script
@@ -59,7 +59,9 @@ def statistics_of(questions: Sequence[Question]) -> JsonObject:
     for question in questions:
         lengths = []
         for response in question.responses:
-            content = response.content if _is_tokenized(response.content) else plain_text(response.content)
+            content = response.content
+            if not isinstance(content, Stored) and not is_ids(content):
+                content = plain_text(content)
             lengths.append(len(content))
             if isinstance(content, str):
                 scripts[script(content)] += 1
@@ -88,10 +90,6 @@ def statistics_of(questions: Sequence[Question]) -> JsonObject:
 def _correlation(rated: Sequence[tuple[float, int]]) -> float | None:
     ratings, lengths = [float(rating) for rating, _ in rated], [float(length) for _, length in rated]
     return statistics.correlation(ratings, lengths) if len(set(ratings)) > 1 and len(set(lengths)) > 1 else None
-
-
-def _is_tokenized(content: Content) -> bool:
-    return isinstance(content, Stored) or is_ids(content)
 
 
 def script(text: str) -> str:

@@ -61,8 +61,7 @@ def write_sheets(
     out = pathlib.Path(folder)
     write_lines(out / "key.jsonl", items)
     for rater in range(1, raters + 1):
-        shuffled = random.Random(f"{seed} {rater}").sample(items, len(items))
-        write_whole(out / f"sheet-{rater}.csv", _sheet(shuffled))
+        write_whole(out / f"sheet-{rater}.csv", _sheet(random.Random(f"{seed} {rater}").sample(items, len(items))))
     return len(items)
 
 
@@ -191,8 +190,7 @@ def _read_sheet(sheet: str) -> list[tuple[int, str, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{sheet}: cannot be read as UTF-8: {error}") from error
     header = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
     names = {fields.fold(name): name for name in reader.fieldnames or () if name}
     if "item" not in names or "rating" not in names:
         raise UserError(f"{sheet}: expected the columns {', '.join(_COLUMNS)}, found {header.strip()[:80]!r}")
@@ -229,8 +227,7 @@ def split(path: str, per_category: int, seed: int = 0) -> tuple[list[JsonObject]
     keys = []
     for _, values in rows:
         culture, category = _culture_and_category(values)
-        key = question_key(values["question"], culture)
-        keys.append(key)
+        keys.append(key := question_key(values["question"], culture))
         ranks.setdefault((culture, category), {})[key] = hashlib.sha256(f"{seed}\0{key}".encode()).hexdigest()
     held_out: set[str] = set()
     for (culture, category), by_key in ranks.items():

@@ -63,8 +63,7 @@ class Votes:
 
 def country_of_file(file: str | pathlib.PurePath) -> str:
     """Returns the country in the name of a file: 'US' for US_data.json and US_data_v1.json."""
-    name = pathlib.PurePath(file).name
-    return re.split(r"_data(?![a-zA-Z0-9])", name)[0].split(".")[0]
+    return re.split(r"_data(?![a-zA-Z0-9])", pathlib.PurePath(file).name)[0].split(".")[0]
 
 
 def country_language(country: str) -> Language | None:
@@ -93,8 +92,8 @@ def open_annotations(path: str) -> Iterator[Entry]:
         try:
             yield Entry(place, str(values["id"]), values, tuple(parse_votes(values["answers"])))
         except BadField as bad:
-            found = f"expected a list of answers, en_answers, count, found {bad.value}"
-            raise UserError(f"{place}, {bad.field}: {found}") from None
+            mistake = f"expected a list of answers, en_answers, count, found {bad.value}"
+            raise UserError(f"{place}, {bad.field}: {mistake}") from None
 
 
 def _entries(rows: Iterable[Row]) -> Iterator[Row]:
@@ -167,7 +166,7 @@ def read_blend(table: Table, known: Known) -> list[Question]:
         language = country_language(country)
         about = {
             "culture": culture_id(country),
-            "language": None if language is None else language.code,
+            "language": language and language.code,
             "reference": answer,
             "translated": fields.optional_text(values.get("translated"), "translated"),
         }

@@ -178,11 +178,8 @@ class _Selection:
         for source in self.sources:
             if normalise(source) not in present:
                 raise self._absent("sources", source, sorted(present.values()))
-        kept = (
-            dataclasses.replace(q, responses=tuple(r for r in q.responses if normalise(r.source) in chosen))
-            for q in questions
-        )
-        return [question for question in kept if question.responses]
+        responses = (tuple(r for r in q.responses if normalise(r.source) in chosen) for q in questions)
+        return [dataclasses.replace(q, responses=kept) for q, kept in zip(questions, responses) if kept]
 
     def _absent(self, key: str, name: str, present: list[str]) -> UserError:
         names = ", ".join(present) or "none"
@@ -226,5 +223,4 @@ def _read_translations(path: str) -> dict[str, str]:
         culture = (parse_culture(name)[1] or culture_id(name)) if name else None
         return question_key(question, culture), fields.optional_text(values["translated"], "translated")
 
-    translations = open_table(path, fields.RATED).parse(parse)
-    return {key: english for key, english in translations if english is not None}
+    return {key: english for key, english in open_table(path, fields.RATED).parse(parse) if english is not None}
