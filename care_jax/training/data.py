@@ -100,27 +100,12 @@ class Readings:
 def read_sources(data: DataConfig) -> Readings:
     """Reads every source. Raises UserError for one that cannot be read."""
     evaluation = () if isinstance(data.eval, Split) else data.eval
-    return Readings(
-        [_read(source, data.strict) for source in data.train], [_read(source, data.strict) for source in evaluation]
-    )
+    return Readings(_read(data.train, data.strict), _read(evaluation, data.strict))
 
 
-def _read(source: SourceConfig, strict: bool) -> readers.Reading:
-    return readers.read(
-        source.reader,
-        source.path,
-        split=source.split,
-        name=source.name,
-        columns=source.columns,
-        revision=source.revision,
-        cultures=source.cultures,
-        relations=source.relations,
-        categories=source.categories,
-        sources=source.sources,
-        query_language=source.query_language,
-        translations=source.translations,
-        strict=strict,
-    )
+def _read(sources: Sequence[SourceConfig], strict: bool) -> list[readers.Reading]:
+    """Reads sources: all keys of their blocks except `limit` and `weight` are arguments of `readers.read`."""
+    return [readers.read(**source.model_dump(exclude={"limit", "weight"}), strict=strict) for source in sources]
 
 
 # ---- Splitting off the evaluation, and the fraction
@@ -194,7 +179,7 @@ def make_sources(config: Config, view: str, readings: Readings, tokens: Tokenize
             units = preferences.limit_units(
                 tokens.corpus,
                 units,
-                preferences.Limit(source.limit.questions, source.limit.pairs, source.limit.tokens),
+                preferences.Limit(**source.limit.model_dump()),
                 seed=config.seed,
                 reduction=config.batch.reduction,
             )
@@ -207,19 +192,14 @@ def make_sources(config: Config, view: str, readings: Readings, tokens: Tokenize
 def _make_units(config: Config, view: str, tokens: TokenizedQuestions, number: int) -> list[Unit]:
     """Makes the units of corpora[number] with the run's policy."""
     data, batch = config.data, config.batch
-    labels: JsonObject = {"labels": data.labels}
-    if not isinstance(data.labels, str):
-        labels = {"desirable_min": data.labels.desirable_min, "undesirable_max": data.labels.undesirable_max}
+    labels = {"labels": data.labels} if isinstance(data.labels, str) else data.labels.model_dump()
     units = preferences.make_units(
         tokens.corpora[number].questions,
         view,
-        policy=data.pairs.policy,
-        min_gap=data.pairs.min_gap,
-        max_per_question=data.pairs.max_per_question,
-        weights=data.pairs.weights,
         seed=config.seed,
         unit=batch.unit,
         reduction=batch.reduction,
+        **data.pairs.model_dump(),
         **labels,
     )
     return tokens.to_corpus(units, number)

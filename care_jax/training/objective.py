@@ -112,13 +112,11 @@ def gather_quantities(view: str, logps: Float[Array, " S"], batch: Batch, kl: Fl
     """Gathers every quantity that a loss of this view may name. batch: one microbatch, without its leading axis."""
     per_response = {"logps": logps, "ref_logps": batch.ref_logps, "lengths": batch.lengths, "ratings": batch.ratings}
     if view == "pairs":
-        quantities: Quantities = {}
-        for column, side in enumerate(("chosen", "rejected")):
-            slots = batch.pairs[:, column]
-            for name, values in per_response.items():
-                label = f"ref_{side}_logps" if name == "ref_logps" else f"{side}_{name}"
-                quantities[label] = values[slots]
-        return quantities
+        return {
+            f"ref_{side}_logps" if name == "ref_logps" else f"{side}_{name}": values[batch.pairs[:, column]]
+            for column, side in enumerate(("chosen", "rejected"))
+            for name, values in per_response.items()
+        }
     if view == "unpaired":
         return {**per_response, "desirable": batch.desirable, **({} if kl is None else {"kl": kl})}
     grouped = {f"group_{name}": values[batch.groups] for name, values in per_response.items()}
@@ -192,8 +190,8 @@ def pair_rewards(
     if objective.view == "pairs" and "chosen_rewards" in extras:
         return extras["chosen_rewards"], extras["rejected_rewards"]
     rewards = default_rewards(objective, logps, batch.ref_logps, batch.lengths)
-    if objective.view == "unpaired" and "rewards" in extras:
-        rewards = extras["rewards"]
+    if objective.view == "unpaired":
+        rewards = extras.get("rewards", rewards)
     elif objective.view == "lists" and "rewards" in extras:
         members = batch.group_mask
         rewards = jnp.zeros_like(logps).at[batch.groups[members]].set(extras["rewards"][members])

@@ -26,7 +26,7 @@ from care_jax.training.context import RunContext
 from care_jax.training.data import RunData
 from care_jax.training.errors import Diverged, RunFailed
 from care_jax.training.objective import Objective
-from care_jax.training.step import State, Variables, make_logps, response_logps
+from care_jax.training.step import State, Variables, make_logps, microbatch_of, response_logps
 
 _Path: TypeAlias = tuple[object, ...]  # keys of a tree, from the root to a leaf
 _QUESTIONS_SHOWN = 8  # per step, in a message
@@ -111,9 +111,7 @@ class Diagnosis:
     def _first_layer(self, state: State, batch: Batch, place: tuple[int, int]) -> str:
         """Finds, by bisection, the first layer after which the microbatch of a response is not finite."""
         low, high = 0, self._model.arch.layers
-        microbatch = jax.tree.map(
-            lambda x: x[place[0]], dataclasses.replace(batch, n_microbatches=None, mismatched=None)
-        )
+        microbatch = microbatch_of(batch, place[0])
         if self._is_finite_after(high, state, microbatch):
             return "a response's log-probability (the hidden states are finite, its logits are not)"
         while high - low > 1:
@@ -146,8 +144,7 @@ class Diagnosis:
         in stacked leaves.
         """
         totals = objectives.sum_weights(self._objective, objectives.merge_microbatches(batch))
-        arrays = dataclasses.replace(batch, n_microbatches=None, mismatched=None)
-        microbatch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False), arrays)
+        microbatch = microbatch_of(batch, index)
 
         def share(trained: Params) -> jax.Array:
             logps = response_logps(self._model, state.with_trainable(trained).variables(), microbatch)

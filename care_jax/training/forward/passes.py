@@ -61,11 +61,9 @@ class ForwardPass:
         def run(number: int) -> tuple[jax.Array, np.ndarray]:
             return self._dispatch(plan, number, variables), plan.responses.slot[members[number]]
 
-        bar = _progress(range(len(members)), "reference")
         microbatches = [positions.tolist() for positions in members]
-        ran = fill_cache(cache, self.digests(sequences), microbatches, run, write=is_writer(), progress=bar.update)
-        bar.close()
-        return ran
+        with _progress(range(len(members)), "reference") as bar:
+            return fill_cache(cache, self.digests(sequences), microbatches, run, write=is_writer(), progress=bar.update)
 
     def first_microbatch(self, sequences: Sequence[SequenceId], variables: Variables) -> tuple[np.ndarray, np.ndarray]:
         """Runs the first microbatch of a pass again; returns (positions in `sequences`, their logps)."""
