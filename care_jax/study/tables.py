@@ -60,10 +60,7 @@ def write(study: Study, observations: Sequence[Observation], folder: pathlib.Pat
             files += plots.bars(measure, measure_rows, folder)
     gap_rows = language_gaps(observations)
     rows += gap_rows
-    if gap_rows:
-        body = [[row["arm"], _point(row), row["culture"], row["category"], _value(row, True)] for row in gap_rows]
-        head = ["arm", "point", "culture", "category", "difference"]
-        text += ["## Native minus English", "", *markdown_table(head, body)]
+    text += _gap_text(gap_rows)
     text += [
         "- Means are over questions and seeds. Intervals are 95 % bootstrap intervals over both, drawn independently; "
         "if the seeds held out different questions, over the questions only.",
@@ -236,6 +233,12 @@ def _measure_text(measure: str, rows: Sequence[JsonObject], scopes: Sequence[str
     if measure == LOGPS:
         text += ["By log-probability per token, which has a meaning before training too.", ""]
     return text
+
+
+def _gap_text(rows: Sequence[JsonObject]) -> list[str]:
+    head = ["arm", "point", "culture", "category", "difference"]
+    body = [[row["arm"], _point(row), row["culture"], row["category"], _value(row, True)] for row in rows]
+    return ["## Native minus English", "", *markdown_table(head, body)] if rows else []
 
 
 def _point(row: JsonObject) -> str:
