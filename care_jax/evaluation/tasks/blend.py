@@ -30,7 +30,7 @@ from care_jax.data.rows.table import open_table, require_fields
 from care_jax.errors import UserError, nearest
 from care_jax.evaluation.answers.responses import Matched
 from care_jax.evaluation.items import Item, ItemScore, Options, Outcome, TaskItems, select_items, summarize
-from care_jax.evaluation.tasks.multiple_choice import add_unit_mean, score_choices
+from care_jax.evaluation.tasks.multiple_choice import score_choices
 from care_jax.evaluation.tasks.parsing import blend_choice
 
 _OFFICIAL_PROMPT = "inst-4"
@@ -300,4 +300,9 @@ def score_choice_questions(task_items: TaskItems, matched: Matched, options: Opt
     def parse(item: Item, text: str, options: Options) -> str | None:
         return blend_choice(text, dict(zip(item.letters, item.wordings)), robust=options.mode == "strict")
 
-    return add_unit_mean(score_choices(task_items, matched, options, parse))
+    outcome = score_choices(task_items, matched, options, parse)
+    values: dict[str, list[float]] = {}
+    for score in outcome.item_scores:
+        values.setdefault(str(score.item.unit), []).append(score.value or 0.0)
+    mean = sum(sum(group) / len(group) for group in values.values()) / len(values) if values else None
+    return replace(outcome, scores={"acc": outcome.score, "acc per ID (macro)": mean})

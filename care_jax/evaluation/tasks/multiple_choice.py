@@ -291,15 +291,6 @@ def _score_unit(unit: str, parts: Sequence[ItemScore]) -> ItemScore:
     return ItemScore(item, float(all(part.value == 1.0 for part in parts)) if status == "scored" else None, status)
 
 
-def add_unit_mean(outcome: Outcome) -> Outcome:
-    """Adds the mean over units, each of which is the mean over its items."""
-    units: dict[str, list[float]] = {}
-    for score in outcome.item_scores:
-        units.setdefault(str(score.item.unit), []).append(score.value or 0.0)
-    mean = sum(sum(values) / len(values) for values in units.values()) / len(units) if units else None
-    return replace(outcome, scores={"acc": outcome.score, "acc per ID (macro)": mean})
-
-
 def check_logps(item: Item, logps: Sequence[float]) -> None:
     """Raises UserError unless there is a log-probability for each of the item's choices."""
     if len(logps) != len(item.choices):
