@@ -110,7 +110,7 @@ def dialogue_pair(row: Row, values: JsonObject) -> Question:
     return _pair(row, values, _turns(prompt), assistant_turn(chosen.strip()), assistant_turn(rejected.strip()))
 
 
-def dialogue_pair_as_text(row: Row, values: JsonObject) -> Question:
+def text_dialogue_pair(row: Row, values: JsonObject) -> Question:
     """Returns a row of HH-RLHF as text, for models without a chat template: the prompt ends in 'Assistant:'."""
     return _pair(row, values, *_split_dialogues(values))
 

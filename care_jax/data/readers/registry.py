@@ -12,6 +12,7 @@ from care_jax.data.cultures import RELATIONS, category_id, culture_id, parse_cul
 from care_jax.data.questions import Question, normalise, question_key, user_turn
 from care_jax.data.readers import blend, pairs, rated, token_cache
 from care_jax.data.readers import public_sets as sets
+from care_jax.data.readers.pairs import per_row
 from care_jax.data.readers.rated import Known
 from care_jax.data.rows import fields
 from care_jax.data.rows.files import open_rows
@@ -44,23 +45,17 @@ READERS: dict[str, ReaderSpec] = {
         ReaderSpec("care", "CARE: rated responses, both public schemas", rated.read_care, fields.RATED),
         ReaderSpec("care_eval", "CARE's evaluation items, with references", rated.read_care_eval, fields.RATED),
         ReaderSpec("rated", "any table of question, response, rating", rated.read_rated, fields.RATED),
-        ReaderSpec(
-            "preferences", "TRL's paired and unpaired formats", pairs.per_row(pairs.preference), fields.PREFERENCES
-        ),
-        ReaderSpec("tokenized", "rows of token ids", pairs.per_row(pairs.tokenized), fields.TOKENIZED),
-        ReaderSpec("hh_rlhf", "HH-RLHF dialogues as messages", pairs.per_row(pairs.dialogue_pair), fields.PREFERENCES),
-        ReaderSpec(
-            "hh_rlhf_text", "HH-RLHF dialogues as text", pairs.per_row(pairs.dialogue_pair_as_text), fields.PREFERENCES
-        ),
-        ReaderSpec(
-            "ultrafeedback", "UltraFeedback, 4 rated completions per row", sets.read_ultrafeedback, sets.ULTRAFEEDBACK
-        ),
+        ReaderSpec("preferences", "TRL's paired and unpaired formats", per_row(pairs.preference), fields.PREFERENCES),
+        ReaderSpec("tokenized", "rows of token ids", per_row(pairs.tokenized), fields.TOKENIZED),
+        ReaderSpec("hh_rlhf", "HH-RLHF dialogues as messages", per_row(pairs.dialogue_pair), fields.PREFERENCES),
+        ReaderSpec("hh_rlhf_text", "HH-RLHF dialogues as text", per_row(pairs.text_dialogue_pair), fields.PREFERENCES),
+        ReaderSpec("ultrafeedback", "UltraFeedback, 4 rated completions", sets.read_ultrafeedback, sets.ULTRAFEEDBACK),
         ReaderSpec("oasst", "OpenAssistant message trees, ranked replies", sets.read_oasst, sets.OASST),
         ReaderSpec("prism", "PRISM conversations, rated at each turn", sets.read_prism, sets.PRISM),
         ReaderSpec("helpsteer", "HelpSteer: rated by helpfulness", rated.read_rated, fields.HELPSTEER),
-        ReaderSpec("cvalues", "CValues-Comparison pairs", pairs.per_row(pairs.preference), fields.CVALUES),
+        ReaderSpec("cvalues", "CValues-Comparison pairs", per_row(pairs.preference), fields.CVALUES),
         ReaderSpec("tfds", "the TFDS dataset care, in ArrayRecord files", sets.read_tfds, sets.TFDS),
-        ReaderSpec("sft", "instructions with one good response each", pairs.per_row(pairs.instruction), pairs.SFT),
+        ReaderSpec("sft", "instructions with one good response each", per_row(pairs.instruction), pairs.SFT),
         ReaderSpec("blend", "BLEnD's questions, most frequent answers", blend.read_blend, blend.BLEND, blend.FILES),
         ReaderSpec("prepared", "a token cache that `data prepare` wrote", token_cache.read_prepared, {}),
     )
