@@ -247,7 +247,6 @@ def concatenate(corpora: Sequence[Corpus]) -> tuple[Corpus, list[int]]:
     """One corpus of several, and for each of these the index of its first question there. `dropped` is not joined."""
     if len({corpus.max_length for corpus in corpora}) != 1:
         raise ValueError("corpora with different max_length cannot be concatenated")
-    first = np.cumsum([0, *(len(corpus) for corpus in corpora)])
     joined = Corpus(
         questions=tuple(question for corpus in corpora for question in corpus.questions),
         prompts=Tokens.join([corpus.prompts for corpus in corpora]),
@@ -258,7 +257,7 @@ def concatenate(corpora: Sequence[Corpus]) -> tuple[Corpus, list[int]]:
         truncated=sum(corpus.truncated for corpus in corpora),
         boundary_merges=sum(corpus.boundary_merges for corpus in corpora),
     )
-    return joined, [int(index) for index in first[:-1]]
+    return joined, _offsets([len(corpus) for corpus in corpora])[:-1].tolist()
 
 
 def _offsets(lengths: Sequence[int] | Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n_and_one"]:

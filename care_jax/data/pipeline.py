@@ -134,7 +134,7 @@ class StepSource:
 def number_of_steps(
     stream: "grain.MapDataset[Unit]", examples: int, epochs: int | float | None, max_steps: int | None
 ) -> int:
-    """The steps of a run: those of its epochs, of which the next epoch fills up the last, but at most max_steps."""
+    """The steps of a run: those of its epochs, at most max_steps. The next epoch fills up the last step."""
     if epochs is None and max_steps is None:
         raise UserError("data.epochs: null needs data.max_steps")
     of_epochs = math.inf if epochs is None else math.ceil(epochs * len(stream) / examples - 1e-9)

@@ -74,9 +74,9 @@ class PairPolicy:
 
     name: `all` valid pairs; `best_worst` one, of the highest and the lowest rating; `adjacent` one for every two
     neighbouring distinct ratings; `random` one of all valid pairs, or max_per_question.
-    min_gap: least difference of the ratings. 1 is the least there is: then any two different ratings are a pair, also
-    when one is the mean of conflicting ratings. max_per_question: at most this many are kept. Random choices are
-    functions of (seed, question key).
+    min_gap: least difference of the ratings. With 1, any two different ratings are a pair, also if they differ by less
+    (means of conflicting ratings). max_per_question: at most this many pairs are kept. Random choices depend only on
+    the seed and the question key.
     """
 
     name: str = "all"
@@ -124,11 +124,9 @@ def question_pairs(question: Question, policy: PairPolicy) -> list[tuple[int, in
     if "chosen" in fields or "rejected" in fields:
         both = "chosen" in fields and "rejected" in fields
         return [(fields.index("chosen"), fields.index("rejected"))] if both else []
-    rated = [i for i, response in enumerate(question.responses) if response.rating is not None]
-    responses = [question.responses[i] for i in rated]
-    ratings = [response.rating for response in responses if response.rating is not None]
-    pairs = pair_indices(ratings, policy, question.key, [_rank(response) for response in responses])
-    return [(rated[i], rated[j]) for i, j in pairs]
+    rated = [(i, r.rating, _rank(r)) for i, r in enumerate(question.responses) if r.rating is not None]
+    indices, ratings, ranks = zip(*rated) if rated else ((), (), ())
+    return [(indices[i], indices[j]) for i, j in pair_indices(ratings, policy, question.key, ranks)]
 
 
 # --- units of a view -------------------------------------------------------------------------------------------------

@@ -180,13 +180,11 @@ def clusters_of(parts: Sequence[Unit], corpus: Corpus) -> list[Cluster]:
     first = corpus.first_response[questions].tolist()
     ids = [[base + response for response in part.responses] for base, part in zip(first, parts)]
     prompts, lengths = sequence_lengths(corpus, questions, ids)
-    clusters = []
-    for index, part in enumerate(parts):
-        is_list = not part.pairs and part.desirable is None
-        clusters.append(
-            Cluster(part.question, prompts[index], ids[index], lengths[index], len(part.pairs), int(is_list), index)
-        )
-    return clusters
+    lists = [int(not part.pairs and part.desirable is None) for part in parts]
+    return [
+        Cluster(part.question, prompts[index], ids[index], lengths[index], len(part.pairs), lists[index], index)
+        for index, part in enumerate(parts)
+    ]
 
 
 def sequence_lengths(

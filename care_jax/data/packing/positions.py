@@ -78,7 +78,7 @@ class Pairs(Columns):
 
 
 def lay_out(bins: Sequence[Bin], shape: BatchShape) -> tuple[Int64[np.ndarray, " n"], Responses, Segments]:
-    """Returns the responses and segments, ordered by microbatch and row, and where each packed response is in these.
+    """Returns the index of each packed response in the responses, and responses and segments by microbatch and row.
 
     If prompts are shared, a prompt comes once before a question's responses in a row, else before each of them.
     """
