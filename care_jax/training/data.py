@@ -176,13 +176,8 @@ def make_sources(config: Config, view: str, readings: Readings, tokens: Tokenize
     for number, source in enumerate(config.data.train):
         units = _make_units(config, view, tokens, number)
         if source.limit is not None:
-            units = preferences.limit_units(
-                tokens.corpus,
-                units,
-                preferences.Limit(**source.limit.model_dump()),
-                seed=config.seed,
-                reduction=config.batch.reduction,
-            )
+            limit, reduction = preferences.Limit(**source.limit.model_dump()), config.batch.reduction
+            units = preferences.limit_units(tokens.corpus, units, limit, seed=config.seed, reduction=reduction)
         if not units:
             raise UserError(data_report.explain_no_units([readings.training[number]], [source]))
         sources.append((units, source.weight))

@@ -56,7 +56,7 @@ def process_lost(error: BaseException | None) -> bool:
 
 
 def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
-    """Returns whether a device has too little memory, as the compiler or the run found."""
+    """Returns whether a device has too little memory, according to the compiler or the run."""
     return "RESOURCE_EXHAUSTED" in str(error)
 
 

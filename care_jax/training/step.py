@@ -52,7 +52,7 @@ class State:
         """Returns the trained weights: all, or the adapters."""
         return self.params if self.lora is None else self.lora
 
-    def with_trainable(self, trained: Params, **changes: Any) -> "State":
+    def with_trainable(self, trained: Params, **changes: object) -> "State":
         """Returns the state with other trained weights, and with other fields by name."""
         return dataclasses.replace(self, **{"params" if self.lora is None else "lora": trained}, **changes)
 
@@ -183,7 +183,7 @@ def _kl(model: Decoder, variables: Variables, batch: Batch) -> tuple[Scalar, dic
 
 @dataclasses.dataclass(frozen=True)
 class _Static:
-    """What a step is made for. examples: units per step, for a loss that sees the whole step."""
+    """The constants of a step. examples: units per step, for a loss that sees the whole step."""
 
     model: Decoder
     objective: Objective
@@ -243,7 +243,7 @@ def _accumulate(
         return run(0)
     value, sums, _ = jax.eval_shape(run, 0)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (value, sums))
-    # Zeros are made of the parameters, so that the accumulator is sharded as they are.
+    # zeros_like of the parameters, so that the accumulator is sharded as they are.
     gradient = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype), trained)
 
     def body(index, carry):
