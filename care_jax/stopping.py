@@ -35,7 +35,10 @@ _Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None  # 
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; the state is saved, and the same command resumes from there (exit status 75)."""
+    """A signal stopped what was running; the same command resumes it (exit status 75).
+
+    The message says from where: the state after a step, once it is saved, or what was saved before.
+    """
 
 
 class StopSignal:
@@ -66,13 +69,17 @@ class StopSignal:
         self._pipe: tuple[int, int] | None = None
 
     def poll(self, due: bool = False) -> bool:
-        """Updates `requested`; returns whether `due` is true in some process. All processes call it equally often."""
+        """Exchanges two facts between the processes, in one sum: whether a signal came, and whether `due` is true.
+
+        Updates `requested`, and returns whether `due` is true in some process. All processes call it equally often. If
+        there are several, all learn one call later what one of them knows.
+        """
         stop, due_anywhere = self._agreement.any(self.received_at is not None, due)
         self.requested |= stop
         return due_anywhere
 
     def check(self, where: str) -> None:
-        """Raises Interrupted if a stop was requested; for work that is not saved."""
+        """Raises Interrupted if a stop was requested. For work whose result is not saved, such as an evaluation."""
         self.poll()
         if self.requested:
             raise Interrupted(f"stopped {where}: {_RESUME_HINT}")
@@ -81,9 +88,9 @@ class StopSignal:
         """Sets the duration that the message announces: of the steps under way and of a save (0 before the first)."""
         if save_seconds:
             parts = f"steps under way {step_seconds:.0f} s, a save {save_seconds:.0f} s"
-            self._duration = f" in about {step_seconds + save_seconds:.0f} s ({parts})"
+            self._duration = f", in about {step_seconds + save_seconds:.0f} s ({parts})"
         else:
-            self._duration = f" in about {step_seconds:.0f} s and a save, which would be the first of this start"
+            self._duration = f", in about {step_seconds:.0f} s and the time of the first save"
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
@@ -134,7 +141,8 @@ class StopSignal:
                 self._deadline = threading.Timer(self._grace_seconds, self._exit_without_save)
                 self._deadline.daemon = True
                 self._deadline.start()
-            _print_now(f"{reason}: this step is finished and saved{self._duration}{limit}; Ctrl-C (again) ends at once")
+            saving = f"the running step will be finished and saved{self._duration}{limit}"
+            _print_now(f"{reason}: {saving}; Ctrl-C (again) ends at once")
 
     def _exit_without_save(self) -> None:
         seconds = f"{self._grace_seconds:g} s after the signal (checkpoint.grace_seconds)"

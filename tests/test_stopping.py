@@ -103,7 +103,10 @@ def test_a_notice_of_the_cloud_requests_a_stop(monkeypatch, capfd):
                 time.sleep(0.01)
             stop.poll()
             assert stop.requested
-    assert "this machine is to be taken away, stopping: this step is finished and saved" in capfd.readouterr().err
+    assert (
+        "this machine is to be taken away, stopping: the running step will be finished and saved"
+        in capfd.readouterr().err
+    )
     assert [flavor for _, flavor in requests] == ["Google"]
 
 

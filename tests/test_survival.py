@@ -246,7 +246,7 @@ def test_a_notice_of_the_cloud(finished_run, tmp_path):
         )  # fmt: skip
     assert done.returncode == 75, done.stderr
     assert len(requests) > 1
-    assert "this machine is to be taken away, stopping: this step is finished and saved" in done.stderr
+    assert "this machine is to be taken away, stopping: the running step will be finished and saved" in done.stderr
     assert "the same command resumes from there" in done.stderr
     stopped = max(int(path.name) for path in (here / "checkpoints").iterdir())
     assert f"stopped at step {stopped} of " in done.stderr

@@ -24,14 +24,17 @@ _FREE_KEYS = {
 }
 
 
-def numeric_differences(a: Config, b: Config) -> Differences:
-    """The keys that change a run's numbers beyond rounding and differ; None for a value that is absent."""
+def refusing_differences(a: Config, b: Config) -> Differences:
+    """Returns the keys that differ and change a run's numbers beyond rounding, so that the run cannot be resumed.
+
+    None stands for a value that is absent.
+    """
     left, right = _numeric_values(a), _numeric_values(b)
     return {key: (left.get(key), right.get(key)) for key in left | right if left.get(key) != right.get(key)}
 
 
 def rounding_differences(a: Config, b: Config) -> Differences:
-    """The keys that may change when a run is started again, but change how its numbers are rounded, and differ."""
+    """Returns the keys that differ and change only how a run's numbers are rounded: the run can be resumed."""
 
     def values(config: Config) -> list[object]:
         dumped = config.model_dump(mode="json")
@@ -42,7 +45,7 @@ def rounding_differences(a: Config, b: Config) -> Differences:
 
 
 def numeric_hash(config: Config) -> str:
-    """Sixteen hex digits of the values that change a run's numbers; equal if `numeric_differences` is empty."""
+    """Sixteen hex digits of the values that change a run's numbers; equal if `refusing_differences` is empty."""
     text = json.dumps(_numeric_values(config), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -88,7 +88,7 @@ def is_finished(run: StudyRun) -> bool:
     stored = run.folder / "config.yaml"
     if not (run.folder / "export" / "config.json").is_file() or not stored.is_file():
         return False
-    different = configs.numeric_differences(configs.load(stored), run.config)
+    different = configs.refusing_differences(configs.load(stored), run.config)
     different.pop("data.template_date", None)
     if different:
         lines = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in different.items())

@@ -1,4 +1,4 @@
-"""What the parts of a run share: its configuration, objective, mesh, files and stop signal."""
+"""What the parts of a run share."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from care_jax.training.run.directory import RunDirectory
 
 @dataclasses.dataclass(frozen=True)
 class RunContext:
-    """One start of a run. directory: where its files are; stop: whether a signal has requested a stop."""
+    """A run as this process executes it. directory: its files; stop: the signal that all long work polls."""
 
     config: Config
     objective: Objective

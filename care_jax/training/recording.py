@@ -76,8 +76,8 @@ class StepRecords:
         pending, self._pending = self._pending, None
         batch, step = pending.batch, pending.batch.step
         jax.block_until_ready(pending.metrics)
-        # This includes the end of the step before, which was running when this one was dispatched: so it may be when
-        # a signal comes.
+        # Includes the rest of the step that was running when this one was dispatched. A signal may find the devices in
+        # the same situation, so the estimate includes it too.
         seconds = time.perf_counter() - pending.dispatched
         self._run.stop.estimate_stop(seconds, self._run.checkpoints.last_save_seconds)
         values = {name: np.asarray(value).item() for name, value in jax.device_get(pending.metrics).items()}

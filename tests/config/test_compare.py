@@ -7,11 +7,11 @@ from tests.config.test_config import make
 def test_differences():
     base = make()
     equal = make(name="other", **{"mesh.fsdp": 4, "batch.microbatch_rows": 2, "model.remat": "none", "log_every": 5})
-    assert config.numeric_differences(base, equal) == {}
+    assert config.refusing_differences(base, equal) == {}
     assert config.numeric_hash(base) == config.numeric_hash(equal)
     other = make(**{"loss.beta": 0.2, "seed": 1, "data.train.0.weight": 2})
     expected = {"seed": (0, 1), "data.train.0.weight": (1.0, 2.0), "loss.beta": (0.1, 0.2)}
-    assert config.numeric_differences(base, other) == expected
+    assert config.refusing_differences(base, other) == expected
     assert config.numeric_hash(base) != config.numeric_hash(other)
 
 

@@ -65,10 +65,10 @@ class Checkpoints:
         return list(self.folder.iterdir()) if self.folder.exists() else []
 
     def latest(self) -> int | None:
-        """Returns the step of the newest checkpoint whose files pass their checksums; None if there is no checkpoint.
+        """Renames damaged checkpoints (unless read only), and returns the step of the newest sound one, or None.
 
-        Newer ones that are damaged are named and, unless read only, renamed. Raises UserError if all are damaged, or if
-        one cannot be read.
+        Verifies the checksums from the newest to the first sound checkpoint, and names the damaged ones. Raises
+        UserError if all are damaged, or if one cannot be read.
         """
         if self._verified:
             return self._newest_sound
@@ -186,7 +186,7 @@ class Checkpoints:
                 continue
         reason = machine_error(error) or " ".join(str(error).split())  # TensorStore's text begins with long paths
         self._last_failure = f"the state of step {step} could not be saved in {self.folder}: {reason[:500]}"
-        say(f"warning: {self._last_failure}; {self.resume_hint()}. The next save is tried as configured")
+        say(f"warning: {self._last_failure}; {self.resume_hint()}. It will be tried again at the next save interval")
         self._remove_unfinished()
 
     # ---- Removing

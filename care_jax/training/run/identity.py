@@ -1,4 +1,7 @@
-"""What decides whether a run may resume or be repeated: sha256 of the data, the tokenizer and the starting weights."""
+"""What a run reads, by content: the sha256 of its data and tokenizer, and a fingerprint of its initial weights.
+
+`resume.py` compares it after the configuration, and refuses to resume or repeat a run that read something else.
+"""
 
 import dataclasses
 import hashlib
@@ -11,7 +14,7 @@ from care_jax.models.hf.export import CARRIED
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a run reads, by content: another start may resume or repeat the run only if it reads the same.
+    """What a run reads.
 
     data: {path: sha256} of the data files. corpus: sha256 of the questions' keys, lengths and ratings, whatever files
     they came from. tokenizer: sha256 of its files and the chat template. weights: fingerprint of the model that the run

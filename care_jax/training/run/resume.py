@@ -1,4 +1,7 @@
-"""Whether a start resumes an earlier run, and what may have changed in between."""
+"""Decides whether a run is new or resumes from a checkpoint, and refuses if what determines its numbers has changed.
+
+First the configurations are compared (`config/compare.py`), then what the run reads (`identity.py`).
+"""
 
 import dataclasses
 import datetime
@@ -21,23 +24,24 @@ from care_jax.training.run.identity import Identity
 class Start:
     """How a run starts, new or resumed.
 
-    config: with the chat template's date of the first start. step: of the checkpoint to resume from, or None; meta:
-    the JSON of that checkpoint. repeats: for a run by manifest, the identity that it must have, and the name of the
-    manifest's run for the message.
+    config: with the chat template's date of the new run. step: of the checkpoint to resume from, None if the run is
+    new. meta: the JSON of that checkpoint. expected: for a run by manifest, the identity that it must have, and the
+    name of the manifest's run for the message.
     """
 
     config: Config
     step: int | None
     meta: JsonObject
-    repeats: tuple[Identity, str] | None = None
+    expected: tuple[Identity, str] | None = None
 
     def check(self, now: Identity) -> None:
         """Raises UserError if the earlier run (or the manifest's) read something else."""
-        if self.repeats is not None:
-            _check_same(*self.repeats, now)
+        if self.expected is not None:
+            expected, name = self.expected
+            _check_same(expected, name, now)
         if self.step is not None:
-            run = f"{self.config.output_dir} holds a run, saved at step {self.step}, that"
-            _check_same(Identity(**self.meta["identity"]), run, now)
+            subject = f"{self.config.output_dir} holds a run, saved at step {self.step}, that"
+            _check_same(Identity(**self.meta["identity"]), subject, now)
 
 
 def open_run(
@@ -45,7 +49,7 @@ def open_run(
     folder: pathlib.Path,
     checkpoints: Checkpoints,
     mesh: jax.sharding.Mesh,
-    repeats: tuple[Identity, str] | None = None,
+    expected: tuple[Identity, str] | None = None,
 ) -> Start:
     """Finds the checkpoint to resume from, writes config.yaml into the run directory, and returns how the run starts.
 
@@ -65,7 +69,7 @@ def open_run(
         config = configs.with_template_date(config, date)
     if step is not None:
         assert before is not None
-        if different := configs.numeric_differences(before, config):
+        if different := configs.refusing_differences(before, config):
             keys = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, (old, new) in different.items())
             raise UserError(
                 f"{config.output_dir} holds a run that differs in what changes its numbers: "
@@ -76,7 +80,7 @@ def open_run(
     if is_writer():
         with writing_in(config.output_dir):
             write_whole(stored, configs.dump(config))
-    return Start(config, step, meta, repeats)
+    return Start(config, step, meta, expected)
 
 
 def numerics_environment(mesh: jax.sharding.Mesh) -> JsonObject:
@@ -99,6 +103,7 @@ def _say_rounding_differences(before: Config, config: Config, then: JsonObject, 
         say(f"bitwise equality with an uninterrupted run ends at step {step}: {keys}")
 
 
-def _check_same(before: Identity, run: str, now: Identity) -> None:
+def _check_same(before: Identity, subject: str, now: Identity) -> None:
+    """Raises UserError if two identities differ. subject: of the message, the run that had the identity `before`."""
     if different := before.differences(now):
-        raise UserError(f"{run} read something else: {'; '.join(different)}")
+        raise UserError(f"{subject} read something else: {'; '.join(different)}")
