@@ -6,7 +6,7 @@ from care_jax.models.decoder import Decoder, head_weight
 from care_jax.models.families.registry import FAMILIES, read_config
 from care_jax.models.hf.export import save_pretrained
 from care_jax.models.hf.from_pretrained import from_config, from_pretrained, init_params
-from care_jax.models.hf.hub import resolve
+from care_jax.models.hf.locate import resolve
 
 __all__ = [
     "FAMILIES",

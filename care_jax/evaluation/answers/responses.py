@@ -40,7 +40,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Matched:
+class MatchedAnswers:
     """Answers by item id, in the order of the file. unmatched: number of lines that answer no item."""
 
     answers: Mapping[str, list[Answer]]
@@ -73,7 +73,7 @@ def _answer(place: str, row: JsonObject, values: JsonObject) -> Answer:
     return Answer(row, id_, texts.get("question"), response, numbers, texts.get("system"))
 
 
-def match(items: Sequence[Item], answers: Sequence[Answer]) -> Matched:
+def match_answers(items: Sequence[Item], answers: Sequence[Answer]) -> MatchedAnswers:
     """Returns the answers by the item that they name by id, or else by the text of its question."""
     ids = {item.id for item in items}
     by_question: dict[str, list[str]] = {}
@@ -89,4 +89,6 @@ def match(items: Sequence[Item], answers: Sequence[Answer]) -> Matched:
             unmatched += 1
         elif answer.response is not None or answer.logps is not None:
             matched.setdefault(candidates[0], []).append(answer)
-    return Matched(matched, unmatched, tuple(dict.fromkeys(answer.system for answer in answers if answer.system)))
+    return MatchedAnswers(
+        matched, unmatched, tuple(dict.fromkeys(answer.system for answer in answers if answer.system))
+    )

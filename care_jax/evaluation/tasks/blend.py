@@ -28,7 +28,7 @@ from care_jax.data.readers.blend import (
 from care_jax.data.rows.row import shorten
 from care_jax.data.rows.table import open_table, require_fields
 from care_jax.errors import UserError, nearest
-from care_jax.evaluation.answers.responses import Matched
+from care_jax.evaluation.answers.responses import MatchedAnswers
 from care_jax.evaluation.items import Item, ItemScore, Options, Outcome, TaskItems, select_items, summarize
 from care_jax.evaluation.tasks.multiple_choice import score_choices
 from care_jax.evaluation.tasks.parsing import blend_choice
@@ -152,7 +152,7 @@ _TASHKEEL = re.compile(r"[\u064b-\u065f\u0670\u0640]")
 _ALEF = str.maketrans({"أ": "ا", "إ": "ا", "آ": "ا", "ٱ": "ا", "ى": "ي", "ة": "ه"})
 
 
-def score_short(task_items: TaskItems, matched: Matched, options: Options) -> Outcome:
+def score_short(task_items: TaskItems, matched: MatchedAnswers, options: Options) -> Outcome:
     """Returns SEM-B, 100 x the share of items whose response holds an answer, and SEM-W, weighted by its votes.
 
     An item without a response counts 0. Several responses to an item are averaged.
@@ -291,7 +291,7 @@ def _parse_choices(value: object, place: str) -> dict[str, str]:
     return {str(key): str(option) for key, option in choices.items() if option is not None}
 
 
-def score_choice_questions(task_items: TaskItems, matched: Matched, options: Options) -> Outcome:
+def score_choice_questions(task_items: TaskItems, matched: MatchedAnswers, options: Options) -> Outcome:
     """Returns acc over items, and the mean over questions (IDs), each of which is asked with several sets of options.
 
     An answer is read by the official parser, or in mode strict by the robust one.

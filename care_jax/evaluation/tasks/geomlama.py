@@ -2,7 +2,7 @@
 
 from care_jax.data.rows.table import open_table, require_fields
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.responses import Answer, Matched
+from care_jax.evaluation.answers.responses import Answer, MatchedAnswers
 from care_jax.evaluation.items import Item, Options, Outcome, TaskItems, mean_score, select_items, summarize
 from care_jax.evaluation.tasks.multiple_choice import check_logps
 
@@ -49,7 +49,7 @@ def _split(value: object) -> list[str]:
     return [part.strip() for part in str(value).replace("，", ",").split(",") if part.strip()]
 
 
-def score_geomlama(task_items: TaskItems, matched: Matched, options: Options) -> Outcome:
+def score_geomlama(task_items: TaskItems, matched: MatchedAnswers, options: Options) -> Outcome:
     """Returns the mean overlap: the share of the n right candidates among the n that are ranked highest."""
     scores = []
     for item in task_items.items:

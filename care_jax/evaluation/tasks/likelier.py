@@ -9,7 +9,7 @@ from typing import TypeAlias
 from care_jax.data.rows.row import Row
 from care_jax.data.rows.table import open_table, require_fields
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.responses import Matched
+from care_jax.evaluation.answers.responses import MatchedAnswers
 from care_jax.evaluation.items import Item, Options, Outcome, TaskItems, mean_score, select_items, summarize
 from care_jax.textfiles import JsonObject
 
@@ -147,18 +147,18 @@ def read_pairs(path: str, options: Options) -> TaskItems:
 # --- scoring ---------------------------------------------------------------------------------------------------------
 
 
-def score_comparisons(task_items: TaskItems, matched: Matched, options: Options) -> Outcome:
+def score_comparisons(task_items: TaskItems, matched: MatchedAnswers, options: Options) -> Outcome:
     """Returns CAMeL's Cultural Bias Score (Naous et al. 2024): per item, the share of pairs (native, foreign) in which
     the foreign text is likelier; the mean over items."""
     return _score(task_items, matched, "cultural bias score", operator.lt)
 
 
-def score_pairs(task_items: TaskItems, matched: Matched, options: Options) -> Outcome:
+def score_pairs(task_items: TaskItems, matched: MatchedAnswers, options: Options) -> Outcome:
     """Returns the share of pairs in which the stereotyped statement is likelier; one half is neutral."""
     return _score(task_items, matched, "stereotype preferred", operator.gt)
 
 
-def _score(task_items: TaskItems, matched: Matched, metric: str, compare: Comparison) -> Outcome:
+def _score(task_items: TaskItems, matched: MatchedAnswers, metric: str, compare: Comparison) -> Outcome:
     scores = []
     for item in task_items.items:
         answers = matched.answers.get(item.id, [])

@@ -13,7 +13,7 @@ from care_jax.data.cultures import culture_id
 from care_jax.data.rows.row import Row, shorten
 from care_jax.data.rows.table import open_table, require_fields
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.responses import Answer, Matched
+from care_jax.evaluation.answers.responses import Answer, MatchedAnswers
 from care_jax.evaluation.items import Item, ItemScore, Options, Outcome, TaskItems, mean_score, select_items, summarize
 from care_jax.evaluation.tasks.parsing import option_letter
 from care_jax.textfiles import JsonObject
@@ -265,12 +265,14 @@ def parse_true_or_false(item: Item, text: str, options: Options) -> str | None:
     return next((word for word in reversed(words) if word in ("True", "False")), None)
 
 
-def score_choices(task_items: TaskItems, matched: Matched, options: Options, parse: Parser = parse_letter) -> Outcome:
+def score_choices(
+    task_items: TaskItems, matched: MatchedAnswers, options: Options, parse: Parser = parse_letter
+) -> Outcome:
     """Returns acc, the share of items with the right option; a missing or unreadable answer is wrong."""
     return summarize([_score_item(item, matched, options, parse) for item in task_items.items], "acc")
 
 
-def score_units(task_items: TaskItems, matched: Matched, options: Options) -> Outcome:
+def score_units(task_items: TaskItems, matched: MatchedAnswers, options: Options) -> Outcome:
     """Returns acc over units: the share of questions of which every item is right."""
     units: dict[str, list[ItemScore]] = {}
     for item in task_items.items:
@@ -278,7 +280,7 @@ def score_units(task_items: TaskItems, matched: Matched, options: Options) -> Ou
     return summarize([_score_unit(unit, parts) for unit, parts in units.items()], "acc (all of a question right)")
 
 
-def score_culturalbench(task_items: TaskItems, matched: Matched, options: Options) -> Outcome:
+def score_culturalbench(task_items: TaskItems, matched: MatchedAnswers, options: Options) -> Outcome:
     """Scores hard items, which have units, by unit, and easy ones by item."""
     has_units = any(item.unit is not None for item in task_items.items)
     return (score_units if has_units else score_choices)(task_items, matched, options)
@@ -297,7 +299,7 @@ def check_logps(item: Item, logps: Sequence[float]) -> None:
         raise UserError(f"--responses: item {item.id}: {len(logps)} logps for {len(item.choices)} options")
 
 
-def _score_item(item: Item, matched: Matched, options: Options, parse: Parser) -> ItemScore:
+def _score_item(item: Item, matched: MatchedAnswers, options: Options, parse: Parser) -> ItemScore:
     answers = matched.answers.get(item.id, [])
     chosen = [_chosen_letter(item, answer, options, parse) for answer in answers]
     values = [float(item.letters.index(letter) in item.right) for letter in chosen if letter in item.letters]

@@ -7,7 +7,7 @@ from care_jax.data.cultures import culture_id
 from care_jax.data.questions import plain_text
 from care_jax.data.rows.table import open_table
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.responses import Matched
+from care_jax.evaluation.answers.responses import MatchedAnswers
 from care_jax.evaluation.items import Item, ItemScore, Options, Outcome, TaskItems, select_items, summarize
 
 _GLOBE = {
@@ -19,7 +19,7 @@ _GLOBE = {
 }
 
 
-def read_care(path: str, options: Options) -> TaskItems:
+def read_care_items(path: str, options: Options) -> TaskItems:
     """Reads CARE's evaluation questions: {Arabic,Chinese,Japanese}-test.json, a folder of them, or the hub's rows.
 
     The id is `culture-number`, by the position in the culture's file. The reference is the native one even if the
@@ -76,7 +76,7 @@ def read_globe(path: str, options: Options) -> TaskItems:
     return TaskItems(select_items(items, options, path))
 
 
-def score_rated(task_items: TaskItems, matched: Matched, options: Options) -> Outcome:
+def score_rated(task_items: TaskItems, matched: MatchedAnswers, options: Options) -> Outcome:
     """Returns the mean of the judge's ratings, which are in the lines that `care-jax judge` writes.
 
     An answer without a rating is not in the mean.
@@ -84,7 +84,7 @@ def score_rated(task_items: TaskItems, matched: Matched, options: Options) -> Ou
     return summarize([_score_item(item, matched) for item in task_items.items], "mean rating", worst=None)
 
 
-def _score_item(item: Item, matched: Matched) -> ItemScore:
+def _score_item(item: Item, matched: MatchedAnswers) -> ItemScore:
     answers = matched.answers.get(item.id, [])
     ratings = [answer.row.get("rating") for answer in answers]
     numbers = [float(rating) for rating in ratings if isinstance(rating, int | float) and not isinstance(rating, bool)]

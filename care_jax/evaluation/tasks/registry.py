@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from care_jax.errors import UserError, nearest
-from care_jax.evaluation.answers.responses import Matched
+from care_jax.evaluation.answers.responses import MatchedAnswers
 from care_jax.evaluation.items import Options, Outcome, TaskItems
 from care_jax.evaluation.tasks import blend, geomlama, likelier, multiple_choice, rated
 
@@ -16,11 +16,12 @@ Kind = Literal["judged", "text", "choice", "logprob"]
 
 @dataclass(frozen=True)
 class Task:
-    """A task.
+    """A set of questions with the functions that read them and score the answers.
 
-    kind: judged (a judge rates the answers), text (answers are compared with references), choice (options, by
-    log-probability or in words) or logprob (only by log-probability). source: its hub id or repository. max_tokens,
-    temperature: those of its authors.
+    kind: judged (a judge rates the answers), text (answers are compared with references), choice (a choice is made by
+    log-probability or in words) or logprob (only by log-probability). source: the dataset on the hub, or if
+    `needs_file`, the GitHub repository that has the file; empty if the data is the user's. metric: what the score is.
+    max_tokens, temperature: defaults for answers in words, as the task's authors have them.
     """
 
     name: str
@@ -29,34 +30,34 @@ class Task:
     source: str
     licence: str
     read: Callable[[str, Options], TaskItems]
-    score: Callable[[TaskItems, Matched, Options], Outcome]
+    score: Callable[[TaskItems, MatchedAnswers, Options], Outcome]
     metric: str
     max_tokens: int = 256
     temperature: float = 0.0
-    generated: bool = False  # method auto asks for answers in words even of a model with log-probabilities
-    fewshot: bool = False  # takes few-shot examples
-    needs_file: bool = False  # the source is not a dataset that the hub's loader can read
+    answers_in_words: bool = False  # --method auto does not compare log-probabilities, even if the model is here
+    fewshot: bool = False  # accepts --num-fewshot
+    needs_file: bool = False  # must be given --data: the hub has no dataset that can be loaded
 
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Task("care_eval", "judged", "CARE's questions, answered freely, rated 1-10 by a judge", "geyang627/CARE-eval",
-             "MIT", rated.read_care, rated.score_rated, "mean rating", 256, 0.7),
+             "MIT", rated.read_care_items, rated.score_rated, "mean rating", 256, 0.7),
         Task("blend_sa", "text", "BLEnD's short answers, against those of a country's people", "nayeon212/BLEnD",
              "CC-BY-SA-4.0", blend.read_short, blend.score_short, "SEM-B(lite), 0-100", 512),
         Task("blend_mc", "choice", "BLEnD's multiple-choice questions (English)", "nayeon212/BLEnD",
-             "CC-BY-SA-4.0", blend.read_choices, blend.score_choice_questions, "acc", 512, generated=True),
+             "CC-BY-SA-4.0", blend.read_choices, blend.score_choice_questions, "acc", 512, answers_in_words=True),
         Task("include", "choice", "INCLUDE's regional exam questions in 44 languages", "CohereLabs/include-base-44",
              "Apache-2.0", multiple_choice.read_include, multiple_choice.score_choices, "acc", 16, fewshot=True),
-        Task("culturalbench", "choice", "CulturalBench, easy or hard by its columns; CulturalTeaming's rows too",
+        Task("culturalbench", "choice", "CulturalBench Easy or Hard, whichever the columns show; also CulturalTeaming",
              "kellycyy/CulturalBench", "CC-BY-4.0", multiple_choice.read_culturalbench,
              multiple_choice.score_culturalbench, "acc", 16),
-        Task("culturalbench_easy", "choice", "CulturalBench-Easy: one of four", "kellycyy/CulturalBench",
+        Task("culturalbench_easy", "choice", "CulturalBench-Easy: one right option of four", "kellycyy/CulturalBench",
              "CC-BY-4.0", multiple_choice.read_mcq, multiple_choice.score_choices, "acc", 16, fewshot=True),
-        Task("culturalbench_hard", "choice", "CulturalBench-Hard: four statements, all to be judged right",
+        Task("culturalbench_hard", "choice", "CulturalBench-Hard: four true or false statements per question",
              "kellycyy/CulturalBench", "CC-BY-4.0", multiple_choice.read_hard, multiple_choice.score_units, "acc", 16),
-        Task("fork", "choice", "FORK: culinary commonsense, one of two", "shramay-palta/FORK_ACL2023", "CC-BY-4.0",
+        Task("fork", "choice", "FORK: culinary commonsense, two options", "shramay-palta/FORK_ACL2023", "CC-BY-4.0",
              multiple_choice.read_mcq, multiple_choice.score_choices, "acc", 16, fewshot=True, needs_file=True),
         Task("geomlama", "choice", "GeoMLAMA: several right answers among the candidates", "WadeYin9712/GeoMLAMA",
              "not stated", geomlama.read_geomlama, geomlama.score_geomlama, "top-n overlap", 64, needs_file=True),
@@ -81,7 +82,10 @@ _LANGUAGE_PREFIXES = {"include_base_44_": "include", "include_": "include", "glo
 
 
 def find(name: str, options: Options) -> tuple[Task, Options]:
-    """Returns the task of a name, and its options: `include_base_44_chinese` is include with the language Chinese."""
+    """Returns the task that `name` means, and the options with the language that the name may end in.
+
+    `include_base_44_chinese` is the task include with the language chinese. Raises UserError for an unknown name.
+    """
     key = name.strip().casefold()
     key = ALIASES.get(key, key)
     if key in TASKS:
@@ -94,16 +98,17 @@ def find(name: str, options: Options) -> tuple[Task, Options]:
 
 
 def read(task: Task, path: str | None, options: Options) -> TaskItems:
-    """Returns the task's items; without a path, those of its hub dataset.
+    """Returns the task's items from the file or folder `path`, or without one from the task's dataset on the hub.
 
-    Raises UserError if two items have the same id, or if there are none.
+    Raises UserError if the task needs a path or takes no few-shot examples, if two items have the same id, or if there
+    is no item.
     """
     if options.num_fewshot and not task.fewshot:
         names = ", ".join(each.name for each in TASKS.values() if each.fewshot)
-        raise UserError(f"--num-fewshot: {task.name} takes no examples; {names} do")
+        raise UserError(f"--num-fewshot: {task.name} takes no examples; {names} take examples")
     source = path or task.source
     if not source or (path is None and task.needs_file):
-        files = f" (its files: github.com/{task.source})" if task.source else ""
+        files = f" (see github.com/{task.source})" if task.source else ""
         raise UserError(f"--data: {task.name} needs its file{files}")
     task_items = task.read(source, options)
     repeated = [id_ for id_, count in Counter(item.id for item in task_items.items).items() if count > 1]
@@ -115,18 +120,23 @@ def read(task: Task, path: str | None, options: Options) -> TaskItems:
 
 
 def uses_logprobs(task: Task, options: Options, has_weights: bool) -> bool:
-    """Returns whether options are compared by log-probability; otherwise the answers are in words.
+    """Returns whether a task's choices are compared by log-probability; otherwise the model answers in words.
 
-    Raises UserError if the task or the options need log-probabilities and there are none.
+    has_weights: whether the model is on this machine, which an endpoint's is not. Raises UserError if the task or
+    --method needs log-probabilities and the model or --method gives none.
     """
     if task.kind == "logprob":
-        if not has_weights or options.method == "generate":
+        if options.method == "generate":
+            raise UserError(f"--method generate: {task.name} compares log-probabilities; expected auto or logprob")
+        if not has_weights:
             raise UserError(
                 f"--task {task.name}: compares log-probabilities, which need --model, or logps in --responses"
             )
         return True
     if task.kind != "choice":
         return False
+    if options.method == "auto":
+        return has_weights and not task.answers_in_words
     if options.method == "logprob" and not has_weights:
         raise UserError("--method logprob: log-probabilities need --model; those of an endpoint are not read")
-    return has_weights and (options.method == "logprob" or (options.method == "auto" and not task.generated))
+    return options.method == "logprob"

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from care_jax.evaluation.answers.responses import Answer, Matched, match
+from care_jax.evaluation.answers.responses import Answer, MatchedAnswers, match_answers
 from care_jax.evaluation.items import Item, Options, Outcome, TaskItems
 from care_jax.evaluation.language import detect_language
 from care_jax.evaluation.statistics import interval
@@ -19,7 +19,7 @@ def score(task: Task, task_items: TaskItems, answers: Sequence[Answer], options:
     n: items that count. missing: items without an answer. failed: items with answers from which nothing could be read.
     length_cut: answers that reached the limit of tokens.
     """
-    matched = match(task_items.items, answers)
+    matched = match_answers(task_items.items, answers)
     outcome = task.score(task_items, matched, options)
     statuses = Counter(item_score.status for item_score in outcome.item_scores)
     all_answers = chain.from_iterable(matched.answers.values())
@@ -70,7 +70,7 @@ def _interval(task: Task, outcome: Outcome) -> list[float | None] | None:
     return [None if end is None or not math.isfinite(end) else end * scale for end in (around.low, around.high)]
 
 
-def _answer_languages(items: Sequence[Item], matched: Matched) -> dict[str, dict[str, int]]:
+def _answer_languages(items: Sequence[Item], matched: MatchedAnswers) -> dict[str, dict[str, int]]:
     """Returns language of the question -> language of the answer -> number of answers."""
     counts: dict[str, Counter[str]] = {}
     for item in items:

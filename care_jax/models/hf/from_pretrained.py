@@ -17,7 +17,7 @@ from care_jax.models.arch import Arch, Params, Weight
 from care_jax.models.decoder import REMAT, Decoder
 from care_jax.models.families.registry import read_config, text_tensor_name
 from care_jax.models.hf import weights
-from care_jax.models.hf.hub import resolve
+from care_jax.models.hf.locate import resolve
 from care_jax.models.hf.safetensors_io import Tensor, folder_tensors
 
 

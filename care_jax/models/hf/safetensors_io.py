@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from care_jax.errors import UserError
-from care_jax.models.hf.hub import WEIGHTS_URL
+from care_jax.models.hf.locate import WEIGHTS_URL
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),

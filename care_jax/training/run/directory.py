@@ -18,7 +18,7 @@ import jax
 from care_jax import distributed
 from care_jax.config import Config
 from care_jax.errors import UserError
-from care_jax.models.hf.hub import cache_folder
+from care_jax.models.hf.locate import cache_folder
 from care_jax.training.run.bucket import Mirror, StoragePath, clear_folder, is_remote
 
 _LOCK = ".lock"

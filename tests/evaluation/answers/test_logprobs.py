@@ -94,9 +94,11 @@ print(json.dumps(out))
 def hundred(shared):
     """CARE's reference answers as choices: each question with its own and those of the next three."""
     from care_jax.evaluation.items import Options
-    from care_jax.evaluation.tasks.rated import read_care
+    from care_jax.evaluation.tasks.rated import read_care_items
 
-    care = [item for item in read_care(str(shared / "data" / "care_eval"), Options()).items if item.id.endswith("3")]
+    care = [
+        item for item in read_care_items(str(shared / "data" / "care_eval"), Options()).items if item.id.endswith("3")
+    ]
     items = []
     for number in range(100):
         near = [care[(number + step) % len(care)] for step in range(4)]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.responses import match, read_answers
+from care_jax.evaluation.answers.responses import match_answers, read_answers
 from care_jax.evaluation.items import Item
 
 ITEMS = [Item("1", "Tea?", ""), Item("2", "Rice?", ""), Item("3", "Rice?", "")]
@@ -26,7 +26,7 @@ def test_an_answer_names_its_item_by_id_or_by_a_question_that_only_one_item_has(
         {"id": "3", "response": None},
         {"id": "3", "logps": ["-1.5", -2]},
     ]
-    matched = match(ITEMS, read_answers(write(tmp_path, *rows)))
+    matched = match_answers(ITEMS, read_answers(write(tmp_path, *rows)))
     assert {id_: [answer.response for answer in answers] for id_, answers in matched.answers.items()} == {
         "2": ["by id"], "1": ['["a", "list"]'], "3": [None]
     }  # fmt: skip
