@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-_PARTS = "care_tfds chat corpus curation packing pipeline preferences questions readers rows".split()  # noqa: SIM905
+_PARTS = "care_tfds chat corpus cultures curation packing pipeline preferences questions readers rows".split()  # noqa: SIM905
 
 
 def __getattr__(name: str) -> Any:
