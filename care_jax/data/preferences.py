@@ -188,9 +188,10 @@ def make_units(
 def _gap(question: Question, pair: tuple[int, int]) -> float:
     chosen, rejected = (question.responses[i].rating for i in pair)
     if chosen is None or rejected is None or chosen <= rejected:
+        row = question.responses[pair[0]].row_number
         raise UserError(
-            f"{question.file}, row {question.responses[pair[0]].row}: the chosen response is rated {chosen}, the "
-            f"rejected one {rejected}; data.pairs.weights gap needs a higher rating for the chosen one"
+            f"{question.file}, row {row}: the chosen response is rated {chosen}, the rejected one {rejected}; "
+            "data.pairs.weights gap needs a higher rating for the chosen one"
         )
     return chosen - rejected
 

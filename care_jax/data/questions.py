@@ -1,11 +1,9 @@
 """Questions with rated responses: what every reader returns and every view of the losses is made from."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
-
-pass
-import unicodedata
 
 Message = Mapping[str, str]  # {"role", "content"}
 
@@ -41,7 +39,7 @@ class Response:
 
     content: text, messages (usually one, of the assistant) or token ids; never changed on the way to the model.
     rating: larger is better; 1-10 in CARE, 1 and 0 for chosen and rejected; None if not rated.
-    source: a model or a human. row: the row of the input, from 0 over all files of the reading.
+    source: a model or a human. row_number: its row's number over all files of the input, from 0 (`Row.number`).
     field: the field that it came from: response, answer, chosen or rejected.
     desirable: the label of unpaired data, else None.
     """
@@ -49,7 +47,7 @@ class Response:
     content: Content
     rating: float | None
     source: str
-    row: int
+    row_number: int
     field: str = "response"
     desirable: bool | None = None
 

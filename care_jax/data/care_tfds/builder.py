@@ -74,7 +74,7 @@ class Care(tfds.core.GeneratorBasedBuilder):
             record |= {name: getattr(q, name) or "" for name in names}
             ratings = [math.nan if r.rating is None else r.rating for r in q.responses]
             record["responses"] = [
-                {"text": plain_text(r.content), "rating": rating, "source": r.source, "row": r.row}
+                {"text": plain_text(r.content), "rating": rating, "source": r.source, "row": r.row_number}
                 for r, rating in zip(q.responses, ratings)
             ]
             yield number, record

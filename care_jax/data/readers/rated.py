@@ -73,7 +73,9 @@ class Groups:
             conflict = all(response.rating != copy.rating for copy in copies)
             reason = "conflicting_duplicate" if conflict else "duplicate"
             rated = f"rated {response.rating}, there {copies[0].rating}" if conflict else "with the same rating"
-            self.report.drop(row, reason, response.field, f"the same response as in row {copies[0].row}, {rated}")
+            file, first = self.report.locate(copies[0].row_number, row.file)
+            place = f"row {first}" if file == row.file else f"row {first} of {file}"
+            self.report.drop(row, reason, response.field, f"the same response as in {place}, {rated}")
         copies.append(response)
 
     def _group(self, row: Row, prompt: Content, about: About) -> _Group:

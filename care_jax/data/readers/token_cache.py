@@ -189,7 +189,7 @@ def _index(questions: Sequence[Question]) -> tuple[dict[str, np.ndarray], dict[s
         "texts": np.frombuffer(b"".join(texts), np.uint8),
         "text_ends": np.cumsum([len(text) for text in texts], dtype=np.int64),
         "ratings": np.asarray([np.nan if r.rating is None else r.rating for r in responses], np.float64),
-        "rows": np.asarray([response.row for response in responses], np.int64),
+        "rows": np.asarray([response.row_number for response in responses], np.int64),
         "fields": np.asarray([_FIELDS.index(response.field) for response in responses], np.int8),
         "desirable": np.asarray([desirable[response.desirable] for response in responses], np.int8),
         "identities": np.asarray([content_hash(response.content) for response in responses], np.uint64),

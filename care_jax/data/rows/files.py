@@ -104,8 +104,8 @@ def _read_files(files: list[pathlib.Path], rows: Rows) -> Iterator[Row]:
     number = 0
     for path in files:
         file = _printable(path)
-        for row, (line, value) in enumerate(_read_file(path, rows)):
-            yield Row.make(file, row, number, line, value)
+        for number_in_file, (line, value) in enumerate(_read_file(path, rows)):
+            yield Row.make(file, number_in_file, number, line, value)
             number += 1
 
 

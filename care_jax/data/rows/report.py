@@ -28,7 +28,8 @@ class Report:
     question, duplicates too, and leave out a rating, category or culture that cannot be used; for scoring, where each
     row needs its number. dropped: number of rows by reason; rows that the user did not select (another culture, another
     source) count as `not_selected`. rejected: an entry per dropped row, as rejected_rows.jsonl holds them; none for
-    `not_selected`. truncated: (question, response) of the responses in `drop_truncated`.
+    `not_selected`. truncated: (question, response) of the responses in `drop_truncated`. first_rows: file -> the number
+    over all files of its first row.
     """
 
     strict: bool = False
@@ -38,6 +39,18 @@ class Report:
     rejected: list[JsonObject] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     truncated: set[tuple[int, int]] = field(default_factory=set)
+    first_rows: dict[str, int] = field(default_factory=dict)
+
+    def count(self, row: Row) -> None:
+        """Counts a row that was read."""
+        self.rows += 1
+        self.first_rows.setdefault(row.file, row.number - row.number_in_file)
+
+    def locate(self, number: int, default: str) -> tuple[str, int]:
+        """Returns (file, number in the file) of the row with this number over all files. default: a file if none is known."""
+        before = [(first, file) for file, first in self.first_rows.items() if first <= number]
+        first, file = max(before, default=(0, default))
+        return file, number - first
 
     def drop(self, row: Row, reason: str, field: str, value: str) -> None:
         """Counts and lists a dropped row. field: the field that cannot be used, or ''. value: what was found, in words.
@@ -48,7 +61,7 @@ class Report:
             place = f"{row.place}, {field}" if field else row.place
             raise UserError(f"{place}: {reason.replace('_', ' ')}: {value}")
         self.dropped[reason] += 1
-        entry = {"file": row.file, "row": row.row, "field": field, "reason": reason, "found": value}
+        entry = {"file": row.file, "row": row.number_in_file, "field": field, "reason": reason, "found": value}
         self.rejected.append(entry if row.line is None else entry | {"line": row.line})
 
     def drop_truncated(self, question: int, response: int, value: str) -> None:
@@ -59,8 +72,10 @@ class Report:
         counted = _is_paired(lost) and any(q == question for q, _ in self.truncated)  # a pair is one row
         self.truncated.add((question, response))
         self.dropped["truncated_away"] += not counted
-        entry = {"file": self.questions[question].file, "row": lost.row, "field": lost.field}
-        self.rejected.append(entry | {"reason": "truncated_away", "found": value})
+        file, row = self.locate(lost.row_number, self.questions[question].file)
+        self.rejected.append(
+            {"file": file, "row": row, "field": lost.field, "reason": "truncated_away", "found": value}
+        )
 
     def to_json(self) -> JsonObject:
         """Returns `rows questions responses dropped ratings by pairs`, as data_report.json holds them."""

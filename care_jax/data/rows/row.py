@@ -17,30 +17,29 @@ class Unreadable:
 class Row:
     """One row of the input.
 
-    row: its number within its file, from 0. number: its number over all files of the input, from 0. line: its line in
-    the file, from 1; None if the file has no lines. value: the row as an object; None if it is unreadable. problem: why
-    it is unreadable.
+    number_in_file: from 0. number: from 0 over all files of the input. line: its line in the file, from 1; None if the
+    file has no lines. value: the row as an object; None if it is unreadable. problem: why it is unreadable.
     """
 
     file: str
-    row: int
+    number_in_file: int
     number: int
     line: int | None = None
     value: JsonObject | None = None
     problem: str = ""
 
     @classmethod
-    def make(cls, file: str, row: int, number: int, line: int | None, value: object) -> "Row":
+    def make(cls, file: str, number_in_file: int, number: int, line: int | None, value: object) -> "Row":
         """Makes a row of any parsed value; anything but an object is unreadable."""
         if isinstance(value, dict):
-            return cls(file, row, number, line, value)
+            return cls(file, number_in_file, number, line, value)
         problem = value.problem if isinstance(value, Unreadable) else f"{_kind(value)}, not an object: {shorten(value)}"
-        return cls(file, row, number, line, None, problem)
+        return cls(file, number_in_file, number, line, None, problem)
 
     @property
     def place(self) -> str:
         """'file, row 3 (line 4)', for messages."""
-        return f"{self.file}, row {self.row}" + (f" (line {self.line})" if self.line is not None else "")
+        return f"{self.file}, row {self.number_in_file}" + (f" (line {self.line})" if self.line is not None else "")
 
 
 @dataclass(slots=True)

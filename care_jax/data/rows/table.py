@@ -28,7 +28,7 @@ class Table:
 
     def __iter__(self) -> Iterator[tuple[Row, JsonObject]]:
         for row in self.rows:
-            self.report.rows += 1
+            self.report.count(row)
             if row.value is None:
                 self.report.drop(row, "unreadable", "", row.problem)
             else:

@@ -75,7 +75,7 @@ def _read_camel(folder: pathlib.Path, prompt_files: Sequence[pathlib.Path], opti
                     f"{row.place}: no native and foreign names of type {values['type']!r}; there are "
                     f"{', '.join(sorted(names_by_type))}"
                 )
-            yield _cloze_item(f"{file.stem}:{row.row}", values, *names)
+            yield _cloze_item(f"{file.stem}:{row.number_in_file}", values, *names)
 
 
 def _read_entities(folder: pathlib.Path, prompt_files: Sequence[pathlib.Path]) -> dict[str, _NativeAndForeign]:

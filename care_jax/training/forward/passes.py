@@ -169,7 +169,7 @@ def check_token_ids(corpus: Corpus, vocab_size: int) -> None:
         question = number
         if part == "completion":
             question = int(np.searchsorted(corpus.first_response, number, side="right")) - 1
-        row = corpus.questions[question].responses[0].row
+        row = corpus.questions[question].responses[0].row_number
         raise UserError(
             f"row {row} ({corpus.key(question)!r:.60}): token id {int(tokens.flat[bad[0]])} in the {part}; the model "
             f"has 0 to {vocab_size - 1} (config.json: vocab_size)"

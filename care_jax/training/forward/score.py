@@ -53,7 +53,7 @@ def score(
         response = corpus.questions[question].responses[number]
         field = response.field if response.field in ("chosen", "rejected") else "response"
         tokens = int(corpus.completion_lengths[response_id])
-        lines.append({"row": response.row, "field": field, "logp": logp, "tokens": tokens})
+        lines.append({"row": response.row_number, "field": field, "logp": logp, "tokens": tokens})
     return sorted(lines, key=lambda line: line["row"]), corpus  # stable: responses of one row keep their order
 
 

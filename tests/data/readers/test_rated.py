@@ -84,7 +84,7 @@ def test_every_reason_is_counted_and_listed(tmp_path):
     (question,) = reading.questions
     (response,) = question.responses
     assert response.rating == pytest.approx((7 + 7 + 3) / 3)
-    assert (response.row, response.source) == (0, "gpt-4o")
+    assert (response.row_number, response.source) == (0, "gpt-4o")
     first = reading.report.rejected[0]
     assert (first["file"], first["row"], first["line"], first["reason"]) == (str(path), 1, 2, "duplicate")
     assert {"file", "row", "field", "reason", "found"} <= set(first)
@@ -142,5 +142,8 @@ def test_rows_of_one_question_read_alike_in_any_order(tmp_path):
 def test_a_scored_response_stands_behind_its_own_rows_words(tmp_path):
     path = write(tmp_path, [care_row(question=q) for q in ("a?", "a? ", "a?")])
     asked = readers.read("care", path, every_response=True).questions
-    assert [(q.prompt[0]["content"], [r.row for r in q.responses]) for q in asked] == [("a?", [0, 2]), ("a? ", [1])]
+    assert [(q.prompt[0]["content"], [r.row_number for r in q.responses]) for q in asked] == [
+        ("a?", [0, 2]),
+        ("a? ", [1]),
+    ]
     assert len({q.key for q in asked}) == 1

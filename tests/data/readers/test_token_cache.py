@@ -113,8 +113,8 @@ def test_token_ids_and_conversations(tmp_path, tokenizer):
         before, after = readers.read(reader, path), readers.read("prepared", out)
         same_tokens(tokenize(before.questions, tokenizer), tokenize(after.questions, tokenizer))
         for one, other in zip(before.questions, after.questions):
-            assert [(r.field, r.rating, r.desirable, r.row) for r in one.responses] == [
-                (r.field, r.rating, r.desirable, r.row) for r in other.responses
+            assert [(r.field, r.rating, r.desirable, r.row_number) for r in one.responses] == [
+                (r.field, r.rating, r.desirable, r.row_number) for r in other.responses
             ]
         assert before.report.rows == after.report.rows
 

@@ -40,7 +40,7 @@ def test_a_folder_is_read_in_order_and_by_split(tmp_path):
     write(tmp_path / "data", [care_row(response="b")], "train-1.jsonl")
     write(tmp_path / "data", [care_row(response="c")], "test.jsonl")
     reading = readers.read("care", str(tmp_path), split="train")
-    assert [(r.content[0]["content"], r.row) for r in reading.questions[0].responses] == [("a", 0), ("b", 1)]
+    assert [(r.content[0]["content"], r.row_number) for r in reading.questions[0].responses] == [("a", 0), ("b", 1)]
     (tmp_path / ".ipynb_checkpoints").mkdir()  # a copy that an editor made
     write(tmp_path / ".ipynb_checkpoints", [care_row(response="d")], "test.jsonl")
     assert len(readers.read("care", str(tmp_path)).questions[0].responses) == 3

@@ -40,6 +40,20 @@ def test_files_are_written_whole(tmp_path):
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["data_report.json", "rejected_rows.jsonl"]
 
 
+def test_rows_are_numbered_within_their_file(tmp_path):
+    """A folder of two files: a duplicate, its original and a truncated response are in the second file."""
+    write(tmp_path, [care_row()], "a.jsonl")
+    path = write(tmp_path, [care_row(response="B"), care_row(response="A"), care_row(response="B")], "b.jsonl")
+    loaded = readers.read("care", str(tmp_path)).report
+    assert [response.row_number for response in loaded.questions[0].responses] == [0, 1]
+    loaded.drop_truncated(0, 1, "prompt of 9000 tokens")
+    first, same_file, truncated = loaded.rejected
+    assert (first["file"], first["row"]) == (path, 1)
+    assert first["found"] == f"the same response as in row 0 of {tmp_path / 'a.jsonl'}, with the same rating"
+    assert (same_file["row"], same_file["found"]) == (2, "the same response as in row 0, with the same rating")
+    assert (truncated["file"], truncated["row"]) == (path, 0)
+
+
 def test_several_sources_add_up(tmp_path):
     a = readers.read("care", write(tmp_path, [care_row(), care_row(response="B", human_rating=3)]))
     b = readers.read("preferences", write(tmp_path, [{"prompt": "p", "chosen": "c", "rejected": "r"}], "p.jsonl"))
