@@ -47,7 +47,7 @@ class Report:
         self.first_rows.setdefault(row.file, row.number - row.number_in_file)
 
     def locate(self, number: int, default: str) -> tuple[str, int]:
-        """Returns (file, number in the file) of the row with this number over all files. default: a file if none is known."""
+        """Returns the file of a row (the default if none was counted) and its number there. number: over all files."""
         before = [(first, file) for file, first in self.first_rows.items() if first <= number]
         first, file = max(before, default=(0, default))
         return file, number - first
@@ -73,9 +73,8 @@ class Report:
         self.truncated.add((question, response))
         self.dropped["truncated_away"] += not counted
         file, row = self.locate(lost.row_number, self.questions[question].file)
-        self.rejected.append(
-            {"file": file, "row": row, "field": lost.field, "reason": "truncated_away", "found": value}
-        )
+        entry = {"file": file, "row": row, "field": lost.field, "reason": "truncated_away", "found": value}
+        self.rejected.append(entry)
 
     def to_json(self) -> JsonObject:
         """Returns `rows questions responses dropped ratings by pairs`, as data_report.json holds them."""
