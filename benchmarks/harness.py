@@ -286,7 +286,7 @@ def naive_cases(
         logits = model.apply({"params": weights}, tokens, microbatch.positions, microbatch.segment_ids)[:, :-1]
         scores = jax.nn.log_softmax(logits, axis=-1)
         token_logps = jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1)[..., 0]
-        completed = microbatch.completion_segments < slots
+        completed = microbatch.completion_slots < slots
         mask = jnp.zeros(tokens.size, bool).at[microbatch.completion_positions].max(completed)
         return jnp.sum(token_logps * mask.reshape(tokens.shape)[:, 1:], axis=-1)
 

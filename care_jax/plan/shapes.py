@@ -45,9 +45,9 @@ def batch_shape_of(config: Config, objective: Objective) -> BatchShape:
         rows=batch.microbatch_rows,
         row_length=batch.row_length,
         responses=responses,
-        completions=slots,
+        completion_tokens=slots,
         pairs=round_up(max(1, 2 * responses), 8) if objective.view == "pairs" else 1,
-        groups=round_up(max(1, responses // 2), 8) if objective.view == "lists" else 1,
+        lists=round_up(max(1, responses // 2), 8) if objective.view == "lists" else 1,
         width=16 if objective.view == "lists" else 1,
         microbatches=1 if single else max(2, math.ceil(batch.examples * typical / slots)),
         packing=batch.packing,
@@ -96,7 +96,7 @@ def shapes_of(config: Config, target: Target, arch: Arch | None = None) -> Shape
     objective = objective_of(config)
     batch_shape = batch_shape_of(config, objective)
     sharding.sharding(mesh, ("rows",), (config.batch.microbatch_rows,), "batch.microbatch_rows")
-    single = dataclasses.replace(batch_shape, pairs=1, groups=1, width=1, microbatches=1)
+    single = dataclasses.replace(batch_shape, pairs=1, lists=1, width=1, microbatches=1)
     mismatched = dataclasses.replace(single, microbatches=batch_shape.microbatches) if objective.needs_kl else None
     settings = config.model
     plain = Decoder(arch, dtype=jnp.dtype(settings.dtype), remat=settings.remat, attention=settings.attention)

@@ -76,7 +76,7 @@ def objective_of(config: Config) -> Objective:
 
 # ---- The batch as a view sees it
 
-_PER_RESPONSE = ("lengths", "ratings", "ref_logps", "desirable", "segment_weights")
+_PER_RESPONSE = ("lengths", "ratings", "ref_logps", "desirable", "response_weights")
 _UNIT_ARRAYS = {
     "pairs": ("pairs", "pair_weights"),
     "unpaired": _PER_RESPONSE,
@@ -105,7 +105,7 @@ def select_units(view: str, batch: Batch, examples: int) -> tuple[Batch, Int[Arr
 
 def unit_weights(view: str, batch: Batch) -> Float[Array, " N"]:
     """Returns the weight of each unit in the step's mean; 0 for padding."""
-    return {"pairs": batch.pair_weights, "unpaired": batch.segment_weights, "lists": batch.group_weights}[view]
+    return {"pairs": batch.pair_weights, "unpaired": batch.response_weights, "lists": batch.group_weights}[view]
 
 
 def gather_quantities(view: str, logps: Float[Array, " S"], batch: Batch, kl: Float[Array, ""] | None) -> Quantities:

@@ -87,7 +87,7 @@ def response_logps(model: Decoder, variables: Variables, microbatch: Batch) -> F
         soft_cap=model.arch.final_soft_cap,
         frozen_head="lora" in variables,
     )
-    return sequence_logps(token_logps[:count], microbatch.completion_segments, microbatch.lengths.shape[0])
+    return sequence_logps(token_logps[:count], microbatch.completion_slots, microbatch.lengths.shape[0])
 
 
 def make_logps(model: Decoder) -> Callable[[Variables, Batch], Float[Array, "A S"]]:
@@ -173,7 +173,7 @@ def _kl(model: Decoder, variables: Variables, batch: Batch) -> tuple[Scalar, dic
     if other is None:
         raise ValueError("this loss names `kl`, but the batch holds no mismatched completions")
     ratios = _forward(model, lax.stop_gradient(variables), other) - other.ref_logps
-    weights = other.segment_weights
+    weights = other.response_weights
     count = jnp.sum(weights)
     mean = jnp.sum(weights * ratios) / count
     variance = jnp.sum(weights * (ratios - mean) ** 2) / jnp.maximum(count - 1, 1)

@@ -70,7 +70,7 @@ def unpack(batch) -> list[Unpacked]:
         segments, prompts = batch.segment_ids[number], batch.prompt_segment_ids[number]
         width = tokens.shape[1]
         for slot in range(padding):
-            places = batch.completion_positions[number][batch.completion_segments[number] == slot]
+            places = batch.completion_positions[number][batch.completion_slots[number] == slot]
             if not len(places):
                 continue
             row, columns = int(places[0]) // width, places % width
@@ -96,7 +96,7 @@ def read_back(batch) -> list[tuple]:
         for slots, mask, weight in zip(batch.groups[m], batch.group_mask[m], batch.group_weights[m].tolist()):
             if weight:
                 examples.append(("list", *(words[m, slot] for slot in slots[mask].tolist()), weight))
-        for slot, weight in enumerate(batch.segment_weights[m].tolist()):
+        for slot, weight in enumerate(batch.response_weights[m].tolist()):
             if weight:
                 examples.append(("label", words[m, slot], bool(batch.desirable[m, slot]), weight))
     return sorted(examples)

@@ -109,8 +109,8 @@ def test_what_a_run_needs_of_the_reference():
     used = set()
     for _, batch, _ in pipeline.steps(source, 0, total, ref_logps=ref_logps):
         for part in (batch, batch.mismatched):
-            used.update(part.ref_logps[part.segment_weights > 0].tolist())
-            assert part.segment_weights.sum() == source.examples
+            used.update(part.ref_logps[part.response_weights > 0].tolist())
+            assert part.response_weights.sum() == source.examples
     assert used == set(table.values())
 
 

@@ -31,5 +31,5 @@ def test_abstract_batches_are_those_of_a_real_run(quickstart, tmp_path, loss):
     for array, shape in zip(jax.tree.leaves(filled), jax.tree.leaves(expected)):
         assert (np.shape(array), np.asarray(array).dtype) == (shape.shape, shape.dtype)
     bound = batch_shape_of(changed, objective_of(changed))
-    for name in ("rows", "row_length", "responses", "completions", "pairs", "groups", "width"):
+    for name in ("rows", "row_length", "responses", "completion_tokens", "pairs", "lists", "width"):
         assert getattr(bound, name) >= getattr(data.source.shape, name), f"{name}: above its bound"

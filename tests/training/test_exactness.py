@@ -52,7 +52,7 @@ def batch(view: str, needs_kl: bool, **switches: bool) -> tuple[Batch, int]:
         return (-20 - 3 * np.sin(questions + 2.0 * responses)).astype(np.float32)
 
     made = pipeline.fill(plan, corpus(), ref_logps=reference)
-    return made, int(np.count_nonzero(made.completion_segments[0, 1:] != made.completion_segments[0, :-1]))
+    return made, int(np.count_nonzero(made.completion_slots[0, 1:] != made.completion_slots[0, :-1]))
 
 
 def covering() -> list:

@@ -38,7 +38,7 @@ def with_mismatched(batch, name):
     if name != "kto":
         return batch
     return dataclasses.replace(
-        batch, mismatched=dataclasses.replace(batch, ref_logps=batch.ref_logps - 40 * batch.segment_weights)
+        batch, mismatched=dataclasses.replace(batch, ref_logps=batch.ref_logps - 40 * batch.response_weights)
     )
 
 

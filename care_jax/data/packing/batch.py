@@ -40,19 +40,19 @@ class Batch:
     positions: Array = _array(np.int32, "rows", "row_length")  # a response continues from its prompt's end
     segment_ids: Array = _array(np.int32, "rows", "row_length")  # 0 is padding
     prompt_segment_ids: Array = _array(np.int32, "rows", "row_length")  # the other segment that a token attends to
-    completion_positions: Array = _array(np.int32, "completions")  # flat position of each completion token
-    predictor_positions: Array = _array(np.int32, "completions")  # flat position of the token that predicts it
-    completion_segments: Array = _array(np.int32, "completions", padding="responses")  # slot of its response
+    completion_positions: Array = _array(np.int32, "completion_tokens")  # flat position of each completion token
+    predictor_positions: Array = _array(np.int32, "completion_tokens")  # flat position of the token that predicts it
+    completion_slots: Array = _array(np.int32, "completion_tokens", padding="responses")  # slot of its response
     lengths: Array = _array(np.int32, "responses", padding=1)  # completion tokens
     ratings: Array = _array(np.float32, "responses")  # 0 if there is none
     ref_logps: Array = _array(np.float32, "responses")
     desirable: Array = _array(bool, "responses")
-    segment_weights: Array = _array(np.float32, "responses")  # unit weights of the unpaired view
+    response_weights: Array = _array(np.float32, "responses")  # unit weights of the unpaired view
     pairs: Array = _array(np.int32, "pairs", 2)  # slots of chosen and rejected
     pair_weights: Array = _array(np.float32, "pairs")
-    groups: Array = _array(np.int32, "groups", "width")  # slots of a list's responses
-    group_mask: Array = _array(bool, "groups", "width")
-    group_weights: Array = _array(np.float32, "groups")
+    groups: Array = _array(np.int32, "lists", "width")  # slots of a list's responses
+    group_mask: Array = _array(bool, "lists", "width")
+    group_weights: Array = _array(np.float32, "lists")
     n_microbatches: Array = None  # int32 scalar; the microbatches that are not empty
     mismatched: "Batch | None" = None  # KTO: the mismatched completions of the step, each of weight 1
 
@@ -67,7 +67,7 @@ ROW_ARRAYS = tuple(name for name, spec in ARRAYS.items() if spec.dimensions[0] =
 class BatchShape:
     """The static sizes of a batch, the same in every step of a run, so that the step is compiled once.
 
-    rows, row_length, responses, completions (completion tokens), pairs, groups (lists): capacity of a microbatch.
+    rows, row_length, responses, completion_tokens, pairs, lists: capacity of a microbatch.
     width: responses per list. microbatches: as many as the fullest step needs; 0 until `pipeline.plan_run` counts them.
     packing, share_responses, share_prompts: the configuration keys of block `batch`: sequences share rows; a response
     that several units of the step need is laid out once; a prompt comes once per row.
@@ -76,9 +76,9 @@ class BatchShape:
     rows: int
     row_length: int
     responses: int = UNLIMITED
-    completions: int = UNLIMITED
+    completion_tokens: int = UNLIMITED
     pairs: int = 1
-    groups: int = 1
+    lists: int = 1
     width: int = 1
     microbatches: int = 0
     packing: bool = True
@@ -88,7 +88,7 @@ class BatchShape:
     def unlimited(self) -> "BatchShape":
         """The same rows for any number of responses, completion tokens, pairs and lists."""
         free = UNLIMITED
-        return dataclasses.replace(self, responses=free, completions=free, pairs=free, groups=free)
+        return dataclasses.replace(self, responses=free, completion_tokens=free, pairs=free, lists=free)
 
     def size(self, dimension: str | int) -> int:
         """The value of a field by its name; a number is returned as it is."""

@@ -11,7 +11,7 @@ from care_jax.data.packing.batch import BatchShape
 class Cluster:
     """Responses to one question that one microbatch must hold together.
 
-    prompt: tokens of the prompt. responses, lengths: response ids and their completion tokens. pairs, groups: how many
+    prompt: tokens of the prompt. responses, lengths: response ids and their completion tokens. pairs, lists: how many
     pairs and lists it has. index: of the part that it was made from. parts: the clusters that it was joined from; it is
     divided into these if it does not fit.
     """
@@ -21,7 +21,7 @@ class Cluster:
     responses: list[int]
     lengths: list[int]
     pairs: int = 0
-    groups: int = 0
+    lists: int = 0
     index: int = -1
     parts: "list[Cluster]" = field(default_factory=list)
 
@@ -48,7 +48,7 @@ class Bin:
         self.slots: dict[tuple[int, int], int] = {}
         self.placed: list[tuple[int, int, int, int]] = []
         self.clusters: list[tuple[Cluster, list[int]]] = []
-        self.completions = self.pairs = self.groups = 0
+        self.completion_tokens = self.pairs = self.lists = 0
 
     def copy(self) -> "Bin":
         other = copy.copy(self)
@@ -70,9 +70,9 @@ class Bin:
         tokens = sum(cluster.lengths[i] for i in new)
         if (
             len(self.placed) + len(new) > shape.responses
-            or self.completions + tokens > shape.completions
+            or self.completion_tokens + tokens > shape.completion_tokens
             or self.pairs + cluster.pairs > shape.pairs
-            or self.groups + cluster.groups > shape.groups
+            or self.lists + cluster.lists > shape.lists
             or tokens > self.total
         ):
             return None
@@ -139,7 +139,7 @@ class Bin:
                 self.prompts[row].add(question)
             self.free[row] -= cost
             self.total -= cost
-            self.completions += length
+            self.completion_tokens += length
             slots[i] = len(self.placed)
             self.placed.append((question, response, length, row))
             if self.shape.share_responses:
@@ -148,6 +148,6 @@ class Bin:
             if slot < 0:
                 slots[i] = self.slots[question, cluster.responses[i]]
         self.pairs += cluster.pairs
-        self.groups += cluster.groups
+        self.lists += cluster.lists
         self.clusters.append((cluster, slots))
         return True

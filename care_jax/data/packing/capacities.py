@@ -29,27 +29,27 @@ def batch_shape(units: Iterable[Unit], corpus: Corpus, shape: BatchShape, longes
     remaining = iter(units)
     while chunk := list(itertools.islice(remaining, _CHUNK)):
         for cluster in clusters_of(indivisible_parts(chunk, shape), corpus):
-            size, completions = cluster.size(shape), sum(cluster.lengths)
+            size, completion_tokens = cluster.size(shape), sum(cluster.lengths)
             if size > row_length or not packing:
                 pack_clusters([cluster], shape, corpus)  # raises if it does not fit
-            counts = size, completions, len(cluster.responses), cluster.pairs, cluster.groups
+            counts = size, completion_tokens, len(cluster.responses), cluster.pairs, cluster.lists
             totals = [total + count for total, count in zip(totals, counts)]
             largest = [max(most, count) for most, count in zip(largest, counts)]
             shortest = min(shortest, min(cluster.lengths))
-            if cluster.groups:
+            if cluster.lists:
                 width = max(width, len(cluster.responses))
     if not totals[0]:
         raise UserError("no unit is left to train on: every question was filtered away or has no pair")
     slots = shape.rows * row_length
     per_token = [total / totals[0] for total in totals]
     responses = shape.rows if not packing else min(slots // shortest, int(4 * per_token[2] * slots) + 16)
-    completions = min(slots, max(largest[1], longest_completion, int(1.15 * per_token[1] * slots)))
+    completion_tokens = min(slots, max(largest[1], longest_completion, int(1.15 * per_token[1] * slots)))
     return dataclasses.replace(
         shape,
         responses=round_up(max(responses, largest[2]), 1 if not packing else 8),
-        completions=min(slots, round_up(completions, 128)),
+        completion_tokens=min(slots, round_up(completion_tokens, 128)),
         pairs=round_up(max(1, largest[3], int(4 * per_token[3] * slots)), 8) if totals[3] else 1,
-        groups=round_up(max(1, largest[4], int(4 * per_token[4] * slots)), 8) if totals[4] else 1,
+        lists=round_up(max(1, largest[4], int(4 * per_token[4] * slots)), 8) if totals[4] else 1,
         width=width,
         microbatches=0,
     )
@@ -61,9 +61,9 @@ def mismatched_shape(shape: BatchShape, corpus: Corpus) -> BatchShape:
     return dataclasses.replace(
         shape,
         responses=shape.rows if not shape.packing else max(shape.responses, 8),
-        completions=max(shape.completions, min(slots, corpus.max_length)),
+        completion_tokens=max(shape.completion_tokens, min(slots, corpus.max_length)),
         pairs=1,
-        groups=1,
+        lists=1,
         width=1,
         microbatches=0,
     )

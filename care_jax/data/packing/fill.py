@@ -68,7 +68,7 @@ def _fill_rows(arrays: _Arrays, segments: Segments, corpus: Corpus, first: int, 
 
 
 def _fill_completions(arrays: _Arrays, responses: Responses, first: int) -> None:
-    """Fills completion_positions, predictor_positions, completion_segments [microbatches, C], in the order of slots."""
+    """Fills completion_positions, predictor_positions, completion_slots [microbatches, C], in the order of slots."""
     responses = responses[np.lexsort((responses.slot, responses.microbatch))]
     lengths = responses.length
     microbatch = np.repeat(responses.microbatch - first, lengths)
@@ -79,7 +79,7 @@ def _fill_completions(arrays: _Arrays, responses: Responses, first: int) -> None
     predictors[np.cumsum(lengths) - lengths] = responses.predictor
     arrays["completion_positions"][index] = positions
     arrays["predictor_positions"][index] = predictors
-    arrays["completion_segments"][index] = np.repeat(responses.slot, lengths)
+    arrays["completion_slots"][index] = np.repeat(responses.slot, lengths)
 
 
 def _fill_responses(
@@ -92,7 +92,7 @@ def _fill_responses(
     if ref_logps is not None:
         arrays["ref_logps"][index] = ref_logps(responses.question, responses.response)
     arrays["desirable"][index] = responses.desirable
-    arrays["segment_weights"][index] = responses.weight
+    arrays["response_weights"][index] = responses.weight
 
 
 def _fill_units(arrays: _Arrays, plan: StepPlan, first: int, end: int) -> None:

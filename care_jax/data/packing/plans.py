@@ -58,12 +58,12 @@ class StepPlan:
 
 
 def plan_step(
-    units: Sequence[Unit], corpus: Corpus, shape: BatchShape, mismatched: BatchShape | None = None
+    units: Sequence[Unit], corpus: Corpus, shape: BatchShape, mismatched_shape: BatchShape | None = None
 ) -> StepPlan:
     """Lays out the units of one step in the fewest microbatches found.
 
-    A unit with shared responses, a pair without, or a labelled response is never divided over microbatches. Those of
-    one question stay together if they fit. mismatched: the shape of KTO's mismatched completions, if they are needed.
+    Never divided over microbatches: a labelled response; a unit, if responses are shared; otherwise each single pair.
+    Units of one question stay together if they fit. mismatched_shape: for KTO's mismatched completions, if needed.
     Raises UserError with the question that needs more rows than a microbatch has, and the rows it needs.
     """
     parts, merge, bins = _pack_units(units, corpus, shape)
@@ -81,9 +81,11 @@ def plan_step(
         else:
             slots = tuple(responses.slot[indices].tolist())
             lists.append(ResponseList(int(responses.microbatch[indices[0]]), slots, part.weight))
-    other = None if mismatched is None else plan_responses(corpus, mismatched_sequences(units, corpus), mismatched)
+    mismatched = None
+    if mismatched_shape is not None:
+        mismatched = plan_responses(corpus, mismatched_sequences(units, corpus), mismatched_shape)
     columns = Pairs.of(responses, pairs, pair_weights)
-    return StepPlan(shape, len(bins), responses, segments, columns, tuple(lists), other)
+    return StepPlan(shape, len(bins), responses, segments, columns, tuple(lists), mismatched)
 
 
 def count_microbatches(units: Sequence[Unit], corpus: Corpus, shape: BatchShape, known: int) -> int:
@@ -216,7 +218,7 @@ def join_questions(clusters: Sequence[Cluster], merge: bool) -> list[Cluster]:
         seen: set[int] = set()
         for part in parts:
             together.pairs += part.pairs
-            together.groups += part.groups
+            together.lists += part.lists
             for response, length in zip(part.responses, part.lengths):
                 if not merge or response not in seen:
                     seen.add(response)

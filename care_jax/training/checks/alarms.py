@@ -31,7 +31,7 @@ def mean_chosen_tokens(view: str, batch: Batch) -> float:
         chosen = np.take_along_axis(batch.lengths, batch.pairs[..., 0], axis=-1)
         weights = batch.pair_weights
     elif view == "unpaired":
-        chosen, weights = batch.lengths, batch.segment_weights * batch.desirable
+        chosen, weights = batch.lengths, batch.response_weights * batch.desirable
     else:
         return math.nan
     total = float(np.sum(weights))

@@ -84,7 +84,7 @@ def _table(corpus: Corpus, units: Sequence[Unit], positions: dict[SequenceId, in
         ratings=corpus.ratings[responses].astype(np.float32),
         ref_logps=np.zeros(len(responses), np.float32),
         desirable=desirable,
-        segment_weights=weights,
+        response_weights=weights,
         pairs=np.asarray(pairs, np.int32).reshape(-1, 2),
         pair_weights=np.asarray([weight for unit in units for weight in unit.weights], np.float32),
         groups=groups,

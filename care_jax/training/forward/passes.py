@@ -113,7 +113,7 @@ class ForwardPass:
         half; None if no more than the rows of `shape` fit.
         """
         for times in _MULTIPLES:
-            larger = {name: times * getattr(self._shape, name) for name in ("rows", "responses", "completions")}
+            larger = {name: times * getattr(self._shape, name) for name in ("rows", "responses", "completion_tokens")}
             plan = pipeline.plan_responses(self._corpus, sequences, dataclasses.replace(self._shape, **larger))
             filled = plan.tokens > plan.shape.rows * plan.shape.row_length // 2
             if filled and not distributed.anywhere(not self._fits(plan, limit, variables)):

@@ -73,7 +73,7 @@ def _batch_shape(corpus: Corpus, mesh: Mesh) -> BatchShape:
         rows=rows,
         row_length=length,
         responses=round_up(min(slots // int(completions.min()), 16 + 4 * slots * len(completions) // tokens), 8),
-        completions=min(slots, round_up(max(average, int(completions.max())), 128)),
+        completion_tokens=min(slots, round_up(max(average, int(completions.max())), 128)),
     )
 
 

@@ -30,7 +30,7 @@ def test_capacities_close_a_microbatch():
     units = corpora.units_of(corpus, "pair")
     shape = corpora.shape_of(corpus, units, rows=1)
     assert plan_step(units, corpus, shape).count == 1
-    for field, value in (("responses", 4), ("completions", 12), ("pairs", 2)):
+    for field, value in (("responses", 4), ("completion_tokens", 12), ("pairs", 2)):
         plan = plan_step(units, corpus, dataclasses.replace(shape, **{field: value}))
         assert plan.count == 4, field
         assert corpora.read_back(fill(plan, corpus)) == corpora.spelled(corpus, units)

@@ -30,7 +30,7 @@ def test_unpacking_gives_back_the_examples(shapes, view, switches, repeated):
         slots = [one.slot for one in corpora.unpack(batch) if one.microbatch == m]
         assert slots == list(range(len(slots)))
         assert np.all(batch.lengths[m, len(slots) :] == 1)
-        owners = batch.completion_segments[m]
+        owners = batch.completion_slots[m]
         assert np.array_equal(np.bincount(owners[owners < shape.responses]), batch.lengths[m, : len(slots)])
         places = batch.completion_positions[m][owners < shape.responses]
         assert len(set(places.tolist())) == len(places)
@@ -63,7 +63,7 @@ def test_hosts_together_hold_exactly_the_one_host_step(shapes, hosts):
 
 def test_shared_prompt_layout_by_hand():
     corpus = corpora.corpus_of([(2, [3, 1])])
-    shape = BatchShape(rows=1, row_length=8, responses=3, completions=5)
+    shape = BatchShape(rows=1, row_length=8, responses=3, completion_tokens=5)
     batch = fill(plan_step([Unit(0, (0, 1), ((0, 1),))], corpus, shape), corpus)
     assert batch.tokens[0].tolist() == [[1, 2, 3, 4, 5, 6, 0, 0]]
     assert batch.positions[0].tolist() == [[0, 1, 2, 3, 4, 2, 0, 0]]
@@ -71,6 +71,6 @@ def test_shared_prompt_layout_by_hand():
     assert batch.prompt_segment_ids[0].tolist() == [[1, 1, 1, 1, 1, 1, 0, 0]]
     assert batch.completion_positions[0].tolist() == [2, 3, 4, 5, 0]
     assert batch.predictor_positions[0].tolist() == [1, 2, 3, 1, 0]
-    assert batch.completion_segments[0].tolist() == [0, 0, 0, 1, 3]
+    assert batch.completion_slots[0].tolist() == [0, 0, 0, 1, 3]
     assert batch.lengths[0].tolist() == [3, 1, 1]
     assert batch.ratings[0].tolist() == [10, 9, 0]

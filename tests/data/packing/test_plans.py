@@ -21,7 +21,7 @@ from care_jax.data.preferences import Unit
 from care_jax.errors import UserError
 from tests.data import corpora
 
-SHAPE = BatchShape(rows=1, row_length=64, responses=8, completions=64)
+SHAPE = BatchShape(rows=1, row_length=64, responses=8, completion_tokens=64)
 GROUP = Unit(0, (0, 1, 2), ((0, 1), (1, 2)), None, 0.5)
 
 
@@ -51,10 +51,10 @@ def test_mismatched_completions():
     plan = plan_step(units, corpus, shape, mismatched_shape(shape, corpus))
     batch = fill(plan, corpus, ref_logps=lambda questions, responses: 10.0 * questions + responses)
     other = batch.mismatched
-    assert float(other.segment_weights.sum()) == 4
+    assert float(other.response_weights.sum()) == 4
     expected = [tuple(map(tuple, (ids.tolist() for ids in corpus.sequence(*one)))) for one in sequences]
     assert sorted((one.prompt, one.completion) for one in corpora.unpack(other)) == sorted(expected)
-    assert sorted(other.ref_logps[other.segment_weights > 0].tolist()) == [6, 6, 11, 23]
+    assert sorted(other.ref_logps[other.response_weights > 0].tolist()) == [6, 6, 11, 23]
     # After the prompt of another question, a completion is cut to what that prompt leaves of max_length.
     assert corpus.length(0, 6) == 54
     with pytest.raises(UserError, match="two different questions"):

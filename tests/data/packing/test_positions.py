@@ -8,7 +8,7 @@ from care_jax.data.packing.batch import BatchShape
 from care_jax.data.packing.bins import Bin, Cluster
 from care_jax.data.packing.positions import Pairs, lay_out
 
-SHAPE = BatchShape(rows=2, row_length=10, responses=9, completions=99, pairs=9, groups=9, share_responses=False)
+SHAPE = BatchShape(rows=2, row_length=10, responses=9, completion_tokens=99, pairs=9, lists=9, share_responses=False)
 
 
 def packed():

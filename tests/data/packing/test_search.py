@@ -47,7 +47,7 @@ def test_fill_of_real_rows(shared, real_models):
     assert sum(plan.tokens for plan in plans) / sum(plan.count * 4096 for plan in plans) >= 0.95
 
 
-SHAPE = BatchShape(rows=2, row_length=10, responses=9, completions=99, pairs=9, groups=9)
+SHAPE = BatchShape(rows=2, row_length=10, responses=9, completion_tokens=99, pairs=9, lists=9)
 
 
 def test_subsets_come_by_falling_sums():

@@ -54,7 +54,7 @@ def test_tokens_of_the_chosen():
         lengths=np.array([[4, 6, 1], [8, 1, 1]]),
         pairs=np.array([[[0, 1], [1, 0]], [[0, 1], [0, 0]]]),
         pair_weights=np.array([[1.0, 1.0], [1.0, 0.0]]),
-        segment_weights=np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]),
+        response_weights=np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]),
         desirable=np.array([[True, False, False], [True, False, False]]),
     )
     assert mean_chosen_tokens("pairs", batch) == pytest.approx(6)

@@ -26,7 +26,7 @@ def test_a_pass_takes_the_largest_microbatch_that_the_memory_holds(monkeypatch):
     sequences = [(q, corpus.response_id(q, number)) for q, count in enumerate(counts) for number in range(count)]
     model = models.from_config(SAMPLE / "model")
     mesh = make_mesh(1, 8, 1)
-    shape = BatchShape(rows=8, row_length=128, responses=128, completions=1024)
+    shape = BatchShape(rows=8, row_length=128, responses=128, completion_tokens=1024)
 
     def run(limit, reserved=0):
         monkeypatch.setattr(passes, "memory_limit", lambda: limit)
