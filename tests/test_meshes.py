@@ -14,7 +14,7 @@ from care_jax.models import lora
 from care_jax.sharding import make_mesh
 from care_jax.training import placement
 from care_jax.training.optimizer import make_optimizer, make_schedule
-from care_jax.training.state import ModelAndOptimizer, state_shardings
+from care_jax.training.state import TrainingSetup, state_shardings
 from care_jax.training.step import init_state, make_step
 from tests.training.batches import groups, plain_batch, tiny_model
 from tests.training.test_step import KEEP_GRADIENT, close, same_metrics, with_mismatched
@@ -77,8 +77,8 @@ def test_any_mesh_gives_the_same_loss_and_gradient(tmp_path, sizes, name, adapte
 def on_mesh(mesh, step, state, batch, model, optimizer, adapters=None):
     """State and metrics after one step on a mesh. adapters: their shardings."""
     with jax.set_mesh(mesh):
-        trained = ModelAndOptimizer(model, optimizer, optax.constant_schedule(0.0), adapters)
-        shardings = state_shardings(state, trained, mesh)
+        setup = TrainingSetup(model, optimizer, optax.constant_schedule(0.0), adapters)
+        shardings = state_shardings(state, setup, mesh)
         placed = placement.batch_shardings(batch, mesh)
         jitted = jax.jit(step, in_shardings=(shardings, placed), out_shardings=(shardings, None))
         return jitted(jax.device_put(state, shardings), placement.to_devices(batch, placed, ROWS))

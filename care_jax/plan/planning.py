@@ -60,5 +60,5 @@ def plan(config: Config, target: Target, *, advise: bool = True, say: Say = prin
     shape, mesh = shapes.batch_shape, dict(shapes.mesh.shape)
     result = Plan(config, target, mesh, shape.microbatches, shape.rows, shape.row_length, tuple(programs))
     if result.fits is False and advise:
-        return dataclasses.replace(result, advice=nearest_that_fits(config, target, shapes.trained.model.arch, say))
+        return dataclasses.replace(result, advice=nearest_that_fits(config, target, shapes.setup.model.arch, say))
     return result

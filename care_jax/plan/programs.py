@@ -52,7 +52,7 @@ class Program:
 def compile_train(shapes: Shapes, say: Say) -> tuple[Program, Compiled | None]:
     """Compiles the train step; the executable is None if the memory does not suffice."""
     say("compiling the train step")
-    jitted = jit_step(shapes.config, shapes.objective, shapes.trained, shapes.state_shardings, shapes.batch_shardings)
+    jitted = jit_step(shapes.config, shapes.objective, shapes.setup, shapes.state_shardings, shapes.batch_shardings)
     array_bytes = {**state_bytes(shapes), "batch": bytes_per_device(shapes.batch)}
     with jax.set_mesh(shapes.mesh), _report_progress(say):
         arguments = shapes.state, shapes.batch
@@ -63,7 +63,7 @@ def compile_forward(shapes: Shapes, say: Say) -> list[Program]:
     """Compiles the pass without a gradient: as the reference's (if the loss needs one) and as the evaluation's."""
     state = shapes.state
     say("compiling the pass of the reference and of the evaluation")
-    jitted = jax.jit(make_logps(shapes.trained.model), out_shardings=sharding.replicated(shapes.mesh))
+    jitted = jax.jit(make_logps(shapes.setup.model), out_shardings=sharding.replicated(shapes.mesh))
     with_optimizer = state_bytes(shapes) | {"batch": bytes_per_device(shapes.forward_batch)}
     with jax.set_mesh(shapes.mesh), _report_progress(say):
         arguments = state.variables(), shapes.forward_batch

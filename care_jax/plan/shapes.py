@@ -20,7 +20,7 @@ from care_jax.plan.targets import Target
 from care_jax.training import placement
 from care_jax.training.objective import Objective, objective_of
 from care_jax.training.optimizer import optimizer_and_schedule
-from care_jax.training.state import ModelAndOptimizer, StartingWeights, abstract_state, configure_model, params_dtype
+from care_jax.training.state import InitialWeights, TrainingSetup, abstract_state, configure_model, params_dtype
 from care_jax.training.step import State
 
 _TYPICAL_TOKENS = 512  # assumed tokens of the mean example (CARE: 275 per pair)
@@ -75,7 +75,7 @@ class Shapes:
 
     config: Config
     objective: Objective
-    trained: ModelAndOptimizer
+    setup: TrainingSetup
     mesh: jax.sharding.Mesh
     batch_shape: BatchShape
     state: State
@@ -109,12 +109,12 @@ def shapes_of(config: Config, target: Target, arch: Arch | None = None) -> Shape
         adapter_shardings = lora.shardings(arch, rank, modules, mesh)
         adapters = arch_lib.map_weights(lambda _, w: jax.ShapeDtypeStruct(w.shape, jnp.float32), declared)
     optimizer, schedule = optimizer_and_schedule(config, arch, _STEPS)
-    trained = ModelAndOptimizer(model, optimizer, schedule, adapter_shardings)
-    abstract, state_shardings = abstract_state(trained, StartingWeights(params, adapters, ""), mesh)
+    setup = TrainingSetup(model, optimizer, schedule, adapter_shardings)
+    abstract, state_shardings = abstract_state(setup, InitialWeights(params, adapters, ""), mesh)
     batch, forward = abstract_batch(batch_shape, mismatched), abstract_batch(single)
     batch_shardings = placement.batch_shardings(batch, mesh)
     return Shapes(
-        config, objective, trained, mesh, batch_shape,
+        config, objective, setup, mesh, batch_shape,
         placement.with_shardings(abstract, state_shardings), state_shardings,
         placement.with_shardings(batch, batch_shardings), batch_shardings,
         placement.with_shardings(forward, placement.batch_shardings(forward, mesh)), target.estimate,

@@ -57,7 +57,10 @@ __all__ = ["Diverged", "Run", "RunFailed", "repeat", "train"]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What `care_jax.train` returns. path: the run directory; metrics: the lines of metrics.jsonl."""
+    """What `care_jax.train` returns.
+
+    path: the run directory. metrics: the lines of metrics.jsonl. params: the trained weights, with adapters merged.
+    """
 
     path: StoragePath
     metrics: list[JsonObject]
@@ -69,21 +72,23 @@ def train(config: Config | Mapping[str, object] | str | os.PathLike, **overrides
     """Trains by a configuration (a Config, a mapping, or the path or name of a YAML file), or resumes its run.
 
     overrides: keys of the configuration as on the command line (`**{"loss.beta": 0.2}`), or blocks (`loss={...}`).
-    Raises UserError for mistakes in the configuration or the data, Interrupted after a signal (the state is saved),
-    Diverged if too many updates in a row were not finite, RunFailed if the machine fails (a full disk).
+    Raises UserError for mistakes in the configuration or the data; Interrupted after a signal (the same call
+    resumes); Diverged if too many updates in a row were not finite; RunFailed if the machine fails (a full disk).
     """
     return _open(Config.from_any(config, **overrides))
 
 
 def repeat(config: Config, identity: Identity, manifest: str) -> Run:
-    """Trains as `train` does, but raises UserError before the first step if anything that the run of the manifest
-    read has changed. manifest: its path, for the message.
+    """Repeats the run of a manifest: trains as `train` does, but raises UserError before the first step if what the
+    run read has changed. identity: that of the manifest. manifest: its path, for the message.
     """
     return _open(config, (identity, f"the run of {manifest}"))
 
 
-def _open(config: Config, repeats: tuple[Identity, str] | None = None) -> Run:
-    """Opens the run directory, and runs in it. repeats: as in `Start`."""
+def _open(config: Config, expected: tuple[Identity, str] | None = None) -> Run:
+    """Opens the run directory, and runs in it. expected: the identity that the run must have, and the name of the run
+    that had it, for the message.
+    """
     objective = objective_of(config)
     before_start.check_whole_step(config, objective)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -95,8 +100,8 @@ def _open(config: Config, repeats: tuple[Identity, str] | None = None) -> Run:
             jax.set_mesh(mesh),
             StopSignal(config.checkpoint.grace_seconds, checkpoints.resume_hint) as stop,
         ):
-            start = open_run(config, directory.folder, checkpoints, mesh, repeats)
-            directory.upload()  # a directory that cannot be written is reported now
+            start = open_run(config, directory.folder, checkpoints, mesh, expected)
+            directory.upload()  # so that a bucket that cannot be written is reported before the work begins
             say(configs.summary(start.config))
             return _run(RunContext(start.config, objective, mesh, directory, checkpoints, stop), start)
 
@@ -110,10 +115,10 @@ def _run(run: RunContext, start: Start) -> Run:
         return Run(directory.home, read_lines(folder / "metrics.jsonl"), model, params)
 
     # ---- The data: questions, tokens, units, and the plan of every step.
-    source = local_folder(config.model.path, config.model.revision)
-    check_model_folder(config, source)
+    model_folder = local_folder(config.model.path, config.model.revision)
+    check_model_folder(config, model_folder)
     task_items = read_tasks(config)
-    tokenizer = load_tokenizer(str(source))
+    tokenizer = load_tokenizer(str(model_folder))
     data = prepare(config, tokenizer, run.objective, folder)
     say(data.summary())
     before_start.check_tokens(data, tokenizer)
@@ -123,31 +128,32 @@ def _run(run: RunContext, start: Start) -> Run:
         say(alarm)
 
     # ---- The model on the mesh, its optimizer, and a check that a resumed run reads what it read before.
-    trained, weights = build(config, mesh, source, data.steps)
-    identity = identify(config, source, data.files, corpus, weights.fingerprint)
+    setup, weights = build(config, mesh, model_folder, data.steps)
+    identity = identify(config, model_folder, data.files, corpus, weights.fingerprint)
     start.check(identity)
-    write_manifest(folder, config, source, identity, weights.fingerprint)
+    write_manifest(folder, config, model_folder, identity, weights.fingerprint)
 
-    # ---- The reference: its logps of all responses of the steps and the evaluation, before the first step.
-    abstract, shardings = abstract_state(trained, weights, mesh)
-    shape = pipeline.mismatched_shape(data.source.shape, corpus)
-    reserved = bytes_per_device(with_shardings(abstract, shardings))
-    forward = ForwardPass(trained.model, corpus, shape, mesh, run.stop, reserved)
+    # ---- The reference: all logps that the steps and the evaluation need, or with `reference.mode: online` the weights
+    # that compute them at every step.
+    state_shapes, shardings = abstract_state(setup, weights, mesh)
+    pass_shape = pipeline.mismatched_shape(data.source.shape, corpus)
+    state_bytes = bytes_per_device(with_shardings(state_shapes, shardings))
+    forward = ForwardPass(setup.model, corpus, pass_shape, mesh, run.stop, state_bytes)
     reference = compute_reference(run, weights, data, forward)
-    if start.step is None and reference.precomputed and reference.is_start:
+    if start.step is None and reference.precomputed and reference.is_initial_policy:
         before_start.check_reference(reference, data, {"params": weights.params})
 
     # ---- The state: new, or from the checkpoint.
     if start.step is None:
-        state = new_state(trained, weights, shardings, keep=reference.keeps_start)
+        state = new_state(setup, weights, shardings, keep=reference.keeps_initial_weights)
     else:
-        state = run.checkpoints.restore(start.step, restore_target(weights, abstract, shardings))
+        state = run.checkpoints.restore(start.step, restore_target(weights, state_shapes, shardings))
     del weights  # what is still needed of them is in the state or the reference
     recorder = Recorder(run, start.step, data.steps)
     tasks = None
     if config.evaluation is not None:
-        answering = LoadedModel(config.name, source, trained.model, {}, tokenizer)
-        tasks = TaskScores(config, task_items, answering, mesh, data.steps)
+        policy_model = LoadedModel(config.name, model_folder, setup.model, {}, tokenizer)
+        tasks = TaskScores(config, task_items, policy_model, mesh, data.steps)
     evaluations = EvaluationSchedule(run, data, reference, recorder, tasks)
     if start.step is not None:
         say(f"resumed at step {start.step} of {data.steps}")
@@ -159,7 +165,7 @@ def _run(run: RunContext, start: Start) -> Run:
         say(f"{directory.home} holds a finished run of {start.step} steps, whose export is missing")
     else:
         batches = BatchSupply(run, data, reference, recorder, 1 if start.step is None else start.step + 1)
-        jitted = jit_step(config, run.objective, trained, shardings, batches.shardings)
+        jitted = jit_step(config, run.objective, setup, shardings, batches.shardings)
         train_step, seconds = compile_step(jitted, state, batches.peek())
         recorder.record_compilation(seconds)
         if start.step is None:
@@ -171,18 +177,18 @@ def _run(run: RunContext, start: Start) -> Run:
             "where": numerics_environment(mesh),
         }
         saves = SaveSchedule(run, recorder, data.steps, meta)
-        with StepRecords(run, trained, data, reference, recorder) as records:
+        with StepRecords(run, setup, data, reference, recorder) as records:
             state = take_steps(state, train_step, batches, records, evaluations, saves)
         run.checkpoints.wait()
 
     # ---- The export.
-    params = state.params if state.lora is None else lora.merge(trained.model, state.params, state.lora)
+    params = state.params if state.lora is None else lora.merge(setup.model, state.params, state.lora)
     if not directory.has_export:
-        write_export(directory, trained.model, params, tokenizer, source)
+        write_export(directory, setup.model, params, tokenizer, model_folder)
     if data.held_out is not None and (table := final_table(recorder.lines)):
         say(table)
     recorder.close()
-    return Run(directory.home, recorder.lines, trained.model, params)
+    return Run(directory.home, recorder.lines, setup.model, params)
 
 
 def take_steps(
@@ -193,8 +199,8 @@ def take_steps(
     evaluations: EvaluationSchedule,
     saves: SaveSchedule,
 ) -> State:
-    """Takes all steps; returns the last state. Raises Interrupted after a signal (the state is saved), Diverged, and
-    RunFailed if the machine fails.
+    """Takes the remaining steps; returns the last state. Raises Interrupted after a signal, once the state is saved;
+    Diverged; and RunFailed if the machine fails.
     """
     batch = next(batches)
     for step in range(batches.first, batches.last + 1):
@@ -210,7 +216,7 @@ def take_steps(
             try:
                 evaluations.run(step, state)
             except Interrupted:
-                saving = True  # the next start makes up for the evaluation
+                saving = True  # the resumed run makes up for the evaluation
         if saving:
             saves.save(step, state, evaluations.metrics_after(step))
         saves.stop_if_requested(step)

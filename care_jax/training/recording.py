@@ -18,7 +18,7 @@ from care_jax.training.forward.reference import Reference
 from care_jax.training.objective import LOG_RATIO
 from care_jax.training.run.metrics import Recorder
 from care_jax.training.run.profile import Trace
-from care_jax.training.state import ModelAndOptimizer
+from care_jax.training.state import TrainingSetup
 from care_jax.training.step import State
 
 
@@ -37,13 +37,11 @@ class StepRecords:
     As a context manager it ends the trace, however the run ends.
     """
 
-    def __init__(
-        self, run: RunContext, trained: ModelAndOptimizer, data: RunData, reference: Reference, recorder: Recorder
-    ):
-        self._run, self._schedule, self._recorder = run, trained.schedule, recorder
-        self._starts_at_reference = reference.needed and reference.is_start
-        self._parameters = models.num_params(trained.model.arch)
-        self._skipped = SkippedUpdates(run, trained.model, data)
+    def __init__(self, run: RunContext, setup: TrainingSetup, data: RunData, reference: Reference, recorder: Recorder):
+        self._run, self._schedule, self._recorder = run, setup.schedule, recorder
+        self._starts_at_reference = reference.needed and reference.is_initial_policy
+        self._parameters = models.num_params(setup.model.arch)
+        self._skipped = SkippedUpdates(run, setup.model, data)
         self._alarms = Alarms()
         self._trace = Trace(run.config.profile, run.directory.folder / "profile", data.steps)
         self._began = 0.0

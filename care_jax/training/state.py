@@ -1,5 +1,5 @@
-"""What a run trains: the model and its optimizer, the starting weights on the mesh, the state made of them, and the
-compiled step that changes it.
+"""What a run trains: the model and its optimizer, the initial weights on the mesh, the state made of them, and the
+compiled step that updates it.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ Shaped = jax.Array | jax.ShapeDtypeStruct
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelAndOptimizer:
-    """What is trained, without its arrays. adapter_shardings: None if all weights are trained."""
+class TrainingSetup:
+    """The model and its optimizer, without arrays. adapter_shardings: None if all weights are trained."""
 
     model: Decoder
     optimizer: optax.GradientTransformation
@@ -41,7 +41,7 @@ class ModelAndOptimizer:
 
 
 @dataclasses.dataclass(frozen=True)
-class StartingWeights:
+class InitialWeights:
     """The weights that a run starts from. adapters: None if all weights are trained. fingerprint: of `params`."""
 
     params: Params
@@ -49,13 +49,13 @@ class StartingWeights:
     fingerprint: str
 
 
-def build(config: Config, mesh: Mesh, folder: pathlib.Path, steps: int) -> tuple[ModelAndOptimizer, StartingWeights]:
+def build(config: Config, mesh: Mesh, folder: pathlib.Path, steps: int) -> tuple[TrainingSetup, InitialWeights]:
     """Loads the model of `folder` and makes what trains it for `steps` steps: all its weights, or adapters."""
     model, params = load_model(config, mesh, folder)
     adapters, shardings = new_adapters(config, model, mesh)
     optimizer, schedule = optimizer_and_schedule(config, model.arch, steps)
-    weights = StartingWeights(params, adapters, fingerprint(params))
-    return ModelAndOptimizer(model, optimizer, schedule, shardings), weights
+    weights = InitialWeights(params, adapters, fingerprint(params))
+    return TrainingSetup(model, optimizer, schedule, shardings), weights
 
 
 def check_model_folder(config: Config, folder: pathlib.Path) -> None:
@@ -102,21 +102,21 @@ def new_adapters(config: Config, model: Decoder, mesh: Mesh) -> tuple[Params | N
     return adapters, lora.shardings(model.arch, options.r, options.target_modules, mesh)
 
 
-def abstract_state(trained: ModelAndOptimizer, weights: StartingWeights, mesh: Mesh) -> tuple[State, State]:
+def abstract_state(setup: TrainingSetup, weights: InitialWeights, mesh: Mesh) -> tuple[State, State]:
     """Returns the state's shapes, and its shardings."""
     abstract = jax.eval_shape(
-        lambda params, adapters: init_state(params, trained.optimizer, adapters), weights.params, weights.adapters
+        lambda params, adapters: init_state(params, setup.optimizer, adapters), weights.params, weights.adapters
     )
-    return abstract, state_shardings(abstract, trained, mesh)
+    return abstract, state_shardings(abstract, setup, mesh)
 
 
-def state_shardings(state: State, trained: ModelAndOptimizer, mesh: Mesh) -> State:
+def state_shardings(state: State, setup: TrainingSetup, mesh: Mesh) -> State:
     """Returns the shardings of an abstract state: moments as the weights they belong to, scalars replicated.
 
     Factored moments (adafactor's) lack one dimension of their weight, and are sharded along the others.
     """
     everywhere = sharding.replicated(mesh)
-    weights = models.param_shardings(trained.model.arch, mesh)
+    weights = models.param_shardings(setup.model.arch, mesh)
 
     def moment(leaf: Shaped, weight: Shaped, placed: NamedSharding) -> NamedSharding:
         if leaf.shape == weight.shape:
@@ -128,43 +128,43 @@ def state_shardings(state: State, trained: ModelAndOptimizer, mesh: Mesh) -> Sta
         return everywhere
 
     opt_state = optax.tree_utils.tree_map_params(
-        trained.optimizer,
+        setup.optimizer,
         moment,
         state.opt_state,
         state.trainable(),
-        weights if state.lora is None else trained.adapter_shardings,
+        weights if state.lora is None else setup.adapter_shardings,
         transform_non_params=lambda _: everywhere,
     )
-    return State(everywhere, everywhere, weights, trained.adapter_shardings, opt_state)
+    return State(everywhere, everywhere, weights, setup.adapter_shardings, opt_state)
 
 
-def new_state(trained: ModelAndOptimizer, weights: StartingWeights, shardings: State, *, keep: bool) -> State:
-    """Makes the state before the first step. keep: do not donate the starting weights, they are needed later."""
+def new_state(setup: TrainingSetup, weights: InitialWeights, shardings: State, *, keep: bool) -> State:
+    """Makes the state before the first step. keep: do not donate the initial weights, they are needed later."""
     make = jax.jit(
-        lambda params, adapters: init_state(params, trained.optimizer, adapters),
+        lambda params, adapters: init_state(params, setup.optimizer, adapters),
         out_shardings=shardings,
         donate_argnums=() if keep else (0, 1),
     )
     return make(weights.params, weights.adapters)
 
 
-def restore_target(weights: StartingWeights, abstract: State, shardings: State) -> State:
-    """Returns what a saved state is restored into: shapes and shardings, and the frozen base itself under adapters."""
+def restore_target(weights: InitialWeights, abstract: State, shardings: State) -> State:
+    """Returns the target of a restore: shapes and shardings; with adapters, the frozen base itself."""
     like = placement.with_shardings(abstract, shardings)
     return like if weights.adapters is None else dataclasses.replace(like, params=weights.params)
 
 
 def jit_step(
-    config: Config, objective: Objective, trained: ModelAndOptimizer, shardings: State, batch_shardings: Batch
+    config: Config, objective: Objective, setup: TrainingSetup, shardings: State, batch_shardings: Batch
 ) -> jax.stages.Wrapped:
     """Returns the jitted step of a run, (state, batch) -> (state, metrics). The state is donated.
 
     `care-jax plan` compiles the same function.
     """
     step = make_step(
-        trained.model,
+        setup.model,
         objective,
-        trained.optimizer,
+        setup.optimizer,
         accumulate_dtype=jnp.dtype(config.optimizer.accumulate_dtype),
         examples=config.batch.examples,
     )

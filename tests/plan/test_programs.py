@@ -22,14 +22,14 @@ from tests.plan.test_targets import needs_libtpu
 def test_no_array_is_as_large_as_rows_times_length_times_vocabulary(step):
     shapes, compiled = step
     rows = shapes.batch_shape.rows // (shapes.mesh.shape["data"] * shapes.mesh.shape["fsdp"])
-    logits = rows * shapes.batch_shape.row_length * shapes.trained.model.arch.vocab_size // shapes.mesh.shape["tensor"]
+    logits = rows * shapes.batch_shape.row_length * shapes.setup.model.arch.vocab_size // shapes.mesh.shape["tensor"]
     largest = max(math.prod(array.shape) for each in hlo.operations(compiled.as_text()) for array in each.results)
     assert largest < logits, "one device has all logits of its rows"
 
 
 def test_the_vocabulary_matrix_is_never_gathered_completely_in_float32(step):
     shapes, compiled = step
-    matrix = {shapes.trained.model.arch.vocab_size, shapes.trained.model.arch.hidden}
+    matrix = {shapes.setup.model.arch.vocab_size, shapes.setup.model.arch.hidden}
     for each in hlo.operations(compiled.as_text()):
         if each.kind.startswith("all-gather"):
             for array in each.results:

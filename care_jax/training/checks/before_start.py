@@ -1,4 +1,4 @@
-"""Checks at the start of a run: cheap tests for mistakes that spoil preference training without an error."""
+"""Cheap checks, before the first step and of its numbers, for mistakes that spoil preference training silently."""
 
 import dataclasses
 import functools

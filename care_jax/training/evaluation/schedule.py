@@ -57,8 +57,8 @@ class EvaluationSchedule:
         return self._last[1] if self._last is not None and self._last[0] == step else None
 
     def _measure(self, questions: held_out.HeldOut, step: int, state: State) -> JsonObject:
-        ref_logps = self._reference.logps(questions.sequences)
-        if step == 0 and self._reference.is_start and self._reference.precomputed and ref_logps is not None:
+        ref_logps = self._reference.logps_of(questions.sequences)
+        if step == 0 and self._reference.is_initial_policy and self._reference.precomputed and ref_logps is not None:
             logps = ref_logps  # the policy is still its own reference, whose pass has run already
         else:
             logps = self._reference.forward.run(questions.sequences, state.variables())

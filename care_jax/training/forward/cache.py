@@ -1,8 +1,8 @@
 """Reference log-probabilities: computed once before training, cached in the run directory by content.
 
 The cache is a folder of parts, each a safetensors file {digests [n, 16] uint8, logps [n] float32} that is written under
-another name and renamed, so that a pass that was killed resumes where it stopped. Its key names what the numbers depend
-on.
+another name and renamed, so that a pass that was killed resumes where it stopped. The key of the cache lists what the
+logps depend on: weights, dtype and attention.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ def fingerprint(params: Params) -> str:
 
 
 class ReferenceCache:
-    """Reference logps by content. key: what they depend on besides the tokens (weights, dtype, attention).
+    """Reference logps by the digest of their tokens. key: what they depend on besides the tokens.
 
     Each key has a folder of its own below `folder`.
     """

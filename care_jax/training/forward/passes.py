@@ -32,6 +32,7 @@ class ForwardPass:
     shape: sized for single responses, so that any sequences fit. The first pass multiplies its rows by 8, 4 or 2 if
     the devices have the memory, and later passes keep them; a backend that does not report its memory (the CPU) keeps
     the rows of `shape`. reserved: bytes per device that are or will be in use besides the arguments of the pass.
+    program: the jitted forward program of `make_logps`.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class ForwardPass:
         self._corpus, self._mesh, self._stop, self._reserved = corpus, mesh, stop, reserved
         self._shape = dataclasses.replace(shape, microbatches=1)
         self._plans: dict[tuple[SequenceId, ...], StepPlan] = {}
-        self.logps = jax.jit(make_logps(model), out_shardings=sharding.replicated(mesh))
+        self.program = jax.jit(make_logps(model), out_shardings=sharding.replicated(mesh))
 
     # ---- What is run
 
@@ -89,7 +90,7 @@ class ForwardPass:
     def _dispatch(self, plan: StepPlan, number: int, variables: Variables) -> jax.Array:
         """Starts microbatch `number` and returns its logps [S]. Raises Interrupted after a signal."""
         self._stop.check("in a pass without a gradient")
-        return self.logps(variables, self._batch(plan, number))[0]
+        return self.program(variables, self._batch(plan, number))[0]
 
     def _batch(self, plan: StepPlan, number: int) -> Batch:
         """Returns microbatch `number` on the devices; each process fills the rows of its devices."""
@@ -125,13 +126,13 @@ class ForwardPass:
         it. The pass itself then runs the program that was compiled here.
         """
         try:
-            program = self.logps.lower(variables, self._batch(plan, 0)).compile()
+            compiled = self.program.lower(variables, self._batch(plan, 0)).compile()
         except jax.errors.JaxRuntimeError as error:
             if not out_of_memory(error):
                 raise
             return False
-        sizes = program.memory_analysis()
-        return sizes is not None and sizes.argument_size_in_bytes + placement.program_bytes(program) <= limit
+        sizes = compiled.memory_analysis()
+        return sizes is not None and sizes.argument_size_in_bytes + placement.program_bytes(compiled) <= limit
 
 
 def memory_limit() -> int | None:
