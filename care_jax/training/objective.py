@@ -18,10 +18,11 @@ from care_jax.errors import UserError
 from care_jax.losses.signature import Loss
 
 Quantities = dict[str, Array]  # by the names that a loss's signature may have
-# A weighted sum and the sum of its weights: means over any number of microbatches are exact.
+# By metric: (weighted sum, sum of the weights). Added over microbatches, they give the exact means of the step.
 Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 
-# Metric: mean |logps - ref_logps| over what a step sees; 0 up to rounding while the policy is its own reference.
+# The metric mean |logps - ref_logps| over the units of a step (of a pair, the larger side's). It is 0 up to rounding
+# while the policy is its own reference.
 LOG_RATIO = "log_ratio"
 
 
@@ -58,7 +59,7 @@ def make_objective(loss: Loss | Sequence[Loss | tuple[Loss, float]] | Objective)
     views = {spec.view: spec.name for spec in specs}
     if len(views) != 1:
         shown = ", ".join(f"{name} ({view})" for view, name in views.items())
-        raise UserError(f"loss: the losses of one list share one view, found {shown}")
+        raise UserError(f"loss: all losses of a list must have the same view; found {shown}")
     terms = tuple(Term(f, float(weight), tuple(spec.needs)) for (f, weight), spec in zip(pairs, specs))
     return Objective(
         terms,
@@ -85,7 +86,10 @@ _UNIT_ARRAYS = {
 
 
 def merge_microbatches(batch: Batch) -> Batch:
-    """Merges all microbatches of a step into one: arrays [A, ...] become [A * ...], and slots are shifted."""
+    """Merges all microbatches of a step into one: arrays [A, N, ...] become [A * N, ...].
+
+    The slots to which pairs and lists point become indices of the merged responses.
+    """
     slots = batch.lengths.shape[1]
     shift = jnp.arange(batch.lengths.shape[0], dtype=jnp.int32)[:, None, None] * slots
 
@@ -98,9 +102,9 @@ def merge_microbatches(batch: Batch) -> Batch:
 
 
 def select_units(view: str, batch: Batch, examples: int) -> tuple[Batch, Int[Array, " examples"]]:
-    """Returns a merged batch without its padding, and the places of its units. examples: units of the step."""
-    filled = jnp.nonzero(unit_weights(view, batch) > 0, size=examples, fill_value=0)[0]
-    return dataclasses.replace(batch, **{name: getattr(batch, name)[filled] for name in _UNIT_ARRAYS[view]}), filled
+    """Returns a merged batch without the padding of its units, and their indices in it. examples: units per step."""
+    indices = jnp.nonzero(unit_weights(view, batch) > 0, size=examples, fill_value=0)[0]
+    return dataclasses.replace(batch, **{name: getattr(batch, name)[indices] for name in _UNIT_ARRAYS[view]}), indices
 
 
 def unit_weights(view: str, batch: Batch) -> Float[Array, " N"]:
@@ -129,8 +133,8 @@ def gather_quantities(view: str, logps: Float[Array, " S"], batch: Batch, kl: Fl
 def apply_losses(
     objective: Objective, quantities: Quantities
 ) -> tuple[list[Float[Array, " N"]], list[Array | float], dict[str, Array]]:
-    """Calls each loss; returns the losses' values, their own weights (1.0 without), and what else they return (if two
-    losses return the same name, the first one's is kept).
+    """Calls each loss. Returns their values per unit; the weights per unit that they return, else 1.0; and all other
+    arrays that they return, by name. If two losses return the same name, the array of the first is kept.
     """
     values, weights = [], []
     extras: dict[str, Array] = {}
@@ -144,14 +148,14 @@ def apply_losses(
 
 
 def sum_weights(objective: Objective, batch: Batch) -> list[Float[Array, ""]]:
-    """Returns the sum of weights of each loss over a batch: the denominators of a step's means.
+    """Returns each loss's sum of weights over the batch of a whole step: the denominators of `compute_loss`.
 
-    A loss's own weights depend on no logp, so zeros stand for them.
+    The weights that a loss returns must not depend on logps, so it is called with zeros as logps.
     """
-    units = unit_weights(objective.view, batch)
+    batch_weights = unit_weights(objective.view, batch)
     zeros = jnp.zeros(batch.lengths.shape, jnp.float32)
-    _, weights, _ = apply_losses(objective, gather_quantities(objective.view, zeros, batch, jnp.zeros(())))
-    return [jnp.sum(units * weight) for weight in weights]
+    _, loss_weights, _ = apply_losses(objective, gather_quantities(objective.view, zeros, batch, jnp.zeros(())))
+    return [jnp.sum(batch_weights * weights) for weights in loss_weights]
 
 
 def compute_loss(
@@ -159,31 +163,33 @@ def compute_loss(
     logps: Float[Array, " S"],
     batch: Batch,
     kl: Float[Array, ""] | None,
-    totals: Sequence[Float[Array, ""]],
+    denominators: Sequence[Float[Array, ""]],
 ) -> tuple[Float[Array, ""], Sums]:
-    """Returns a microbatch's share of the step's loss, and the sums from which its metrics are means.
+    """Returns a microbatch's share of the step's loss, and the sums from which the step's metrics are made.
 
-    totals: `sum_weights` of the whole step. Padding has weight 0 and finite values.
+    denominators: `sum_weights` of the whole step. Each microbatch divides by them, so that the loss of the step is the
+    plain sum of the shares. Padding has weight 0 and finite values.
     """
-    units = unit_weights(objective.view, batch)
+    batch_weights = unit_weights(objective.view, batch)
     quantities = gather_quantities(objective.view, logps, batch, kl)
-    values, weights, extras = apply_losses(objective, quantities)
+    values, loss_weights, extras = apply_losses(objective, quantities)
     share = jnp.zeros((), jnp.float32)
-    for term, value, weight, total in zip(objective.terms, values, weights, totals):
-        share = share + term.weight * jnp.sum(units * weight * value) / total
-    return share, _sum_metrics(objective, quantities, extras, units)
+    for term, value, weights, denominator in zip(objective.terms, values, loss_weights, denominators):
+        share = share + term.weight * jnp.sum(batch_weights * weights * value) / denominator
+    return share, _sum_metrics(objective, quantities, extras, batch_weights)
 
 
 def default_rewards(objective: Objective, logps: Array, ref_logps: Array, lengths: Array) -> Array:
-    """Returns the rewards of responses if the loss returns none: against the reference, or per token without one."""
+    """Returns the rewards for a loss that returns none: logps - ref_logps, or without a reference logps / lengths."""
     return logps - ref_logps if objective.needs_ref else logps / lengths
 
 
 def pair_rewards(
     objective: Objective, logps: Float[Array, " S"], batch: Batch, kl: Float[Array, ""] | None
 ) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
-    """Returns the rewards of both sides of every pair of a batch, whatever the view of the losses: what they return
-    for each response, or the default.
+    """Returns the rewards of the chosen and the rejected side of every pair, whatever the view of the losses.
+
+    They are those that the losses return, or else `default_rewards`.
     """
     chosen, rejected = batch.pairs[:, 0], batch.pairs[:, 1]
     _, _, extras = apply_losses(objective, gather_quantities(objective.view, logps, batch, kl))
@@ -193,21 +199,21 @@ def pair_rewards(
     if objective.view == "unpaired":
         rewards = extras.get("rewards", rewards)
     elif objective.view == "lists" and "rewards" in extras:
-        members = batch.group_mask
-        rewards = jnp.zeros_like(logps).at[batch.groups[members]].set(extras["rewards"][members])
+        mask = batch.group_mask
+        rewards = jnp.zeros_like(logps).at[batch.groups[mask]].set(extras["rewards"][mask])
     return rewards[chosen], rewards[rejected]
 
 
 # ---- Metrics
 
 
-def _sum_metrics(objective: Objective, quantities: Quantities, extras: dict[str, Array], units: Array) -> Sums:
-    """Sums the metrics that every view has, and everything else that the losses return."""
+def _sum_metrics(objective: Objective, quantities: Quantities, extras: dict[str, Array], batch_weights: Array) -> Sums:
+    """Sums the metrics of the view, and the other arrays that the losses return, under their own names."""
     by_view = {"pairs": _sum_pairs, "unpaired": _sum_responses, "lists": _sum_lists}
     extras = dict(extras)
-    sums = by_view[objective.view](objective, quantities, extras, units)
+    sums = by_view[objective.view](objective, quantities, extras, batch_weights)
     for name, values in extras.items():
-        sums[name] = _weighted(values, units if values.shape == units.shape else jnp.ones_like(values))
+        sums[name] = _weighted(values, batch_weights if values.shape == batch_weights.shape else jnp.ones_like(values))
     return sums
 
 
@@ -215,8 +221,8 @@ def _weighted(values: Array, weights: Array) -> tuple[Array, Array]:
     return jnp.sum(weights * values), jnp.sum(weights)
 
 
-def _sum_pairs(objective: Objective, quantities: Quantities, extras: dict[str, Array], units: Array) -> Sums:
-    """Takes the rewards out of `extras`."""
+def _sum_pairs(objective: Objective, quantities: Quantities, extras: dict[str, Array], batch_weights: Array) -> Sums:
+    """Sums rewards, accuracy and logps over pairs. Removes the rewards from `extras`."""
     sums: Sums = {}
     rewards, ratios = [], []
     for side in ("chosen", "rejected"):
@@ -224,51 +230,54 @@ def _sum_pairs(objective: Objective, quantities: Quantities, extras: dict[str, A
         default = default_rewards(objective, logps, ref_logps, quantities[f"{side}_lengths"])
         rewards.append(extras.pop(f"{side}_rewards", default))
         ratios.append(jnp.abs(logps - ref_logps))
-        sums[f"rewards/{side}"], sums[f"logps/{side}"] = _weighted(rewards[-1], units), _weighted(logps, units)
-    sums["rewards/accuracies"] = _weighted((rewards[0] > rewards[1]).astype(jnp.float32), units)
+        sums[f"rewards/{side}"] = _weighted(rewards[-1], batch_weights)
+        sums[f"logps/{side}"] = _weighted(logps, batch_weights)
+    sums["rewards/accuracies"] = _weighted((rewards[0] > rewards[1]).astype(jnp.float32), batch_weights)
     if objective.needs_ref:
-        sums[LOG_RATIO] = _weighted(jnp.maximum(*ratios), units)
+        sums[LOG_RATIO] = _weighted(jnp.maximum(*ratios), batch_weights)
     return sums
 
 
-def _sum_responses(objective: Objective, quantities: Quantities, extras: dict[str, Array], units: Array) -> Sums:
-    """Takes the rewards out of `extras`."""
+def _sum_responses(
+    objective: Objective, quantities: Quantities, extras: dict[str, Array], batch_weights: Array
+) -> Sums:
+    """Sums rewards and logps over the desirable and the other responses. Removes the rewards from `extras`."""
     sums: Sums = {}
     logps, ref_logps, desirable = quantities["logps"], quantities["ref_logps"], quantities["desirable"]
     rewards = extras.pop("rewards", default_rewards(objective, logps, ref_logps, quantities["lengths"]))
     if objective.needs_ref:
-        sums[LOG_RATIO] = _weighted(jnp.abs(logps - ref_logps), units)
-    for side, members in (("chosen", desirable), ("rejected", ~desirable)):
-        weights = units * members
+        sums[LOG_RATIO] = _weighted(jnp.abs(logps - ref_logps), batch_weights)
+    for side, mask in (("chosen", desirable), ("rejected", ~desirable)):
+        weights = batch_weights * mask
         sums[f"rewards/{side}"], sums[f"logps/{side}"] = _weighted(rewards, weights), _weighted(logps, weights)
     return sums
 
 
-def _sum_lists(objective: Objective, quantities: Quantities, extras: dict[str, Array], units: Array) -> Sums:
-    """Means over the rating-ordered pairs of the lists. Takes the rewards out of `extras`."""
+def _sum_lists(objective: Objective, quantities: Quantities, extras: dict[str, Array], batch_weights: Array) -> Sums:
+    """Sums over all pairs of a list whose first rating is higher. Removes the rewards from `extras`."""
     sums: Sums = {}
     logps, ref_logps = quantities["group_logps"], quantities["group_ref_logps"]
     mask, ratings = quantities["group_mask"], quantities["group_ratings"]
     rewards = extras.pop("rewards", default_rewards(objective, logps, ref_logps, quantities["group_lengths"]))
     if objective.needs_ref:
-        sums[LOG_RATIO] = _weighted(jnp.abs(logps - ref_logps), mask * units[:, None])
+        sums[LOG_RATIO] = _weighted(jnp.abs(logps - ref_logps), mask * batch_weights[:, None])
     ordered = (ratings[:, :, None] > ratings[:, None, :]) & mask[:, :, None] & mask[:, None, :]
-    weights = ordered * units[:, None, None]
-    count = jnp.sum(weights)
+    weights = ordered * batch_weights[:, None, None]
+    weight_sum = jnp.sum(weights)
     for name, values in (("rewards", rewards), ("logps", logps)):
-        sums[f"{name}/chosen"] = jnp.sum(weights * values[:, :, None]), count
-        sums[f"{name}/rejected"] = jnp.sum(weights * values[:, None, :]), count
-    right = rewards[:, :, None] > rewards[:, None, :]
-    sums["rewards/accuracies"] = jnp.sum(weights * right), count
+        sums[f"{name}/chosen"] = jnp.sum(weights * values[:, :, None]), weight_sum
+        sums[f"{name}/rejected"] = jnp.sum(weights * values[:, None, :]), weight_sum
+    correct = rewards[:, :, None] > rewards[:, None, :]
+    sums["rewards/accuracies"] = jnp.sum(weights * correct), weight_sum
     for side in ("chosen", "rejected"):
         if f"{side}_rewards" in extras:
-            sums[f"rewards/{side}"] = _weighted(extras.pop(f"{side}_rewards"), units)
+            sums[f"rewards/{side}"] = _weighted(extras.pop(f"{side}_rewards"), batch_weights)
     return sums
 
 
 def take_means(sums: Sums) -> dict[str, Float[Array, ""]]:
-    """Returns the means of `compute_loss`'s sums; NaN if a step holds none of a kind (logged as null)."""
-    means = {name: total / count for name, (total, count) in sums.items()}
+    """Returns the means of `compute_loss`'s sums. A mean without weights is NaN, and logged as null."""
+    means = {name: weighted_sum / weight_sum for name, (weighted_sum, weight_sum) in sums.items()}
     if "rewards/chosen" in means:
         means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
     return means

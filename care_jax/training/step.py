@@ -1,6 +1,7 @@
-"""One optimizer step as one pure function: (state, batch) -> (state, metrics), ready for `jax.jit`.
+"""One optimizer step as a pure function (state, batch) -> (state, metrics), to be jitted by the caller.
 
-In shapes, A is microbatches and S responses, as in `Batch`.
+No collective is written here: `jax.jit` adds the sums over devices, from the shardings of the state and the batch. In
+shapes, A is microbatches and S is responses per microbatch, as in `Batch`.
 """
 
 import dataclasses
@@ -26,16 +27,17 @@ from care_jax.training.objective import Objective, Sums
 
 Variables = dict[str, Params]  # by collection: params, and lora if adapters are trained
 Scalar = Float[Array, ""]
-# (loss, metric sums, gradient), of one microbatch or of the whole step
-Evaluated = tuple[Scalar, Sums, Params]
+# (loss, sums for the metrics, gradient), of a microbatch's share or of the whole step
+LossAndGradient = tuple[Scalar, Sums, Params]
 
 
 @flax.struct.dataclass
 class State:
-    """Everything that a checkpoint must hold.
+    """What a step updates and a checkpoint holds.
 
-    step: int32 [], steps taken; skipped: int32 [], non-finite updates skipped in a row; lora: None in full training,
-    else the adapters, which alone are trained. Fields are Any because jax also fills them with shapes and shardings.
+    step: int32 [], the number of steps taken. skipped: int32 [], how many of the last steps in a row skipped their
+    update because it was not finite. lora: the adapters, if only they are trained, else None. Fields are Any because
+    jax also fills them with shapes and shardings.
     """
 
     step: Any
@@ -53,7 +55,7 @@ class State:
         return self.params if self.lora is None else self.lora
 
     def with_trainable(self, trained: Params, **changes: object) -> "State":
-        """Returns the state with other trained weights, and with other fields by name."""
+        """Returns the state with these trained weights, and with the fields in `changes` replaced."""
         return dataclasses.replace(self, **{"params" if self.lora is None else "lora": trained}, **changes)
 
 
@@ -77,13 +79,13 @@ def response_logps(model: Decoder, variables: Variables, microbatch: Batch) -> F
         method="hidden",
     )
     assert isinstance(hidden, jax.Array)
-    predicting = hidden_at(hidden, microbatch.predictor_positions)
+    predictor_hidden = hidden_at(hidden, microbatch.predictor_positions)
     targets = microbatch.tokens.reshape(-1)[microbatch.completion_positions]
     count = targets.shape[0]
     token_logps = completion_logps(
-        predicting,
+        predictor_hidden,
         head_weight(model.arch, variables["params"]),
-        jnp.pad(targets, (0, predicting.shape[0] - count)),
+        jnp.pad(targets, (0, predictor_hidden.shape[0] - count)),
         soft_cap=model.arch.final_soft_cap,
         frozen_head="lora" in variables,
     )
@@ -112,18 +114,20 @@ def make_step(
     loss: a loss function (`losses.get`), or a list of them or of (function, weight) pairs.
     accumulate_dtype: of the gradient summed over microbatches.
     examples: units per step; only a loss marked `whole_step` needs it, to see its units without padding.
-    The loss is sum(w l) / sum(w) over the whole step, whatever the microbatches. Metrics are float32 scalars, NaN if a
-    step holds none of a kind. An update with a non-finite loss or gradient is skipped and counted in `state.skipped`.
+
+    The loss is sum(w l) / sum(w) over the whole step, whatever the microbatches. Metrics are float32 scalars; one to
+    which no unit of the step contributes is NaN. If the loss or the gradient is not finite, the update is skipped and
+    counted in `state.skipped`.
     """
     objective = objectives.make_objective(loss)
     if objective.whole_step and examples is None:
         raise ValueError("a whole_step loss needs the number of units per step: make_step(..., examples=N)")
     differentiate = _differentiate_at_once if objective.whole_step else _differentiate_by_microbatch
-    static = _Static(model, objective, accumulate_dtype, examples or 0)
+    settings = _StepSettings(model, objective, accumulate_dtype, examples or 0)
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         kl, kl_metrics = _kl(model, state.variables(), batch) if objective.needs_kl else (None, {})
-        value, sums, gradient = differentiate(static, state, batch, kl)
+        value, sums, gradient = differentiate(settings, state, batch, kl)
         norm = optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), gradient))
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
@@ -166,24 +170,26 @@ def _forward(model: Decoder, variables: Variables, batch: Batch) -> Float[Array,
 
 
 def _kl(model: Decoder, variables: Variables, batch: Batch) -> tuple[Scalar, dict[str, Scalar]]:
-    """Returns KTO's z0 and its metrics: the mean log-ratio of the whole step's mismatched completions, clamped at 0
-    after the mean, without a gradient.
+    """Returns KTO's z0 and its metrics.
+
+    z0 estimates KL(policy || reference). It is the mean log-ratio of prompts with the completions of other prompts,
+    over the whole step, clamped at 0 after the mean. It has no gradient.
     """
-    other = batch.mismatched
-    if other is None:
+    mismatched = batch.mismatched
+    if mismatched is None:
         raise ValueError("this loss names `kl`, but the batch holds no mismatched completions")
-    ratios = _forward(model, lax.stop_gradient(variables), other) - other.ref_logps
-    weights = other.response_weights
-    count = jnp.sum(weights)
-    mean = jnp.sum(weights * ratios) / count
-    variance = jnp.sum(weights * (ratios - mean) ** 2) / jnp.maximum(count - 1, 1)
+    ratios = _forward(model, lax.stop_gradient(variables), mismatched) - mismatched.ref_logps
+    weights = mismatched.response_weights
+    weight_sum = jnp.sum(weights)
+    mean = jnp.sum(weights * ratios) / weight_sum
+    variance = jnp.sum(weights * (ratios - mean) ** 2) / jnp.maximum(weight_sum - 1, 1)
     kl = lax.stop_gradient(jnp.maximum(mean, 0))
-    return kl, {"kl": kl, "kl/unclamped": mean, "kl/stderr": jnp.sqrt(variance / count)}
+    return kl, {"kl": kl, "kl/unclamped": mean, "kl/stderr": jnp.sqrt(variance / weight_sum)}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Static:
-    """The constants of a step. examples: units per step, for a loss that sees the whole step."""
+class _StepSettings:
+    """The arguments of `make_step`. examples: units per step, for a loss that sees the whole step."""
 
     model: Decoder
     objective: Objective
@@ -191,63 +197,70 @@ class _Static:
     examples: int
 
 
-def _differentiate_by_microbatch(static: _Static, state: State, batch: Batch, kl: Scalar | None) -> Evaluated:
-    """Takes value and gradient of every filled microbatch inside one loop."""
-    model, objective = static.model, static.objective
-    totals = objectives.sum_weights(objective, objectives.merge_microbatches(batch))
+def _differentiate_by_microbatch(
+    settings: _StepSettings, state: State, batch: Batch, kl: Scalar | None
+) -> LossAndGradient:
+    """Computes the loss share and the gradient of every filled microbatch, and sums them in one loop."""
+    model, objective = settings.model, settings.objective
+    denominators = objectives.sum_weights(objective, objectives.merge_microbatches(batch))
 
-    def share(trained, microbatch):
+    def loss_share(trained, microbatch):
         logps = response_logps(model, state.with_trainable(trained).variables(), microbatch)
-        return objectives.compute_loss(objective, logps, microbatch, kl, totals)
+        return objectives.compute_loss(objective, logps, microbatch, kl, denominators)
 
-    differentiate = jax.value_and_grad(share, has_aux=True)
+    differentiate = jax.value_and_grad(loss_share, has_aux=True)
 
-    def run(index):
+    def one_microbatch(index):
         (value, sums), gradient = differentiate(state.trainable(), microbatch_of(batch, index))
         return value, sums, gradient
 
-    return _accumulate(run, batch, state.trainable(), static.accumulate_dtype)
+    return _accumulate(one_microbatch, batch, state.trainable(), settings.accumulate_dtype)
 
 
-def _differentiate_at_once(static: _Static, state: State, batch: Batch, kl: Scalar | None) -> Evaluated:
-    """For a loss that couples its inputs: all logps first, its gradient with respect to them, then their backward."""
-    model, objective = static.model, static.objective
+def _differentiate_at_once(settings: _StepSettings, state: State, batch: Batch, kl: Scalar | None) -> LossAndGradient:
+    """Differentiates a loss that couples its inputs.
+
+    Computes all logps of the step without a gradient, then the gradient of the loss with respect to them, and then
+    propagates it to the weights, one microbatch at a time.
+    """
+    model, objective = settings.model, settings.objective
     merged = objectives.merge_microbatches(batch)
-    units, places = objectives.select_units(objective.view, merged, static.examples)
-    totals = objectives.sum_weights(objective, units)
+    units, unit_indices = objectives.select_units(objective.view, merged, settings.examples)
+    denominators = objectives.sum_weights(objective, units)
 
     def loss_of(logps):
-        seen = logps[places] if objective.view == "unpaired" else logps
-        return objectives.compute_loss(objective, seen, units, kl, totals)
+        # Only in the unpaired view is a unit a response; pairs and lists point to theirs.
+        unit_logps = logps[unit_indices] if objective.view == "unpaired" else logps
+        return objectives.compute_loss(objective, unit_logps, units, kl, denominators)
 
     logps = _forward(model, state.variables(), batch)
-    (value, sums), flat_coefficients = jax.value_and_grad(loss_of, has_aux=True)(logps.reshape(-1))
-    coefficients = flat_coefficients.reshape(logps.shape)
+    (value, sums), flat_gradients = jax.value_and_grad(loss_of, has_aux=True)(logps.reshape(-1))
+    logp_gradients = flat_gradients.reshape(logps.shape)
 
-    def weighted(trained, microbatch, weights):
-        return jnp.sum(weights * response_logps(model, state.with_trainable(trained).variables(), microbatch))
+    def weighted_logps(trained, microbatch, gradients):
+        return jnp.sum(gradients * response_logps(model, state.with_trainable(trained).variables(), microbatch))
 
-    def run(index):
-        weights = lax.dynamic_index_in_dim(coefficients, index, 0, keepdims=False)
-        return jnp.zeros(()), {}, jax.grad(weighted)(state.trainable(), microbatch_of(batch, index), weights)
+    def one_microbatch(index):
+        gradients = lax.dynamic_index_in_dim(logp_gradients, index, 0, keepdims=False)
+        return jnp.zeros(()), {}, jax.grad(weighted_logps)(state.trainable(), microbatch_of(batch, index), gradients)
 
-    _, _, gradient = _accumulate(run, batch, state.trainable(), static.accumulate_dtype)
+    _, _, gradient = _accumulate(one_microbatch, batch, state.trainable(), settings.accumulate_dtype)
     return value, sums, gradient
 
 
 def _accumulate(
-    run: Callable[[jax.Array | int], Evaluated], batch: Batch, trained: Params, dtype: DTypeLike
-) -> Evaluated:
-    """Sums what `run(index)` returns over the filled microbatches; there is no loop if the batch has only one."""
+    one_microbatch: Callable[[jax.Array | int], LossAndGradient], batch: Batch, trained: Params, dtype: DTypeLike
+) -> LossAndGradient:
+    """Sums what `one_microbatch(index)` returns over the filled microbatches. A single one needs no loop."""
     if batch.lengths.shape[0] == 1:
-        return run(0)
-    value, sums, _ = jax.eval_shape(run, 0)
+        return one_microbatch(0)
+    value, sums, _ = jax.eval_shape(one_microbatch, 0)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (value, sums))
-    # zeros_like of the parameters, so that the accumulator is sharded as they are.
+    # The accumulator of the gradient is made from the weights, so that it is sharded as they are.
     gradient = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype), trained)
 
     def body(index, carry):
-        value, sums, gradient = run(index)
+        value, sums, gradient = one_microbatch(index)
         return jax.tree.map(lambda total, new: total + new.astype(total.dtype), carry, (value, sums, gradient))
 
     return lax.fori_loop(0, batch.n_microbatches, body, (*zeros, gradient))

@@ -46,7 +46,7 @@ def test_pairs_have_default_rewards(name, per_token):
 
 def test_units_of_a_merged_batch_are_selected_in_order():
     merged = objectives.merge_microbatches(jax.tree.map(jnp.asarray, plain_batch([groups(1), groups(1, seed=2), []])))
-    units, places = objectives.select_units("pairs", merged, 6)
-    assert places.tolist() == [0, 1, 2, 3, 4, 5]
+    units, indices = objectives.select_units("pairs", merged, 6)
+    assert indices.tolist() == [0, 1, 2, 3, 4, 5]
     assert np.all(units.pair_weights == 1)
     assert int(units.pairs.max()) > 12, "slots of the second microbatch follow those of the first"

@@ -117,10 +117,10 @@ def check_first_step(
 def _loss_at_reference(objective: Objective, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Returns a step's loss with the reference's logps as the policy's, and how far it moves if each moves by 1."""
     flat = objectives.merge_microbatches(batch)
-    totals = objectives.sum_weights(objective, flat)
+    denominators = objectives.sum_weights(objective, flat)
 
     def loss(logps: jax.Array) -> jax.Array:
-        return objectives.compute_loss(objective, logps, flat, jnp.zeros(()), totals)[0]
+        return objectives.compute_loss(objective, logps, flat, jnp.zeros(()), denominators)[0]
 
     value, slope = jax.value_and_grad(loss)(flat.ref_logps)
     return value, jnp.sum(jnp.abs(slope))

@@ -143,12 +143,12 @@ class Diagnosis:
         """Returns one microbatch's share of the loss, and the largest magnitude in each leaf of its gradient, per layer
         in stacked leaves.
         """
-        totals = objectives.sum_weights(self._objective, objectives.merge_microbatches(batch))
+        denominators = objectives.sum_weights(self._objective, objectives.merge_microbatches(batch))
         microbatch = microbatch_of(batch, index)
 
         def share(trained: Params) -> jax.Array:
             logps = response_logps(self._model, state.with_trainable(trained).variables(), microbatch)
-            return objectives.compute_loss(self._objective, logps, microbatch, kl, totals)[0]
+            return objectives.compute_loss(self._objective, logps, microbatch, kl, denominators)[0]
 
         value, gradient = jax.value_and_grad(share)(state.trainable())
 

@@ -104,8 +104,8 @@ def measure(
     If every margin is 0, since the policy is its own reference, accuracies of rewards mean nothing and are null.
     """
     inputs = _inputs(objective, held_out, logps, ref_logps)
-    totals = objectives.sum_weights(objective, inputs.units)
-    loss, _ = objectives.compute_loss(objective, inputs.logps, inputs.units, inputs.kl, totals)
+    denominators = objectives.sum_weights(objective, inputs.units)
+    loss, _ = objectives.compute_loss(objective, inputs.logps, inputs.units, inputs.kl, denominators)
     metrics: JsonObject = {} if inputs.kl is None else {"eval/kl": float(inputs.kl)}
     metrics["eval/loss"] = float(loss)
 
