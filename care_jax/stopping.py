@@ -35,10 +35,7 @@ _Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None  # 
 
 
 class Interrupted(Exception):
-    """A signal stopped what was running; the same command resumes it (exit status 75).
-
-    The message says from where: the state after a step, once it is saved, or what was saved before.
-    """
+    """A signal stopped the run. The same command resumes from what is saved, as the message says (exit status 75)."""
 
 
 class StopSignal:
@@ -69,10 +66,8 @@ class StopSignal:
         self._pipe: tuple[int, int] | None = None
 
     def poll(self, due: bool = False) -> bool:
-        """Exchanges two facts between the processes, in one sum: whether a signal came, and whether `due` is true.
-
-        Updates `requested`, and returns whether `due` is true in some process. All processes call it equally often. If
-        there are several, all learn one call later what one of them knows.
+        """Updates `requested`, and returns whether `due` is true in some process: one exchange serves both. All
+        processes call it equally often. If there are several, they learn one call later what one of them knows.
         """
         stop, due_anywhere = self._agreement.any(self.received_at is not None, due)
         self.requested |= stop

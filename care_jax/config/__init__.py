@@ -5,17 +5,6 @@ from care_jax.config.compare import numeric_hash, refusing_differences, rounding
 from care_jax.config.config import Config, dump, load, parse, resolve, steps_of, summary, with_template_date
 
 __all__ = [
-    "Config",
-    "OptimizerConfig",
-    "ProfileConfig",
-    "dump",
-    "load",
-    "numeric_hash",
-    "parse",
-    "refusing_differences",
-    "resolve",
-    "rounding_differences",
-    "steps_of",
-    "summary",
-    "with_template_date",
+    "Config", "OptimizerConfig", "ProfileConfig", "dump", "load", "numeric_hash", "parse",
+    "refusing_differences", "resolve", "rounding_differences", "steps_of", "summary", "with_template_date",
 ]  # fmt: skip

@@ -25,10 +25,7 @@ _FREE_KEYS = {
 
 
 def refusing_differences(a: Config, b: Config) -> Differences:
-    """Returns the keys that differ and change a run's numbers beyond rounding, so that the run cannot be resumed.
-
-    None stands for a value that is absent.
-    """
+    """Returns the keys that refuse a resume: they differ, and change more than rounding. None: a value is absent."""
     left, right = _numeric_values(a), _numeric_values(b)
     return {key: (left.get(key), right.get(key)) for key in left | right if left.get(key) != right.get(key)}
 

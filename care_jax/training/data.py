@@ -54,7 +54,7 @@ class RunData:
 
     def rendered_questions(self) -> list[int]:
         """Returns the questions that a template rendered, not those that came as ids; of a token cache only the first
-        ones, so that a start reads no more of it.
+        ones, so that its other parts are not read.
         """
         rendered = [index for index, question in enumerate(self.corpus.questions) if not is_ids(question.prompt)]
         stored = [index for index in rendered if isinstance(self.corpus.questions[index].prompt, Stored)]

@@ -57,9 +57,8 @@ __all__ = ["Diverged", "Run", "RunFailed", "repeat", "train"]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What `care_jax.train` returns.
-
-    path: the run directory. metrics: the lines of metrics.jsonl. params: the trained weights, with adapters merged.
+    """What `care_jax.train` returns. path: the run directory; metrics: the lines of metrics.jsonl; params: the trained
+    weights, with the adapters merged.
     """
 
     path: StoragePath
@@ -86,9 +85,7 @@ def repeat(config: Config, identity: Identity, manifest: str) -> Run:
 
 
 def _open(config: Config, expected: tuple[Identity, str] | None = None) -> Run:
-    """Opens the run directory, and runs in it. expected: the identity that the run must have, and the name of the run
-    that had it, for the message.
-    """
+    """Runs in the run directory. expected: the identity that the run must have, and the name of the run that had it."""
     objective = objective_of(config)
     before_start.check_whole_step(config, objective)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -133,8 +130,7 @@ def _run(run: RunContext, start: Start) -> Run:
     start.check(identity)
     write_manifest(folder, config, model_folder, identity, weights.fingerprint)
 
-    # ---- The reference: all logps that the steps and the evaluation need, or with `reference.mode: online` the weights
-    # that compute them at every step.
+    # ---- The reference: the logps that the steps and the evaluation need, or (mode online) the weights that give them.
     state_shapes, shardings = abstract_state(setup, weights, mesh)
     pass_shape = pipeline.mismatched_shape(data.source.shape, corpus)
     state_bytes = bytes_per_device(with_shardings(state_shapes, shardings))

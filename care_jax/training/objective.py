@@ -21,8 +21,7 @@ Quantities = dict[str, Array]  # by the names that a loss's signature may have
 # By metric: (weighted sum, sum of the weights). Added over microbatches, they give the exact means of the step.
 Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 
-# The metric mean |logps - ref_logps| over the units of a step (of a pair, the larger side's). It is 0 up to rounding
-# while the policy is its own reference.
+# The metric mean |logps - ref_logps| (of a pair, the larger): 0 up to rounding while the policy is its own reference.
 LOG_RATIO = "log_ratio"
 
 
@@ -86,10 +85,7 @@ _UNIT_ARRAYS = {
 
 
 def merge_microbatches(batch: Batch) -> Batch:
-    """Merges all microbatches of a step into one: arrays [A, N, ...] become [A * N, ...].
-
-    The slots to which pairs and lists point become indices of the merged responses.
-    """
+    """Merges all microbatches of a step: arrays [A, N, ...] become [A * N, ...], and slots count all responses."""
     slots = batch.lengths.shape[1]
     shift = jnp.arange(batch.lengths.shape[0], dtype=jnp.int32)[:, None, None] * slots
 
@@ -187,10 +183,7 @@ def default_rewards(objective: Objective, logps: Array, ref_logps: Array, length
 def pair_rewards(
     objective: Objective, logps: Float[Array, " S"], batch: Batch, kl: Float[Array, ""] | None
 ) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
-    """Returns the rewards of the chosen and the rejected side of every pair, whatever the view of the losses.
-
-    They are those that the losses return, or else `default_rewards`.
-    """
+    """Returns the rewards of both sides of every pair, whatever the view: those of the losses, or `default_rewards`."""
     chosen, rejected = batch.pairs[:, 0], batch.pairs[:, 1]
     _, _, extras = apply_losses(objective, gather_quantities(objective.view, logps, batch, kl))
     if objective.view == "pairs" and "chosen_rewards" in extras:

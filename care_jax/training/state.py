@@ -94,7 +94,7 @@ def params_dtype(config: Config) -> str:
 
 
 def new_adapters(config: Config, model: Decoder, mesh: Mesh) -> tuple[Params | None, Params | None]:
-    """Makes fresh adapters and their shardings; (None, None) in full training. B is zero: the start is the base."""
+    """Makes adapters and their shardings; (None, None) in full training. B is zero: the initial policy is the base."""
     options = config.model.lora
     if options is None:
         return None, None

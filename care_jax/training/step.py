@@ -123,7 +123,7 @@ def make_step(
     if objective.whole_step and examples is None:
         raise ValueError("a whole_step loss needs the number of units per step: make_step(..., examples=N)")
     differentiate = _differentiate_at_once if objective.whole_step else _differentiate_by_microbatch
-    settings = _StepSettings(model, objective, accumulate_dtype, examples or 0)
+    settings = _Settings(model, objective, accumulate_dtype, examples or 0)
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         kl, kl_metrics = _kl(model, state.variables(), batch) if objective.needs_kl else (None, {})
@@ -170,10 +170,8 @@ def _forward(model: Decoder, variables: Variables, batch: Batch) -> Float[Array,
 
 
 def _kl(model: Decoder, variables: Variables, batch: Batch) -> tuple[Scalar, dict[str, Scalar]]:
-    """Returns KTO's z0 and its metrics.
-
-    z0 estimates KL(policy || reference). It is the mean log-ratio of prompts with the completions of other prompts,
-    over the whole step, clamped at 0 after the mean. It has no gradient.
+    """Returns KTO's z0, an estimate of KL(policy || reference), and its metrics: the mean log-ratio of prompts with
+    completions of other prompts over the whole step, clamped at 0 after the mean, without a gradient.
     """
     mismatched = batch.mismatched
     if mismatched is None:
@@ -188,7 +186,7 @@ def _kl(model: Decoder, variables: Variables, batch: Batch) -> tuple[Scalar, dic
 
 
 @dataclasses.dataclass(frozen=True)
-class _StepSettings:
+class _Settings:
     """The arguments of `make_step`. examples: units per step, for a loss that sees the whole step."""
 
     model: Decoder
@@ -197,9 +195,7 @@ class _StepSettings:
     examples: int
 
 
-def _differentiate_by_microbatch(
-    settings: _StepSettings, state: State, batch: Batch, kl: Scalar | None
-) -> LossAndGradient:
+def _differentiate_by_microbatch(settings: _Settings, state: State, batch: Batch, kl: Scalar | None) -> LossAndGradient:
     """Computes the loss share and the gradient of every filled microbatch, and sums them in one loop."""
     model, objective = settings.model, settings.objective
     denominators = objectives.sum_weights(objective, objectives.merge_microbatches(batch))
@@ -217,11 +213,9 @@ def _differentiate_by_microbatch(
     return _accumulate(one_microbatch, batch, state.trainable(), settings.accumulate_dtype)
 
 
-def _differentiate_at_once(settings: _StepSettings, state: State, batch: Batch, kl: Scalar | None) -> LossAndGradient:
-    """Differentiates a loss that couples its inputs.
-
-    Computes all logps of the step without a gradient, then the gradient of the loss with respect to them, and then
-    propagates it to the weights, one microbatch at a time.
+def _differentiate_at_once(settings: _Settings, state: State, batch: Batch, kl: Scalar | None) -> LossAndGradient:
+    """Differentiates a loss that couples its inputs: computes all logps of the step, then the gradient of the loss with
+    respect to them, and then propagates that to the weights, one microbatch at a time.
     """
     model, objective = settings.model, settings.objective
     merged = objectives.merge_microbatches(batch)

@@ -140,5 +140,5 @@ def test_a_loss_that_is_not_finite_changes_no_weight(tiny):
 
 def test_views_do_not_mix(tiny):
     model, _ = tiny
-    with pytest.raises(ValueError, match="share one view"):
+    with pytest.raises(ValueError, match="same view"):
         make_step(model, [losses.dpo, losses.kto], optax.sgd(1.0))

@@ -45,13 +45,13 @@ def _prepare(config: TaskConfig) -> PreparedTask:
 class TaskScores:
     """Answers and scores the tasks. Answers in words are greedy unless the configuration sets a temperature.
 
-    prepared: what `read_tasks` returned. start: the model without weights, whose folder tells which ids end an answer.
+    prepared: what `read_tasks` returned. policy_model: without weights; its folder says which ids end an answer.
     total: steps of the run.
     """
 
     config: Config
     prepared: Sequence[PreparedTask]
-    start: LoadedModel
+    policy_model: LoadedModel
     mesh: jax.sharding.Mesh
     total: int
 
@@ -62,9 +62,9 @@ class TaskScores:
 
     def run(self, state: State) -> JsonObject:
         """Returns `eval/LABEL/score`, `eval/LABEL/missing` and `eval/LABEL/failed` of every task."""
-        model = self.start.model
+        model = self.policy_model.model
         params = state.params if state.lora is None else lora.merge(model, state.params, state.lora)
-        policy = dataclasses.replace(self.start, params=params)
+        policy = dataclasses.replace(self.policy_model, params=params)
         metrics: JsonObject = {}
         for prepared in self.prepared:
             answers = self._answers(prepared, policy)

@@ -28,17 +28,17 @@ from care_jax.training.state import load_model, new_adapters
 
 
 def write_export(
-    directory: RunDirectory, model: Decoder, params: Params, tokenizer: Tokenizer, source: pathlib.Path
+    directory: RunDirectory, model: Decoder, params: Params, tokenizer: Tokenizer, model_folder: pathlib.Path
 ) -> None:
     """Writes `export/` in the run directory: the model and its card. All processes call it.
 
-    source: the folder of the model that the run started from. The folder appears by renaming, so nobody reads a partly
-    written one; what a killed export left is removed.
+    model_folder: of the model that the run started from. The export appears by renaming, so that no reader sees a
+    part of it; what a killed export left is removed.
     """
     folder = directory.folder / "export"
     for unfinished in folder.parent.glob(f".{folder.name}.*") if is_writer() else ():
         shutil.rmtree(unfinished)
-    models.save_pretrained(folder, model, params, tokenizer=tokenizer, source=source)
+    models.save_pretrained(folder, model, params, tokenizer=tokenizer, source=model_folder)
     if is_writer():
         write_whole(folder / "README.md", card(directory.folder))
     directory.upload(export=True)
@@ -87,30 +87,31 @@ def _export(directory: RunDirectory, folder: pathlib.Path, adapter: bool) -> int
         if step is None:
             raise UserError(f"{directory.home}: holds no checkpoint yet")
         mesh = sharding.make_mesh()
-        source = local_folder(config.model.path, config.model.revision)
+        model_folder = local_folder(config.model.path, config.model.revision)
         with jax.set_mesh(mesh):
-            model, params, adapters = _restore(config, checkpoints, step, mesh, source)
+            model, params, adapters = _restore(config, checkpoints, step, mesh, model_folder)
             if adapter:
                 assert adapters is not None
-                base = str(source) if config.model.path == "sample" else config.model.path
+                base = str(model_folder) if config.model.path == "sample" else config.model.path
                 lora.save_adapter(folder, model, adapters, base, config.model.revision)
                 return step
             merged = params if adapters is None else lora.merge(model, params, adapters)
-            models.save_pretrained(folder, model, merged, tokenizer=load_tokenizer(str(source)), source=source)
+            tokenizer = load_tokenizer(str(model_folder))
+            models.save_pretrained(folder, model, merged, tokenizer=tokenizer, source=model_folder)
     if is_writer():
         write_whole(folder / "README.md", card(run))
     return step
 
 
 def _restore(
-    config: Config, checkpoints: Checkpoints, step: int, mesh: jax.sharding.Mesh, source: pathlib.Path
+    config: Config, checkpoints: Checkpoints, step: int, mesh: jax.sharding.Mesh, model_folder: pathlib.Path
 ) -> tuple[Decoder, Params, Params | None]:
     """Returns the model, its weights (of the base if adapters were trained), and the adapters of a checkpoint."""
     if config.model.lora is None:
-        model = models.from_config(source, dtype=config.model.dtype)
+        model = models.from_config(model_folder, dtype=config.model.dtype)
         like = models.abstract_params(model.arch, config.model.param_dtype, mesh)
         return model, checkpoints.restore_trained(step, like, adapters=False), None
-    model, params = load_model(config, mesh, source)
+    model, params = load_model(config, mesh, model_folder)
     fresh, _ = new_adapters(config, model, mesh)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh)
     return model, params, checkpoints.restore_trained(step, like, adapters=True)

@@ -21,7 +21,7 @@ from care_jax.training.state import InitialWeights, load_model
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """The model with which a loss compares the policy, as what gives the logps of responses under it.
+    """The frozen model with which a loss compares the policy: gives the logps of responses under that model.
 
     is_initial_policy: whether it has the policy's initial weights. table: the logps computed before the first step, or
     None. params: the weights that compute them at every step, or None. Both are None for a loss without a reference.

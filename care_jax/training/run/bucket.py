@@ -25,7 +25,7 @@ from care_jax.training.errors import RunFailed
 StoragePath: TypeAlias = pathlib.Path | epath.Path
 
 _UPLOAD_SECONDS = 30.0  # between two uploads of what changed; longer if an upload takes long
-# Folders that are uploaded and never downloaded: a start reads nothing in them. Orbax alone writes the checkpoints.
+# Folders that are uploaded and never downloaded: a resumed run reads nothing in them. Orbax alone writes checkpoints.
 _UPLOAD_ONLY = frozenset({"checkpoints", "export", "profile", "tensorboard"})
 _RANGE_BYTES, _RANGES = 16 * 2**20, 8  # a file in a bucket is read in ranges of this size, 8 at a time
 
@@ -153,7 +153,7 @@ class Mirror:
         self._store, self._root = _store(self.home)
 
     def pull(self) -> None:
-        """Empties the local folder and downloads what a start reads. Raises UserError if the bucket cannot be read."""
+        """Empties the local folder and downloads what a resumed run reads. Raises UserError if that fails."""
         clear_folder(self._folder)
         try:
             for entry in self._store.ls(self._root, detail=True) if self._store.exists(self._root) else ():

@@ -75,7 +75,7 @@ def run_directory(config: Config) -> Iterator[RunDirectory]:
 @contextlib.contextmanager
 def _mirrored_directory(url: str) -> Iterator[RunDirectory]:
     """Yields a local copy of a run directory in a bucket; changes are uploaded, at the latest at the end."""
-    # The folder's name depends on the URL alone, so that a start after a kill reuses it.
+    # The folder's name depends on the URL alone, so that a process that resumes after a kill reuses it.
     name = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
     folder = cache_folder() / "runs" / f"{name}-{jax.process_index()}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -46,11 +46,9 @@ class Identity:
         return lines
 
 
-def identify(config: Config, source: pathlib.Path, files: dict[str, str], corpus: Corpus, weights: str) -> Identity:
-    """Returns the identity of a run. source: the model's folder; files: {path: sha256} of the data files; weights: the
-    fingerprint of the model.
-    """
-    paths = [source / name for name in CARRIED if (source / name).is_file()]
+def identify(config: Config, folder: pathlib.Path, files: dict[str, str], corpus: Corpus, weights: str) -> Identity:
+    """Returns the identity of a run. folder: of the model; files: {path: sha256} of the data files."""
+    paths = [folder / name for name in CARRIED if (folder / name).is_file()]
     if config.data.chat_template not in ("model", "none"):
         paths.append(pathlib.Path(config.data.chat_template).expanduser())
     tokenizer = hashlib.sha256()

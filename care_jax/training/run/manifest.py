@@ -24,10 +24,10 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tra
 
 
 def write_manifest(
-    folder: pathlib.Path, config: Config, source: pathlib.Path, identity: Identity, weights: str
+    folder: pathlib.Path, config: Config, model_folder: pathlib.Path, identity: Identity, weights: str
 ) -> None:
-    """Writes manifest.json into the run directory. source: the model's folder; weights: the fingerprint of the starting
-    weights, pretrained or random.
+    """Writes manifest.json into the run directory. weights: the fingerprint of the initial weights, pretrained or
+    random.
     """
     sources = [*config.data.train, *(config.data.eval if isinstance(config.data.eval, tuple) else ())]
     manifest = {
@@ -43,7 +43,7 @@ def write_manifest(
             for data in sources
         ],
         "data_sha256": identity.data,
-        "model": {"path": config.model.path, **_model_origin(config, source)},
+        "model": {"path": config.model.path, **_model_origin(config, model_folder)},
         "weights_fingerprint": weights,
         "identity": dataclasses.asdict(identity),
         "config": config.model_dump(mode="json"),

@@ -89,8 +89,7 @@ class Recorder:
         now = time.perf_counter()
         since_last, self._last_recorded = now - self._last_recorded, now
         # The time since the previous step was recorded. On the CPU that step may be recorded only when this one is done
-        # too. The time since is then near 0, at most a quarter of the time since this step was dispatched, which is the
-        # step's time in its place.
+        # too. Then that time is nearly 0 (the test: at most a quarter), and the time since the dispatch is taken.
         seconds = since_last if since_last > (now - dispatched) / 4 else now - dispatched
         names = [name for name in _STEP_NAMES if name in values or name in _ALWAYS]
         line: JsonObject = {

@@ -9,7 +9,7 @@ from care_jax.distributed import say
 
 
 class Trace:
-    """Traces the steps start to start + steps - 1, or those of them that this start of the run computes.
+    """Traces the steps start to start + steps - 1, or those of them that this process computes.
 
     As a context it ends a trace that is under way, however the run ends.
     """

@@ -37,8 +37,7 @@ class Start:
     def check(self, now: Identity) -> None:
         """Raises UserError if the earlier run (or the manifest's) read something else."""
         if self.expected is not None:
-            expected, name = self.expected
-            _check_same(expected, name, now)
+            _check_same(*self.expected, now)
         if self.step is not None:
             subject = f"{self.config.output_dir} holds a run, saved at step {self.step}, that"
             _check_same(Identity(**self.meta["identity"]), subject, now)
@@ -104,6 +103,6 @@ def _say_rounding_differences(before: Config, config: Config, then: JsonObject, 
 
 
 def _check_same(before: Identity, subject: str, now: Identity) -> None:
-    """Raises UserError if two identities differ. subject: of the message, the run that had the identity `before`."""
+    """Raises UserError if two identities differ. subject: the run of `before`, for the message."""
     if different := before.differences(now):
         raise UserError(f"{subject} read something else: {'; '.join(different)}")
