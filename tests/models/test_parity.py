@@ -174,9 +174,8 @@ def test_smollm2_is_saved_as_it_was_read(real_models, tmp_path):
 @pytest.mark.parametrize("name", ["llama3", "gemma3_text"])
 def test_peft_agrees_on_an_adapter(name, tmp_path):
     peft = pytest.importorskip("peft")
-    from tests.models.test_lora import adapted
-
     from care_jax.models import lora as lora_lib
+    from tests.models.test_lora import adapted
 
     tiny, model, _, trained = adapted(name, r=4, alpha=6.0)
     tokens = tiny.golden["tokens"][:1]
