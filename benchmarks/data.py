@@ -133,7 +133,7 @@ def scale(responses: int = 10_000_000, each: int = 8) -> None:
         plan = plan_step(pipeline.step_units(stream, step, EXAMPLES), corpus, shape)
         print(f"{with_cost(f'plan of step {step:,} over {responses:,} responses')}, efficiency {plan.efficiency:.4f}")
     total = pipeline.number_of_steps(stream, EXAMPLES, 1, None)
-    sized = pipeline.plan_run(pipeline.StepSource(stream, corpus, EXAMPLES, shape), total).shape
+    sized = pipeline.set_microbatches(pipeline.StepSource(stream, corpus, EXAMPLES, shape), total).shape
     print(f"{with_cost(f'a run of {total:,} steps is sized')}, {sized.microbatches} microbatches at most")
 
 

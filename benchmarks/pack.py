@@ -33,7 +33,7 @@ def main() -> None:
             shape = pipeline.batch_shape(units, corpus, pipeline.BatchShape(SLOTS // row_length, row_length))
             steps = -(-len(units) // EXAMPLES)
             began = time.process_time()
-            shape = pipeline.plan_run(pipeline.StepSource(stream, corpus, EXAMPLES, shape), steps).shape
+            shape = pipeline.set_microbatches(pipeline.StepSource(stream, corpus, EXAMPLES, shape), steps).shape
             sizing = time.process_time() - began
             began, plans, shapes = time.process_time(), [], set()
             for step in range(steps):

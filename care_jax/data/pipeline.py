@@ -1,4 +1,4 @@
-"""The stream of units and the steps made of it. The units of step n depend on (seed, n) alone."""
+"""The stream of units and the steps made of it, both counted from 0. A step's units depend on seed and index."""
 
 import dataclasses
 import itertools
@@ -29,7 +29,7 @@ from care_jax.errors import UserError
 __all__ = [
     "Batch", "BatchShape", "Corpus", "StepPlan", "StepSource", "batch_shape", "concatenate", "fill",
     "mismatched_sequences", "mismatched_shape", "mixture", "needed_sequences", "number_of_steps", "plan_responses",
-    "plan_run", "plan_step", "step_units", "steps", "tokenize", "units",
+    "plan_step", "set_microbatches", "step_units", "steps", "tokenize", "units",
 ]  # fmt: skip
 
 _GRAIN_SEEDS = 2**32
@@ -42,30 +42,32 @@ _THREADS, _PREFETCH = 2, 4  # threads that make batches, and batches made ahead 
 def units(
     questions: Sequence[Question] | Corpus, *, view: str = "pairs", seed: int = 0, shuffle: bool = True, **options: Any
 ) -> "grain.MapDataset[Unit]":
-    """The units of some questions for a loss of this view, as an endless stream of shuffled epochs.
+    """Returns the units of questions, for a loss of this view, as an endless stream of shuffled epochs.
 
-    options: of `preferences.make_units` (policy, min_gap, max_per_question, weights, unit, reduction, labels,
-    desirable_min, undesirable_max). `Unit.question` is an index into `questions`, or into those of the corpus. Any
-    MapDataset of units may be used in place of this one.
+    questions: a list, or a corpus, whose questions are used; `Unit.question` is an index into them. options: those of
+    `preferences.make_units` (policy, min_gap, max_per_question, weights, unit, reduction, labels, desirable_min,
+    undesirable_max). A run also accepts any other MapDataset of units.
     """
-    listed = questions.questions if isinstance(questions, Corpus) else questions
-    return mixture([(make_units(listed, view, seed=seed, **options), 1.0)], seed=seed, shuffle=shuffle)
+    if isinstance(questions, Corpus):
+        questions = questions.questions
+    return mixture([(make_units(questions, view, seed=seed, **options), 1.0)], seed=seed, shuffle=shuffle)
 
 
 def mixture(
     sources: Sequence[tuple[Sequence[Unit], int | float]], *, seed: int = 0, shuffle: bool = True
 ) -> "grain.MapDataset[Unit]":
-    """Several sources of units as one dataset, which has the length of an epoch and continues after it without end.
+    """Returns several sources of units as one endless stream. Its length is that of an epoch.
 
-    sources: (units, weight); the weight is the passes through the source per epoch. 0.5 is one half of it, and the
-    other half in the next epoch. With shuffle each epoch is grain's permutation; without, sources follow each other.
+    sources: (units, weight). The weight is the number of passes through the source per epoch; with 0.5, an epoch has
+    one half of the units and the next epoch the other half. shuffle: each epoch is permuted by grain; if false, an
+    epoch holds one source after the other.
     """
     parts = []
     for number, (source, weight) in enumerate(sources):
         if weight <= 0:
-            raise UserError(f"data.train[{number}].weight: expected a number above 0, found {weight}")
+            raise UserError(f"data.train.{number}.weight: expected a number above 0, found {weight}")
         if not len(source):
-            raise UserError(f"data.train[{number}]: no unit is left: every question was filtered away or has no pair")
+            raise UserError(f"data.train.{number}: no unit is left: every question was filtered away or gives no unit")
         # Without its own shuffle, a part of a pass would be the beginning of a file, which is seldom a fair sample.
         source_seed = stable_hash(seed, "source", number) % _GRAIN_SEEDS if shuffle and weight != int(weight) else None
         parts.append((source, max(1, math.floor(weight * len(source) + 0.5)), source_seed))
@@ -73,10 +75,10 @@ def mixture(
 
 
 class _Mixture(grain.MapDataset):
-    """Several sources one after the other, each with its units per epoch and its seed.
+    """The dataset that `mixture` returns. sources: (units, units per epoch, seed) of each.
 
-    A seed (of a source, or of the mixture) shuffles each epoch by grain's permutation, as `MapDataset.shuffle` does.
-    A step looks up a hundred units and more, and a look-up through nested datasets would take ten times as long.
+    A seed, of a source or of the mixture, shuffles each epoch as grain's `MapDataset.shuffle` does; None keeps the
+    order. Nested grain datasets would give the same units, but take ten times as long for the hundreds of a step.
     """
 
     def __init__(self, sources: Sequence[tuple[Sequence[Unit], int, int | None]], seed: int | None):
@@ -90,20 +92,22 @@ class _Mixture(grain.MapDataset):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.slice(index)
-        epoch, place = divmod(_shuffled_index(int(index), len(self), self._seed), len(self))
-        number = bisect_right(self._ends, place)
-        items, count, seed = self._sources[number]
-        position = epoch * count + place - (self._ends[number] - count)
-        return items[_shuffled_index(position, len(items), seed) % len(items)]
+        epoch, position_in_epoch = divmod(_unshuffled_index(int(index), len(self), self._seed), len(self))
+        source_index = bisect_right(self._ends, position_in_epoch)
+        units, units_per_epoch, seed = self._sources[source_index]
+        # In the stream of the source, whose epochs are passes through all its units.
+        position = epoch * units_per_epoch + position_in_epoch - (self._ends[source_index] - units_per_epoch)
+        return units[_unshuffled_index(position, len(units), seed) % len(units)]
 
 
-def _shuffled_index(index: int, length: int, seed: int | None) -> int:
-    """The position in the unshuffled epochs of what is at `index`; both are in the same epoch."""
+def _unshuffled_index(index: int, length: int, seed: int | None) -> int:
+    """Returns where the item at `index` of a shuffled stream is in the unshuffled one. Items stay in their epoch."""
     if seed is None:
         return index
-    epoch, place = divmod(index, length)
+    epoch, position_in_epoch = divmod(index, length)
     seed = (seed + epoch) % _GRAIN_SEEDS
-    return epoch * length + grain.experimental.index_shuffle(place, max_index=length - 1, seed=seed, rounds=4)
+    shuffled = grain.experimental.index_shuffle(position_in_epoch, max_index=length - 1, seed=seed, rounds=4)
+    return epoch * length + shuffled
 
 
 # --- the steps -------------------------------------------------------------------------------------------------------
@@ -111,63 +115,61 @@ def _shuffled_index(index: int, length: int, seed: int | None) -> int:
 
 @dataclass(frozen=True)
 class StepSource:
-    """What the steps of a run are made from. examples: units per step.
-
-    mismatched: the shape of KTO's mismatched completions, None for a loss without `kl`.
-    """
+    """What steps are made from. examples: units per step. mismatched_shape: KTO's; None for a loss without `kl`."""
 
     stream: "grain.MapDataset[Unit]"
     corpus: Corpus
     examples: int
     shape: BatchShape
-    mismatched: BatchShape | None = None
+    mismatched_shape: BatchShape | None = None
 
-    def units(self, step: int) -> list[Unit]:
-        """The units of a step, counted from 0."""
-        return step_units(self.stream, step, self.examples)
+    def units(self, step_index: int) -> list[Unit]:
+        """Returns the units of a step, counted from 0."""
+        return step_units(self.stream, step_index, self.examples)
 
-    def plan(self, step: int) -> StepPlan:
-        """The plan of a step, counted from 0."""
-        return plan_step(self.units(step), self.corpus, self.shape, self.mismatched)
+    def plan(self, step_index: int) -> StepPlan:
+        """Returns the plan of a step, counted from 0."""
+        return plan_step(self.units(step_index), self.corpus, self.shape, self.mismatched_shape)
 
 
 def number_of_steps(
     stream: "grain.MapDataset[Unit]", examples: int, epochs: int | float | None, max_steps: int | None
 ) -> int:
-    """The steps of a run: those of its epochs, at most max_steps. The next epoch fills up the last step."""
+    """Returns the number of steps of these epochs, at most max_steps. The next epoch fills up the last step."""
     if epochs is None and max_steps is None:
         raise UserError("data.epochs: null needs data.max_steps")
     of_epochs = math.inf if epochs is None else math.ceil(epochs * len(stream) / examples - 1e-9)
     return int(min(of_epochs, math.inf if max_steps is None else max_steps))
 
 
-def step_units(stream: "grain.MapDataset[Unit]", step: int, examples: int) -> list[Unit]:
-    """The units of step n (from 0): positions n * examples to (n + 1) * examples - 1 of the stream."""
+def step_units(stream: "grain.MapDataset[Unit]", step_index: int, examples: int) -> list[Unit]:
+    """Returns the units of a step, counted from 0: the next `examples` of the stream after those of earlier steps."""
     if len(stream) == 0:
-        raise UserError("no unit is left to train on: every question was filtered away or has no pair")
-    return [stream[position] for position in range(step * examples, (step + 1) * examples)]
+        raise UserError("no unit is left to train on: every question was filtered away or gives no unit")
+    return [stream[position] for position in range(step_index * examples, (step_index + 1) * examples)]
 
 
-def plan_run(source: StepSource, total: int) -> StepSource:
-    """The source with `microbatches` of its shapes set to what the fullest of steps 0 to total - 1 needs."""
+def set_microbatches(source: StepSource, steps: int) -> StepSource:
+    """Returns the source with `microbatches` of its shapes set to what the fullest of the first `steps` steps needs."""
     most, most_mismatched = 0, 0
-    for step in range(total):
-        units_of_step = source.units(step)
+    mismatched = source.mismatched_shape
+    for step_index in range(steps):
+        units_of_step = source.units(step_index)
         most = count_microbatches(units_of_step, source.corpus, source.shape, most)
-        if source.mismatched is not None:
-            most_mismatched = max(most_mismatched, count_mismatched(units_of_step, source.corpus, source.mismatched))
-    mismatched = source.mismatched and dataclasses.replace(source.mismatched, microbatches=most_mismatched)
+        if mismatched is not None:
+            most_mismatched = max(most_mismatched, count_mismatched(units_of_step, source.corpus, mismatched))
+    mismatched = mismatched and dataclasses.replace(mismatched, microbatches=most_mismatched)
     shape = dataclasses.replace(source.shape, microbatches=most)
-    return dataclasses.replace(source, shape=shape, mismatched=mismatched)
+    return dataclasses.replace(source, shape=shape, mismatched_shape=mismatched)
 
 
-def needed_sequences(source: StepSource, total: int) -> list[SequenceId]:
-    """All distinct sequences of steps 0 to total - 1, mismatched completions included, in the order of the corpus."""
+def needed_sequences(source: StepSource, steps: int) -> list[SequenceId]:
+    """Returns the distinct sequences of the first `steps` steps, mismatched ones too, in the order of the corpus."""
     sequences: set[SequenceId] = set()
     seen: set[Unit] = set()
-    for step in range(total):
-        units_of_step = source.units(step)
-        if source.mismatched is not None:
+    for step_index in range(steps):
+        units_of_step = source.units(step_index)
+        if source.mismatched_shape is not None:
             sequences.update(mismatched_sequences(units_of_step, source.corpus))
         for unit in units_of_step:
             if unit not in seen:
@@ -179,14 +181,15 @@ def needed_sequences(source: StepSource, total: int) -> list[SequenceId]:
 def steps(
     source: StepSource, start: int, stop: int, *, rows: slice | None = None, ref_logps: RefLogps | None = None
 ) -> "grain.IterDataset[tuple[int, Batch, StepPlan]]":
-    """Yields (n, batch, plan) for each step n from start to stop - 1, counted from 0. Threads make batches ahead.
+    """Returns a dataset of (step index, batch, plan) for the steps from start to stop - 1, counted from 0.
 
-    rows: the rows of each microbatch that this process owns. A batch is numpy arrays and depends on n alone.
+    Threads make batches ahead. A batch holds numpy arrays, and depends on the source and the step index alone. rows:
+    the rows of each microbatch that this process fills; None is all. ref_logps: as in `fill`.
     """
 
-    def make(step: int) -> tuple[int, Batch, StepPlan]:
-        plan = source.plan(int(step))
-        return int(step), fill(plan, source.corpus, rows, ref_logps), plan
+    def make(step_index: int) -> tuple[int, Batch, StepPlan]:
+        plan = source.plan(int(step_index))
+        return int(step_index), fill(plan, source.corpus, rows, ref_logps), plan
 
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PREFETCH)
     return grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options)

@@ -224,7 +224,7 @@ def plan_steps(
     units = [unit for units, _ in sources for unit in units]
     shape = pipeline.batch_shape(units, corpus, rows, int(corpus.completion_lengths.max()))
     mismatched = pipeline.mismatched_shape(shape, corpus) if objective.needs_kl else None
-    return pipeline.plan_run(StepSource(stream, corpus, batch.examples, shape, mismatched), steps), steps
+    return pipeline.set_microbatches(StepSource(stream, corpus, batch.examples, shape, mismatched), steps), steps
 
 
 def make_held_out(config: Config, objective: Objective, tokens: TokenizedQuestions) -> HeldOut | None:

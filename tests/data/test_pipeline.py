@@ -81,7 +81,7 @@ def small_run(view="pair", examples=3):
 
 def test_steps_by_random_access_and_in_turn_are_the_same(monkeypatch):
     source, total = small_run()
-    source = pipeline.plan_run(source, total)
+    source = pipeline.set_microbatches(source, total)
     all_steps = list(pipeline.steps(source, 0, total))
     assert [n for n, _, _ in all_steps] == list(range(total))
     monkeypatch.setattr(pipeline, "_THREADS", 1)
@@ -99,7 +99,7 @@ def test_steps_by_random_access_and_in_turn_are_the_same(monkeypatch):
 def test_what_a_run_needs_of_the_reference():
     source, total = small_run("unpaired", examples=6)
     mismatched = pipeline.mismatched_shape(source.shape, source.corpus)
-    source = pipeline.plan_run(dataclasses.replace(source, mismatched=mismatched), total)
+    source = pipeline.set_microbatches(dataclasses.replace(source, mismatched_shape=mismatched), total)
     needed = pipeline.needed_sequences(source, total)
     table = {sequence: float(n + 1) for n, sequence in enumerate(needed)}
 
@@ -118,6 +118,6 @@ def test_another_dataset_may_be_the_stream():
     source, _ = small_run()
     first, second = source.stream[0], source.stream[1]
     dataset = grain.MapDataset.source([first, second]).repeat()
-    source = pipeline.plan_run(dataclasses.replace(source, stream=dataset), 2)
+    source = pipeline.set_microbatches(dataclasses.replace(source, stream=dataset), 2)
     batches = {n: batch for n, batch, _ in pipeline.steps(source, 0, 2)}
     assert corpora.read_back(batches[0]) == corpora.spelled(source.corpus, [first, second, first])

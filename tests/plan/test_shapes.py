@@ -26,7 +26,7 @@ def test_abstract_batches_are_those_of_a_real_run(quickstart, tmp_path, loss):
     changed = Config.from_any(quickstart, **{"loss": {"name": loss}, "data.eval": [], "data.max_steps": 2})
     data = prepare(changed, load_tokenizer(str(local_folder("sample"))), objective_of(changed), tmp_path)
     filled = pipeline.fill(data.source.plan(0), data.corpus)
-    expected = abstract_batch(data.source.shape, data.source.mismatched)
+    expected = abstract_batch(data.source.shape, data.source.mismatched_shape)
     assert jax.tree.structure(filled) == jax.tree.structure(expected)
     for array, shape in zip(jax.tree.leaves(filled), jax.tree.leaves(expected)):
         assert (np.shape(array), np.asarray(array).dtype) == (shape.shape, shape.dtype)

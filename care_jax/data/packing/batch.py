@@ -67,8 +67,8 @@ ROW_ARRAYS = tuple(name for name, spec in ARRAYS.items() if spec.dimensions[0] =
 class BatchShape:
     """The static sizes of a batch, the same in every step of a run, so that the step is compiled once.
 
-    rows, row_length, responses, completion_tokens, pairs, lists: capacity of a microbatch.
-    width: responses per list. microbatches: as many as the fullest step needs; 0 until `pipeline.plan_run` counts them.
+    rows, row_length, responses, completion_tokens, pairs, lists: capacity of a microbatch. width: responses per list.
+    microbatches: as many as the fullest step needs; 0 until `pipeline.set_microbatches` counts them.
     packing, share_responses, share_prompts: the configuration keys of block `batch`: sequences share rows; a response
     that several units of the step need is laid out once; a prompt comes once per row.
     """

@@ -39,7 +39,7 @@ def batch_shape(units: Iterable[Unit], corpus: Corpus, shape: BatchShape, longes
             if cluster.lists:
                 width = max(width, len(cluster.responses))
     if not totals[0]:
-        raise UserError("no unit is left to train on: every question was filtered away or has no pair")
+        raise UserError("no unit is left to train on: every question was filtered away or gives no unit")
     slots = shape.rows * row_length
     per_token = [total / totals[0] for total in totals]
     responses = shape.rows if not packing else min(slots // shortest, int(4 * per_token[2] * slots) + 16)
