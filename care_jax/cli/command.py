@@ -1,4 +1,4 @@
-"""What the commands share: adding a subcommand, the options of endpoints, checks of options."""
+"""What the commands share: adding a subcommand, checks of options, and who answers: an endpoint or a model here."""
 
 import argparse
 from collections.abc import Callable
@@ -9,8 +9,11 @@ from care_jax.evaluation.endpoint.client import Endpoint
 from care_jax.evaluation.endpoint.transport import check_url, only_model
 
 if TYPE_CHECKING:
+    from care_jax.evaluation.answers.answerers import Answerer
+
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 else:
+    Answerer = object  # its module loads numpy
     Subparsers = argparse._SubParsersAction
 
 
@@ -64,3 +67,22 @@ def open_endpoint(arguments: argparse.Namespace, model: str | None) -> Endpoint:
         url, model or only_model(url), arguments.timeout, arguments.retries, arguments.concurrency,
         arguments.requests_per_minute,
     )  # fmt: skip
+
+
+def open_answerer(arguments: argparse.Namespace) -> Answerer:
+    """Returns who answers in `evaluate` and `generate`: the endpoint of --base-url, or else the model of --model."""
+    from care_jax.evaluation.answers.answerers import EndpointAnswerer, ModelAnswerer
+
+    if arguments.base_url is not None:
+        return EndpointAnswerer(open_endpoint(arguments, arguments.model))
+    return ModelAnswerer(arguments.model, arguments.dtype)
+
+
+def check_sampling(arguments: argparse.Namespace) -> None:
+    """Raises UserError if an option of sampling, in `evaluate` and `generate`, is out of its range."""
+    require_at_least(("--n", arguments.n, 1), ("--limit", arguments.limit, 1))
+    require_at_least(("--max-tokens", arguments.max_tokens, 1), ("--temperature", arguments.temperature, 0))
+    if arguments.temperature == float("inf"):
+        raise UserError("--temperature: found inf, expected a finite number")
+    if not 0 < arguments.top_p <= 1:
+        raise UserError(f"--top-p: found {arguments.top_p}, expected above 0 and at most 1")

@@ -21,21 +21,21 @@ _DATA = "a file, a folder, a hub id, or `sample`"
 
 def add(commands: Subparsers) -> None:
     """Adds the commands to the parser."""
-    data = command(commands, "data", _data, "look into datasets; sheets for raters, splits, token caches")
+    data = command(commands, "data", _data, "inspect, check, split and tokenize datasets; sheets for raters")
     subcommands = data.add_subparsers(metavar="COMMAND", dest="data_command")
 
-    command(subcommands, "list", _list, "the readers, and every dataset with its status, licence and fields")
+    command(subcommands, "list", _list, "list the readers, and the datasets with status, licence and fields")
 
-    inspect = command(subcommands, "inspect", _inspect, "what is in a dataset, what was dropped and why")
+    inspect = command(subcommands, "inspect", _inspect, "show what is in a dataset, what was dropped and why")
     _add_source(inspect)
-    inspect.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    inspect.add_argument("--json", action="store_true", help="print one JSON object")
     inspect.add_argument("--plot", metavar="FILE", help="draw ratings and responses per question (PNG, PDF, SVG)")
 
     check = command(subcommands, "check", _check, "find training questions in an evaluation set (then exit status 3)")
     _add_source(check, "TRAIN")
     check.add_argument("--against", metavar="EVAL", required=True, help="the evaluation set")
     _add_reader_options(check, "EVAL", "--against-")
-    check.add_argument("--json", action="store_true", help="one JSON object on stdout, with every overlap")
+    check.add_argument("--json", action="store_true", help="print one JSON object, with every overlap")
 
     _add_prepare(subcommands)
 
@@ -47,17 +47,17 @@ def add(commands: Subparsers) -> None:
     split = command(subcommands, "split", _split, "hold out questions of every category: train.jsonl, eval.jsonl")
     split.add_argument("data", metavar="D", help="rows with question, associated_culture, cul_type")
     split.add_argument("--per-category", type=int, required=True, metavar="N", help="questions held out of each")
-    split.add_argument("--seed", type=int, default=0, metavar="N")
+    split.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     _add_out(split)
 
     _add_sheet(subcommands)
 
-    summary = "filled sheets as rated rows, and the raters' agreement"
+    summary = "turn filled sheets into rated rows, and show the raters' agreement"
     back = command(subcommands, "import-annotations", _import_annotations, summary)
     back.add_argument("sheets", metavar="SHEET", nargs="+", help="filled sheets, one per rater")
-    back.add_argument("--key", required=True, metavar="F", help="the key.jsonl that was written with them")
+    back.add_argument("--key", required=True, metavar="F", help="the key.jsonl that was written with the sheets")
     back.add_argument("--out", required=True, metavar="F", help="rows in CARE's schema, JSON lines")
-    back.add_argument("--json", action="store_true", help="the agreement as one JSON object on stdout")
+    back.add_argument("--json", action="store_true", help="print the agreement as one JSON object")
 
 
 def _add_prepare(subcommands: Subparsers) -> None:
@@ -66,7 +66,7 @@ def _add_prepare(subcommands: Subparsers) -> None:
     _add_source(prepare)
     model = "the model of the tokenizer: a folder, a hub id, or `sample`"
     prepare.add_argument("--model", required=True, metavar="M", help=model)
-    prepare.add_argument("--model-revision", metavar="REV", help="of a hub id")
+    prepare.add_argument("--model-revision", metavar="REV", help="revision of the model, if it is a hub id")
     prepare.add_argument("--chat-template", default="model", metavar="T", help="model (default), none, or a jinja file")
     prepare.add_argument("--date", metavar="YYYY-MM-DD", help="for a template that needs a date (default: today)")
     prepare.add_argument("--query-language", default="native", metavar="L", help="native (default) or english")
@@ -75,12 +75,12 @@ def _add_prepare(subcommands: Subparsers) -> None:
 
 
 def _add_sheet(subcommands: Subparsers) -> None:
-    sheet = command(subcommands, "sheet", _sheet, "responses of several systems as blind sheets, and their key")
+    sheet = command(subcommands, "sheet", _sheet, "write responses of several systems as blind sheets, and their key")
     sheet.add_argument("data", metavar="QUESTIONS", help="rows with question")
     sheet.add_argument("--responses", nargs="+", required=True, metavar="F", help="rows of question, response, system")
     sheet.add_argument("--raters", type=int, default=1, metavar="N", help="sheets to write (default: 1)")
     sheet.add_argument("--per-question", type=int, metavar="N", help="responses per question, at most")
-    sheet.add_argument("--seed", type=int, default=0, metavar="N")
+    sheet.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     _add_out(sheet)
 
 
@@ -91,7 +91,7 @@ def _add_source(parser: argparse.ArgumentParser, metavar: str = "D") -> None:
 
 def _add_reader_options(parser: argparse.ArgumentParser, source: str, prefix: str = "--") -> None:
     parser.add_argument(f"{prefix}reader", default="care", metavar="R", help=f"how to read {source} (default: care)")
-    parser.add_argument(f"{prefix}split", metavar="S", help="of a hub dataset or a folder")
+    parser.add_argument(f"{prefix}split", metavar="S", help="the split of a hub dataset or a folder")
     parser.add_argument(f"{prefix}name", metavar="N", help="the configuration of a hub dataset")
     parser.add_argument(f"{prefix}revision", metavar="REV", help="of a hub dataset")
     columns = "the names of the data's columns"

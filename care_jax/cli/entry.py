@@ -10,14 +10,14 @@ import threading
 from collections.abc import Sequence
 
 from care_jax import __version__
-from care_jax.cli import data, evaluate, losses, models, plan, study, train
+from care_jax.cli import data, evaluate, judge, losses, models, plan, report, study, train
 from care_jax.errors import ENDED_BY_USER, FAILED, INTERRUPTED, LEAKAGE, MISTAKE, Leakage, UserError, nearest
 
 # Shorter than jax waits at the exit, and long enough for the other processes to report the same mistake.
 _EXIT_SECONDS = 20.0
 
 # Each of them adds its commands. A command imports what it runs when it runs, so that --help starts fast.
-_PARTS = (train, plan, data, models, evaluate, study, losses)
+_PARTS = (train, plan, data, models, evaluate, judge, report, study, losses)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

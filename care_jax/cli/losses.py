@@ -10,7 +10,7 @@ from care_jax.textfiles import writing
 
 def add(commands: Subparsers) -> None:
     """Adds the command."""
-    losses = command(commands, "losses", _losses, "every loss, or one: view, needs, hyperparameters, formula, source")
+    losses = command(commands, "losses", _losses, "list the losses: hyperparameters, formula, paper; or draw one")
     losses.add_argument("name", metavar="NAME", nargs="?", help="a loss, or your own as module:function")
     losses.add_argument("--plot", metavar="FILE", help="draw the loss and its slope against its margin (PNG, PDF, SVG)")
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from care_jax.cli.command import Subparsers, add_endpoint_options, command
+from care_jax.cli.command import Subparsers, add_endpoint_options, check_sampling, command, open_answerer
 from care_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _TEMPLATE = "model (the tokenizer's own, the default), none, or a jinja file"
 
 def add(commands: Subparsers) -> None:
     """Adds the commands."""
-    score = command(commands, "score", _score, "log-probabilities of every response of a dataset, row by row")
+    score = command(commands, "score", _score, "write the log-probability of every response of a dataset")
     option = score.add_argument
     option("--model", metavar="M", required=True, help=_MODEL)
     option("--data", metavar="D", required=True, help="a file, a folder, a hub id, or `sample`")
@@ -29,7 +29,7 @@ def add(commands: Subparsers) -> None:
     option("--reader", default="care", metavar="R", help="how to read D (default: care)")
     _add_model_options(score)
 
-    generate = command(commands, "generate", _generate, "answers of a model to questions; continues after a stop")
+    generate = command(commands, "generate", _generate, "answer questions; if it is run again, it continues")
     option = generate.add_argument
     option("--model", metavar="M", help=f"{_MODEL}; or a model's name at --base-url")
     option("--base-url", metavar="U", help="an OpenAI-compatible endpoint, such as vLLM's")
@@ -42,12 +42,12 @@ def add(commands: Subparsers) -> None:
     option("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default: 1)")
     option("--max-tokens", type=int, default=256, metavar="N", help="tokens per answer (default: 256)")
     option("--n", type=int, default=1, metavar="N", help="answers per row (default: 1)")
-    option("--seed", type=int, default=0, metavar="N")
+    option("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
     option("--limit", type=int, metavar="N", help="only the first N rows")
     _add_model_options(generate)
     add_endpoint_options(generate)
 
-    summary = "the newest checkpoint of a run as a Hugging Face folder"
+    summary = "write the newest checkpoint of a run as a Hugging Face folder"
     option = command(commands, "export", _export, summary).add_argument
     option("run_directory", metavar="RUN", help="a run directory")
     option("folder", metavar="FOLDER", help="the folder to write")
@@ -98,24 +98,22 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from care_jax.cli import evaluating
     from care_jax.evaluation.answers.prompts import read_prompts
 
     if arguments.temperature is None:
         arguments.temperature = 0.7 if arguments.task is None else 0.0
-    evaluating.check_sampling(arguments)
+    check_sampling(arguments)
     if arguments.model is None and arguments.base_url is None:
         raise UserError("expected --model M or --base-url U, which give the answers")
     _check_not_data(arguments.out, arguments.data)
     if arguments.task == "translate":
         return _translate(arguments)
     prompts, dropped = read_prompts(arguments.data, arguments.limit)
-    return _answer(arguments, evaluating.open_answerer(arguments), prompts, dropped)
+    return _answer(arguments, open_answerer(arguments), prompts, dropped)
 
 
 def _translate(arguments: argparse.Namespace) -> int:
     """Writes the translations. The answers are in a file next to them, from which the same command can continue."""
-    from care_jax.cli.evaluating import open_answerer
     from care_jax.evaluation.answers import translate
 
     prompts, dropped = translate.read_untranslated(arguments.data, arguments.limit)

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from care_jax.cli.command import command
+from care_jax.cli.command import Subparsers, command
 from care_jax.errors import FAILED
 
 _MORE = """\
@@ -15,7 +15,7 @@ machine file (v5e-64: v5e:8x8), or for this machine if none is named. --devices 
 """
 
 
-def add(commands) -> None:
+def add(commands: Subparsers) -> None:
     """Adds the command to the parser."""
     plan = command(commands, "plan", _plan, "compile a run for a machine and say whether it fits", _MORE)
     plan.add_argument("recipe", metavar="RECIPE", help="file or name of a recipe, such as quickstart")

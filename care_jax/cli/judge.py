@@ -8,21 +8,71 @@ import json
 import pathlib
 import sys
 from collections import Counter
+from typing import TYPE_CHECKING
 
-from care_jax.cli.command import open_endpoint
+from care_jax.cli.command import Subparsers, add_endpoint_options, command, open_endpoint, require_at_least
 from care_jax.errors import UserError
-from care_jax.evaluation import judge as judges
-from care_jax.evaluation.answers.progress import progress_bar
 from care_jax.evaluation.endpoint.cache import ReplyCache
 from care_jax.evaluation.endpoint.client import Client, Endpoint
-from care_jax.evaluation.judge import Job, Judgement
-from care_jax.evaluation.rubrics import load_rubrics
+from care_jax.stopping import interruptible
 from care_jax.textfiles import JsonObject, write_lines, writing
 
+if TYPE_CHECKING:
+    from care_jax.evaluation.judge import Job, Judgement
+else:
+    Job = Judgement = object  # their module loads numpy, so it is imported when the command runs
 
-def judge(arguments: argparse.Namespace) -> int:
-    """Runs the command. If it is interrupted, every reply that has arrived is in the cache."""
+_MORE = """\
+The judge is a model at an endpoint (--judge-model J --base-url U) or on this machine (--judge-model FOLDER). Or write a
+file of requests in OpenAI's batch format (--requests-out F), have it answered, and read the answers (--answers-in F).
+If the command is run again, it asks only for ratings that are missing. If the answers have a field human_rating, the
+judge's agreement with it is printed.
+"""
+
+
+def add(commands: Subparsers) -> None:
+    """Adds the command."""
+    judge = command(commands, "judge", _judge, "rate answers by a judge", _MORE)
+    option = judge.add_argument
+    option("--responses", metavar="F", required=True, help="file of the answers, with question, reference, category")
+    option("--out", metavar="F", help="output: the answers with rating, judgement, judge")
+    option("--judge-model", metavar="J", help="a model's name at --base-url; or a folder, or `sample`")
+    option("--base-url", metavar="U", help="an OpenAI-compatible endpoint")
+    option("--requests-out", metavar="F", help="write the requests as a batch file and stop")
+    option("--answers-in", metavar="F", nargs="+", help="answers to the requests; later files override earlier ones")
+    option("--dry-run", action="store_true", help="count the calls and exit")
+    option("--rubrics", metavar="DIR", help="folder of the published prompt files (default: care_jax's wording)")
+    option(
+        "--criteria", choices=("by_content", "as_published"), default="by_content",
+        help="which rubric a category gets: by_content corrects the swapped names of two published files, as_published "
+        "keeps them (default: by_content)",
+    )  # fmt: skip
+    option("--rubric", metavar="NAME", help="rate all answers by this rubric, such as care_pro or globe")
+    option("--second", metavar="F", help="output of another judge; print the agreement with it")
+    option("--tries", type=int, default=3, metavar="N", help="attempts per answer until there is a rating (default: 3)")
+    option("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: 0)")
+    option("--max-tokens", type=int, default=1024, metavar="N", help="tokens per reply (default: 1024)")
+    option("--limit", type=int, metavar="N", help="only the first N answers")
+    option("--cache", metavar="F", help="file that keeps the judge's replies (default: OUT.cache.jsonl)")
+    option("--dtype", choices=("float32", "bfloat16"), default="float32", help="of a model here (default: float32)")
+    option("--json", action="store_true", help="print the summary as one JSON object")
+    add_endpoint_options(judge)
+
+
+def _judge(arguments: argparse.Namespace) -> int:
+    require_at_least(("--tries", arguments.tries, 1), ("--max-tokens", arguments.max_tokens, 1))
+    require_at_least(("--temperature", arguments.temperature, 0), ("--limit", arguments.limit, 1))
     _check(arguments)
+    with interruptible() as status:
+        _rate(arguments)
+    return status.value
+
+
+def _rate(arguments: argparse.Namespace) -> None:
+    """Does what the options ask for. If it is interrupted, every reply that has arrived is in the cache."""
+    from care_jax.evaluation import judge as judges
+    from care_jax.evaluation.rubrics import load_rubrics
+
     endpoint = None
     if not (_uses_files(arguments) or arguments.dry_run or _is_local(arguments)):
         endpoint = open_endpoint(arguments, arguments.judge_model)
@@ -33,10 +83,10 @@ def judge(arguments: argparse.Namespace) -> int:
     jobs = judges.read_jobs(arguments.responses, load_rubrics(arguments.rubrics, arguments.criteria), settings)
     if arguments.dry_run:
         _print_counts(arguments, jobs)
-        return 0
+        return
     if arguments.requests_out is not None and arguments.answers_in is None:
-        _write_requests(arguments, jobs, f"for {name}")
-        return 0
+        _write_requests(arguments, judges.request_lines(jobs), f"for {name}")
+        return
     counts: dict[str, int] = {}
     if arguments.answers_in is not None:
         judgements = _read_answers(arguments, jobs)
@@ -45,8 +95,12 @@ def judge(arguments: argparse.Namespace) -> int:
     lines = judges.rated_lines(jobs, judgements, name, arguments.criteria)
     with writing("--out", arguments.out):
         write_lines(pathlib.Path(arguments.out), lines)
-    _print_summary(arguments, lines, judges.summarize_judgements(jobs, judgements) | {"counts": counts})
-    return 0
+    summary = judges.summarize_judgements(jobs, judgements) | {"counts": counts}
+    if (people := judges.agreement_with_people(lines)) is not None:
+        summary["agreement_with_people"] = dataclasses.asdict(people)
+    if arguments.second is not None:
+        summary["agreement_with_second"] = dataclasses.asdict(judges.agreement_with_judge(lines, arguments.second))
+    _print_summary(arguments, summary)
 
 
 def _uses_files(arguments: argparse.Namespace) -> bool:
@@ -84,8 +138,7 @@ def _check(arguments: argparse.Namespace) -> None:
         )
 
 
-def _write_requests(arguments: argparse.Namespace, jobs: list[Job], purpose: str) -> None:
-    lines = judges.request_lines(jobs)
+def _write_requests(arguments: argparse.Namespace, lines: list[JsonObject], purpose: str) -> None:
     with writing("--requests-out", arguments.requests_out):
         write_lines(pathlib.Path(arguments.requests_out), lines)
     print(f"{arguments.requests_out}: {len(lines)} requests {purpose}", file=sys.stderr)
@@ -93,12 +146,14 @@ def _write_requests(arguments: argparse.Namespace, jobs: list[Job], purpose: str
 
 def _read_answers(arguments: argparse.Namespace, jobs: list[Job]) -> list[Judgement]:
     """Returns the judgements in --answers-in; writes requests for answers without a rating to --requests-out."""
+    from care_jax.evaluation import judge as judges
+
     judgements, unmatched = judges.judge_by_files(jobs, arguments.answers_in)
     if unmatched:
         print(f"care-jax: {unmatched} answers belong to no row of {arguments.responses}", file=sys.stderr)
     unrated = [job for job, judgement in zip(jobs, judgements) if judgement.rating is None and job.body is not None]
     if arguments.requests_out is not None and unrated:
-        _write_requests(arguments, unrated, "to send again")
+        _write_requests(arguments, judges.request_lines(unrated), "to send again")
     return judgements
 
 
@@ -110,6 +165,9 @@ def _ask(
     arguments: argparse.Namespace, jobs: list[Job], endpoint: Endpoint | None
 ) -> tuple[list[Judgement], dict[str, int]]:
     """Returns the judgements of the endpoint or else of the model on this machine, and the endpoint's counts."""
+    from care_jax.evaluation import judge as judges
+    from care_jax.evaluation.answers.progress import progress_bar
+
     with (
         contextlib.closing(ReplyCache(_cache_path(arguments))) as cache,
         progress_bar(len(jobs), "judgements") as update,
@@ -130,6 +188,8 @@ def _ask(
 
 def _print_counts(arguments: argparse.Namespace, jobs: list[Job]) -> None:
     """Prints what `--dry-run` prints: how many calls are left to make."""
+    from care_jax.evaluation import judge as judges
+
     path = _cache_path(arguments)
     with contextlib.closing(ReplyCache(path if path is not None and pathlib.Path(path).exists() else None)) as cache:
         calls = judges.count_pending(jobs, cache, arguments.tries)
@@ -146,11 +206,7 @@ def _print_counts(arguments: argparse.Namespace, jobs: list[Job]) -> None:
     print(f"  characters of all prompts: {characters}")
 
 
-def _print_summary(arguments: argparse.Namespace, lines: list[JsonObject], summary: JsonObject) -> None:
-    if (people := judges.agreement_with_people(lines)) is not None:
-        summary["agreement_with_people"] = dataclasses.asdict(people)
-    if arguments.second is not None:
-        summary["agreement_with_second"] = dataclasses.asdict(judges.agreement_with_judge(lines, arguments.second))
+def _print_summary(arguments: argparse.Namespace, summary: JsonObject) -> None:
     if arguments.json:
         print(json.dumps(summary, ensure_ascii=False))
         return
