@@ -41,7 +41,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests-per-minute", type=float, metavar="N", help="calls started per minute at most")
 
 
-def require_at_least(*options: tuple[str, int | float | None, int | float]) -> None:
+def check_minimum(*options: tuple[str, int | float | None, int | float]) -> None:
     """Raises UserError if the value of an option (name, value, minimum) is below its minimum."""
     for option, value, minimum in options:
         if value is not None and not value >= minimum:
@@ -56,7 +56,7 @@ def check_picture(path: str | None) -> None:
 
 def open_endpoint(arguments: argparse.Namespace, model: str | None) -> Endpoint:
     """Returns the endpoint of --base-url with the named model, or else with the only model that it serves."""
-    require_at_least(
+    check_minimum(
         ("--concurrency", arguments.concurrency, 1),
         ("--retries", arguments.retries, 0),
         ("--timeout", arguments.timeout, 1e-3),
@@ -80,8 +80,8 @@ def open_answerer(arguments: argparse.Namespace) -> Answerer:
 
 def check_sampling(arguments: argparse.Namespace) -> None:
     """Raises UserError if an option of sampling, in `evaluate` and `generate`, is out of its range."""
-    require_at_least(("--n", arguments.n, 1), ("--limit", arguments.limit, 1))
-    require_at_least(("--max-tokens", arguments.max_tokens, 1), ("--temperature", arguments.temperature, 0))
+    check_minimum(("--n", arguments.n, 1), ("--limit", arguments.limit, 1))
+    check_minimum(("--max-tokens", arguments.max_tokens, 1), ("--temperature", arguments.temperature, 0))
     if arguments.temperature == float("inf"):
         raise UserError("--temperature: found inf, expected a finite number")
     if not 0 < arguments.top_p <= 1:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from care_jax.cli.command import Subparsers, check_picture, command, require_at_least
+from care_jax.cli.command import Subparsers, check_minimum, check_picture, command
 from care_jax.errors import LEAKAGE, MISTAKE, UserError
 from care_jax.textfiles import write_lines, writing
 
@@ -201,7 +201,7 @@ def _tfds(arguments: argparse.Namespace) -> int:
 def _split(arguments: argparse.Namespace) -> int:
     from care_jax.data.curation import sheets
 
-    require_at_least(("--per-category", arguments.per_category, 1))
+    check_minimum(("--per-category", arguments.per_category, 1))
     folder = pathlib.Path(arguments.out)
     parts = dict(zip(("train", "eval"), sheets.split(arguments.data, arguments.per_category, arguments.seed)))
     for name, rows in parts.items():
@@ -217,7 +217,7 @@ def _split(arguments: argparse.Namespace) -> int:
 def _sheet(arguments: argparse.Namespace) -> int:
     from care_jax.data.curation import sheets
 
-    require_at_least(("--raters", arguments.raters, 1), ("--per-question", arguments.per_question, 1))
+    check_minimum(("--raters", arguments.raters, 1), ("--per-question", arguments.per_question, 1))
     folder = pathlib.Path(arguments.out)
     for earlier in sorted(folder.glob("sheet-*.csv")):
         raise UserError(f"{earlier} is a sheet already, maybe a filled one: choose another folder with --out")

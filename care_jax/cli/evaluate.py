@@ -6,18 +6,12 @@ import json
 import pathlib
 import sys
 import typing
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from care_jax.cli.command import (
-    Subparsers,
-    add_endpoint_options,
-    check_sampling,
-    command,
-    open_answerer,
-    require_at_least,
-)
+from care_jax.cli.command import Subparsers, add_endpoint_options, check_minimum, check_sampling, command, open_answerer
 from care_jax.errors import UserError
-from care_jax.evaluation.items import Method, Mode, Options, Outcome, QueryLanguage, TaskItems
+from care_jax.evaluation.items import Method, Mode, Options, QueryLanguage, TaskItems
 from care_jax.textfiles import JsonObject, write_json, write_lines, writing
 
 if TYPE_CHECKING:
@@ -102,7 +96,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from care_jax.evaluation.answers.responses import read_answers
 
     if arguments.list:
-        _print_tasks()
+        for task in tasks.TASKS.values():
+            source = f"; {task.source}, {task.licence}" if task.source else ""
+            print(f"{task.name:20} {task.summary} ({task.metric}{source})")
         return 0
     _check(arguments)
     options = Options.select(vars(arguments) | {"columns": _parse_columns(arguments.columns)})
@@ -123,7 +119,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         result |= settings
         if answerer is None or answerer.is_writer():
             _print_notes(arguments, run, result)
-            _write(run, result, outcome)
+            _write(run, result, tasks.score_lines(outcome, task.name, result["system"]))
         print(json.dumps(result, ensure_ascii=False) if arguments.json else _describe(result), flush=True)
     return 0
 
@@ -137,7 +133,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if not (arguments.responses or arguments.model or arguments.base_url):
         raise UserError("expected one of --model, --base-url, --responses, which give the answers")
     check_sampling(arguments)
-    require_at_least(("--batch-size", arguments.batch_size, 1), ("--num-fewshot", arguments.num_fewshot, 0))
+    check_minimum(("--batch-size", arguments.batch_size, 1), ("--num-fewshot", arguments.num_fewshot, 0))
     if arguments.fewshot is not None and not arguments.num_fewshot:
         raise UserError("--fewshot: expected --num-fewshot N too, the number of examples before each question")
 
@@ -200,24 +196,14 @@ def _print_notes(arguments: argparse.Namespace, run: _TaskRun, result: JsonObjec
         print(note, file=sys.stderr, flush=True)
 
 
-def _write(run: _TaskRun, result: JsonObject, outcome: Outcome) -> None:
-    from care_jax.evaluation import tasks
-
+def _write(run: _TaskRun, result: JsonObject, score_lines: Iterator[JsonObject]) -> None:
     if run.folder is None:
         return
     with writing("--out", run.folder):
         run.folder.mkdir(parents=True, exist_ok=True)
         write_json(run.folder / "result.json", result)
         if run.task.kind != "judged":
-            write_lines(run.folder / "scores.jsonl", tasks.score_lines(outcome, run.task.name, result["system"]))
-
-
-def _print_tasks() -> None:
-    from care_jax.evaluation import tasks
-
-    for task in tasks.TASKS.values():
-        source = f"; {task.source}, {task.licence}" if task.source else ""
-        print(f"{task.name:20} {task.summary} ({task.metric}{source})")
+            write_lines(run.folder / "scores.jsonl", score_lines)
 
 
 def _describe(result: JsonObject) -> str:

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from care_jax.cli.command import Subparsers, add_endpoint_options, command, open_endpoint, require_at_least
+from care_jax.cli.command import Subparsers, add_endpoint_options, check_minimum, command, open_endpoint
 from care_jax.errors import UserError
 from care_jax.evaluation.endpoint.cache import ReplyCache
 from care_jax.evaluation.endpoint.client import Client, Endpoint
@@ -60,8 +60,8 @@ def add(commands: Subparsers) -> None:
 
 
 def _judge(arguments: argparse.Namespace) -> int:
-    require_at_least(("--tries", arguments.tries, 1), ("--max-tokens", arguments.max_tokens, 1))
-    require_at_least(("--temperature", arguments.temperature, 0), ("--limit", arguments.limit, 1))
+    check_minimum(("--tries", arguments.tries, 1), ("--max-tokens", arguments.max_tokens, 1))
+    check_minimum(("--temperature", arguments.temperature, 0), ("--limit", arguments.limit, 1))
     _check(arguments)
     with interruptible() as status:
         _rate(arguments)
@@ -119,10 +119,8 @@ def _check(arguments: argparse.Namespace) -> None:
     by_files = _uses_files(arguments)
     needs_model = not (by_files or arguments.dry_run) and arguments.base_url is None
     if needs_model and arguments.judge_model is None:
-        raise UserError(
-            "expected a judge: --judge-model J with --base-url U, --judge-model FOLDER, --requests-out F, or "
-            "--answers-in F"
-        )
+        judges = "--judge-model J with --base-url U, --judge-model FOLDER, --requests-out F, or --answers-in F"
+        raise UserError(f"expected a judge: {judges}")
     if by_files and arguments.base_url is not None:
         raise UserError("--base-url: leave it out with --requests-out or --answers-in, which call no endpoint")
     if arguments.out is None and not arguments.dry_run and (arguments.answers_in or not by_files):
@@ -132,10 +130,8 @@ def _check(arguments: argparse.Namespace) -> None:
         if path is not None and pathlib.Path(path).expanduser().resolve() == source:
             raise UserError(f"{option}: {path} is the responses: choose another file")
     if needs_model and not _is_local(arguments):
-        raise UserError(
-            f"--judge-model: no folder {arguments.judge_model!r} here; for a model at an endpoint give --base-url, "
-            "such as https://api.openai.com/v1"
-        )
+        endpoint = "for a model at an endpoint give --base-url, such as https://api.openai.com/v1"
+        raise UserError(f"--judge-model: no folder {arguments.judge_model!r} here; {endpoint}")
 
 
 def _write_requests(arguments: argparse.Namespace, lines: list[JsonObject], purpose: str) -> None:
@@ -188,11 +184,11 @@ def _ask(
 
 def _print_counts(arguments: argparse.Namespace, jobs: list[Job]) -> None:
     """Prints what `--dry-run` prints: how many calls are left to make."""
-    from care_jax.evaluation import judge as judges
+    from care_jax.evaluation.judge import count_pending
 
     path = _cache_path(arguments)
     with contextlib.closing(ReplyCache(path if path is not None and pathlib.Path(path).exists() else None)) as cache:
-        calls = judges.count_pending(jobs, cache, arguments.tries)
+        calls = count_pending(jobs, cache, arguments.tries)
     by_rubric = Counter(job.rubric.name for job in jobs if job.body is not None)
     characters = sum(len(job.body["messages"][0]["content"]) for job in jobs if job.body is not None)
     empty = len(jobs) - by_rubric.total()

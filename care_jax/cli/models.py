@@ -80,14 +80,9 @@ def _score(arguments: argparse.Namespace) -> int:
     mesh = sharding.make_mesh()
     opened = open_model(arguments.model, mesh, arguments.dtype)
     lines, corpus = score(
-        opened.model,
-        opened.params,
-        opened.tokenizer,
-        reading.questions,
-        chat_template=arguments.chat_template,
-        date=arguments.template_date,
-        mesh=mesh,
-    )
+        opened.model, opened.params, opened.tokenizer, reading.questions,
+        chat_template=arguments.chat_template, date=arguments.template_date, mesh=mesh,
+    )  # fmt: skip
     say(summarize(arguments.data, corpus, reading.report.rows, reading.report.dropped))
     if not lines:
         raise UserError(f"{arguments.data}: holds no response to score")
@@ -135,14 +130,9 @@ def _answer(
     from care_jax.evaluation.answers.prompts import GenerationSettings
 
     settings = GenerationSettings(
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        max_tokens=arguments.max_tokens,
-        n=arguments.n,
-        seed=arguments.seed,
-        chat_template=arguments.chat_template,
-        date=arguments.template_date,
-    )
+        temperature=arguments.temperature, top_p=arguments.top_p, max_tokens=arguments.max_tokens, n=arguments.n,
+        seed=arguments.seed, chat_template=arguments.chat_template, date=arguments.template_date,
+    )  # fmt: skip
     status, summary = answerer.answer(prompts, pathlib.Path(arguments.out), settings)
     if not status and answerer.is_writer():
         reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count)

@@ -15,9 +15,7 @@ the request files. Put the answers beside them and run the same command again.
 
 def add(commands: Subparsers) -> None:
     """Adds the command to the parser."""
-    study = command(
-        commands, "study", _study, "train a grid of runs and compare them", _MORE
-    )
+    study = command(commands, "study", _study, "train a grid of runs and compare them", _MORE)
     study.add_argument("study", metavar="STUDY", help="a file, or a name such as data_fraction")
     study.add_argument("--jobs", type=int, default=1, metavar="N", help="commands at once (default: 1)")
     study.add_argument("--run", dest="only", metavar="NAME", help="train only this run, as a job of its own")

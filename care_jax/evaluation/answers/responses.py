@@ -89,6 +89,5 @@ def match_answers(items: Sequence[Item], answers: Sequence[Answer]) -> MatchedAn
             unmatched += 1
         elif answer.response is not None or answer.logps is not None:
             matched.setdefault(candidates[0], []).append(answer)
-    return MatchedAnswers(
-        matched, unmatched, tuple(dict.fromkeys(answer.system for answer in answers if answer.system))
-    )
+    systems = dict.fromkeys(answer.system for answer in answers if answer.system)
+    return MatchedAnswers(matched, unmatched, tuple(systems))

@@ -129,9 +129,7 @@ def uses_logprobs(task: Task, options: Options, has_weights: bool) -> bool:
         if options.method == "generate":
             raise UserError(f"--method generate: {task.name} compares log-probabilities; expected auto or logprob")
         if not has_weights:
-            raise UserError(
-                f"--task {task.name}: compares log-probabilities, which need --model, or logps in --responses"
-            )
+            raise UserError(f"--task {task.name}: its log-probabilities need --model, or logps in --responses")
         return True
     if task.kind != "choice":
         return False
