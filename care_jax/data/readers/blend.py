@@ -83,7 +83,7 @@ class Entry:
 
 def open_annotations(path: str) -> Iterator[Entry]:
     """Yields the entries of a file of annotations; raises `UserError` for an entry that is not as in BLEnD's files."""
-    for row, values in Table(_entries(open_rows(path)), fields.Fields.make(BLEND, None)):
+    for row, values in Table(_entries(open_rows(path)), fields.FieldFinder.make(BLEND, None)):
         place = f"{row.place} ({values['id']})" if "id" in values else row.place
         missing = [name for name in ("id", "question", "idks", "answers") if name not in values]
         if missing:

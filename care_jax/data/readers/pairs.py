@@ -27,7 +27,7 @@ _Wording = str | tuple[Message, ...]
 def per_row(parse_row: Callable[[Row, JsonObject], Question]) -> Callable[[Table, Known], list[Question]]:
     """Returns the reader that makes a question of each row, and drops a pair of equal responses."""
 
-    def read(table: Table, known: Known) -> list[Question]:
+    def reader(table: Table, known: Known) -> list[Question]:
         def parse(row: Row, values: JsonObject) -> Question:
             question = parse_row(row, values)
             contents = [response.content for response in question.responses]
@@ -37,7 +37,7 @@ def per_row(parse_row: Callable[[Row, JsonObject], Question]) -> Callable[[Table
 
         return list(table.parse(parse))
 
-    return read
+    return reader
 
 
 def preference(row: Row, values: JsonObject) -> Question:

@@ -65,10 +65,11 @@ class Groups:
     keys: dict[tuple[str, str | None], Hashable] = field(default_factory=dict)
 
     def add(self, row: Row, prompt: Content, response: Response, about: About | None = None) -> None:
-        """Adds one response to a prompt."""
+        """Adds one response to a prompt. about: what its row says of the question, with the same keys in every row."""
         group = self._group(row, prompt, about or {})
-        text = (row.number, len(group.responses)) if self.report.every_response else plain_text(response.content)
-        copies = group.responses.setdefault(text, [])
+        separate = self.report.every_response
+        identity = (row.number, len(group.responses)) if separate else plain_text(response.content)
+        copies = group.responses.setdefault(identity, [])
         if copies:
             conflict = all(response.rating != copy.rating for copy in copies)
             reason = "conflicting_duplicate" if conflict else "duplicate"
@@ -91,8 +92,8 @@ class Groups:
                 self.by_key[key].prompt = prompt
         group = self.by_key[key]
         for name, value in about.items():
-            known = group.about[name]
-            if value is not None and (known is None or value < known):
+            smallest = group.about[name]
+            if value is not None and (smallest is None or value < smallest):
                 group.about[name] = value
         return group
 
@@ -114,12 +115,12 @@ def read_care(table: Table, known: Known) -> list[Question]:
 
     A file that has references but neither responses nor ratings is CARE's evaluation set: see `read_care_eval`.
     """
-    return _read(table, known, 1.0, 10.0)
+    return _read_rated_rows(table, known, 1.0, 10.0)
 
 
 def read_rated(table: Table, known: Known) -> list[Question]:
     """Reads any table of question, response and rating (larger is better, any scale), mapped by `columns:`."""
-    return _read(table, known, -math.inf, math.inf)
+    return _read_rated_rows(table, known, -math.inf, math.inf)
 
 
 def read_care_eval(table: Table, known: Known) -> list[Question]:
@@ -132,7 +133,7 @@ def read_care_eval(table: Table, known: Known) -> list[Question]:
 _CARE_FIELDS = frozenset(("response", "rating", "category", "culture"))
 
 
-def _read(table: Table, known: Known, low: float, high: float) -> list[Question]:
+def _read_rated_rows(table: Table, known: Known, low: float, high: float) -> list[Question]:
     """Reads rated rows.
 
     A field that no row has is absent from the data; if only some rows lack it, those rows are damaged. So rows wait

@@ -1,5 +1,8 @@
 """The table of readers, and `read`, which runs one: from a dataset to questions with rated responses.
 
+A reader is a function `(Table, Known) -> list[Question]`. If each row is a question, `per_row`
+makes one of a function `(Row, values) -> Question`. `Table.parse` drops a row for which that raises `BadField`.
+
 reading = readers.read("care", "care.jsonl", cultures=["arab"])
 reading.questions, reading.report.to_json()
 """
@@ -34,7 +37,7 @@ class ReaderSpec:
 
     name: str
     summary: str
-    read: Reader
+    reader: Reader
     aliases: Mapping[str, tuple[str, ...]]
     files: str | None = None
 
@@ -115,7 +118,7 @@ def read(
         rows = open_rows(str(path), split, name, revision, spec.files)
     known = Known(frozenset(map(culture_id, cultures)), frozenset(map(category_id, categories or ())))
     report = Report(strict=strict, every_response=every_response)
-    questions = spec.read(Table(rows, fields.Fields.make(spec.aliases, columns), report), known)
+    questions = spec.reader(Table(rows, fields.FieldFinder.make(spec.aliases, columns), report), known)
     if report.rows and report.dropped["unreadable"] == report.rows:
         first = report.rejected[0]
         raise UserError(f"{path}: none of {report.rows} rows can be read; row {first['row']}: {first['found']}")

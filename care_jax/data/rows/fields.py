@@ -51,7 +51,7 @@ def fold(name: str) -> str:
 
 
 @dataclass(slots=True)
-class Fields:
+class FieldFinder:
     """Finds the fields of rows.
 
     aliases: field -> the names that its column may have. columns: the user's map, field -> column; None says that the
@@ -63,7 +63,7 @@ class Fields:
     _matches: dict[tuple[str, ...], list[tuple[str, str]]] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, aliases: Mapping[str, tuple[str, ...]], columns: Mapping[str, str | None] | None) -> "Fields":
+    def make(cls, aliases: Mapping[str, tuple[str, ...]], columns: Mapping[str, str | None] | None) -> "FieldFinder":
         """Checks the keys of the user's map, each a field or an alias of one, and makes the finder."""
         by_alias = {fold(name): key for key, names in aliases.items() for name in (*names, key)}
         checked: dict[str, str | None] = {}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from care_jax.data.rows.fields import BadField, Fields
+from care_jax.data.rows.fields import BadField, FieldFinder
 from care_jax.data.rows.files import open_rows
 from care_jax.data.rows.report import Report
 from care_jax.data.rows.row import Row
@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows, the map from columns to fields, and the report that counts the rows and lists those that are dropped.
+    """Rows, the finder of their fields, and the report that counts the rows and lists those that are dropped.
 
     Iterating yields (row, field -> value) of each readable row. A strict report (the default) raises `UserError` for
     the first row that cannot be used.
     """
 
     rows: Iterable[Row]
-    fields: Fields
+    finder: FieldFinder
     report: Report = field(default_factory=lambda: Report(strict=True))
 
     def __iter__(self) -> Iterator[tuple[Row, JsonObject]]:
@@ -32,7 +32,7 @@ class Table:
             if row.value is None:
                 self.report.drop(row, "unreadable", "", row.problem)
             else:
-                yield row, self.fields.of(row.value)
+                yield row, self.finder.of(row.value)
 
     def parse(self, parse_row: Callable[[Row, JsonObject], T]) -> Iterator[T]:
         """Yields `parse_row(row, values)` of each readable row; a row for which it raises `BadField` is dropped."""
@@ -65,7 +65,7 @@ def open_table(
     aliases: field -> the names that its column may have. columns: the user's map, field -> column. report: None raises
     `UserError` for the first row that cannot be used.
     """
-    return Table(open_rows(path), Fields.make(aliases, columns), report or Report(strict=True))
+    return Table(open_rows(path), FieldFinder.make(aliases, columns), report or Report(strict=True))
 
 
 def require_fields(row: Row, values: Mapping[str, object], *names: str) -> None:

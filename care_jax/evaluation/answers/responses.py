@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from care_jax.data.questions import normalise
-from care_jax.data.rows.fields import Fields
+from care_jax.data.rows.fields import FieldFinder
 from care_jax.data.rows.table import open_table
 from care_jax.errors import UserError
 from care_jax.evaluation.items import Item
@@ -24,7 +24,7 @@ _ALIASES = {
     "rating": ("rating",),
     "logps": ("logps",),
 }
-FIELDS = Fields.make(_ALIASES, None)
+FIELDS = FieldFinder.make(_ALIASES, None)
 
 
 @dataclass(frozen=True, slots=True)
