@@ -5,15 +5,7 @@ If one row of the input holds several candidates (UltraFeedback, PRISM), each ca
 
 from collections.abc import Mapping
 
-from care_jax.data.questions import (
-    Content,
-    Message,
-    Question,
-    Response,
-    assistant_turn,
-    plain_text,
-    user_turn,
-)
+from care_jax.data.questions import Content, Message, Question, Response, assistant_turn, plain_text, user_turn
 from care_jax.data.readers.rated import Groups, Known
 from care_jax.data.rows import fields
 from care_jax.data.rows.fields import BadField

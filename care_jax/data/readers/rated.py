@@ -7,15 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from care_jax.data.cultures import culture_language, parse_category, parse_culture
-from care_jax.data.questions import (
-    Content,
-    Question,
-    Response,
-    assistant_turn,
-    plain_text,
-    question_key,
-    user_turn,
-)
+from care_jax.data.questions import Content, Question, Response, assistant_turn, plain_text, question_key, user_turn
 from care_jax.data.rows import fields
 from care_jax.data.rows.fields import BadField
 from care_jax.data.rows.report import Report

@@ -1,7 +1,7 @@
 """The table of readers, and `read`, which runs one: from a dataset to questions with rated responses.
 
-A reader is a function `(Table, Known) -> list[Question]`. If each row is a question, `per_row`
-makes one of a function `(Row, values) -> Question`. `Table.parse` drops a row for which that raises `BadField`.
+A reader is a function `(Table, Known) -> list[Question]`. If each row is a question, `per_row` makes one
+of a function `(Row, values) -> Question`. `Table.parse` drops a row for which that raises `BadField`.
 
 reading = readers.read("care", "care.jsonl", cultures=["arab"])
 reading.questions, reading.report.to_json()
