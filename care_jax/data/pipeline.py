@@ -58,9 +58,8 @@ def mixture(
 ) -> "grain.MapDataset[Unit]":
     """Returns several sources of units as one endless stream. Its length is that of an epoch.
 
-    sources: (units, weight). The weight is the number of passes through the source per epoch; with 0.5, an epoch has
-    one half of the units and the next epoch the other half. shuffle: each epoch is permuted by grain; if false, an
-    epoch holds one source after the other.
+    sources: (units, weight). weight: passes through the source per epoch; with 0.5, an epoch has one half of the units
+    and the next epoch the other half. shuffle: grain permutes each epoch; if false, one source comes after the other.
     """
     parts = []
     for number, (source, weight) in enumerate(sources):
@@ -78,7 +77,7 @@ class _Mixture(grain.MapDataset):
     """The dataset that `mixture` returns. sources: (units, units per epoch, seed) of each.
 
     A seed, of a source or of the mixture, shuffles each epoch as grain's `MapDataset.shuffle` does; None keeps the
-    order. Nested grain datasets would give the same units, but take ten times as long for the hundreds of a step.
+    order. Nested grain datasets would give the same units, ten times as slowly, and a step looks up hundreds.
     """
 
     def __init__(self, sources: Sequence[tuple[Sequence[Unit], int, int | None]], seed: int | None):
@@ -94,20 +93,19 @@ class _Mixture(grain.MapDataset):
             return self.slice(index)
         epoch, position_in_epoch = divmod(_unshuffled_index(int(index), len(self), self._seed), len(self))
         source_index = bisect_right(self._ends, position_in_epoch)
-        units, units_per_epoch, seed = self._sources[source_index]
+        source, units_per_epoch, seed = self._sources[source_index]
         # In the stream of the source, whose epochs are passes through all its units.
         position = epoch * units_per_epoch + position_in_epoch - (self._ends[source_index] - units_per_epoch)
-        return units[_unshuffled_index(position, len(units), seed) % len(units)]
+        return source[_unshuffled_index(position, len(source), seed) % len(source)]
 
 
 def _unshuffled_index(index: int, length: int, seed: int | None) -> int:
     """Returns where the item at `index` of a shuffled stream is in the unshuffled one. Items stay in their epoch."""
     if seed is None:
         return index
-    epoch, position_in_epoch = divmod(index, length)
+    epoch, position = divmod(index, length)
     seed = (seed + epoch) % _GRAIN_SEEDS
-    shuffled = grain.experimental.index_shuffle(position_in_epoch, max_index=length - 1, seed=seed, rounds=4)
-    return epoch * length + shuffled
+    return epoch * length + grain.experimental.index_shuffle(position, max_index=length - 1, seed=seed, rounds=4)
 
 
 # --- the steps -------------------------------------------------------------------------------------------------------

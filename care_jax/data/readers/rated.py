@@ -59,8 +59,7 @@ class Groups:
     def add(self, row: Row, prompt: Content, response: Response, about: About | None = None) -> None:
         """Adds one response to a prompt. about: what its row says of the question, with the same keys in every row."""
         group = self._group(row, prompt, about or {})
-        separate = self.report.every_response
-        identity = (row.number, len(group.responses)) if separate else plain_text(response.content)
+        identity = (row.number, len(group.responses)) if self.report.every_response else plain_text(response.content)
         copies = group.responses.setdefault(identity, [])
         if copies:
             conflict = all(response.rating != copy.rating for copy in copies)

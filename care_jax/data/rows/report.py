@@ -73,8 +73,7 @@ class Report:
         self.truncated.add((question, response))
         self.dropped["truncated_away"] += not counted
         file, row = self.locate(lost.row_number, self.questions[question].file)
-        entry = {"file": file, "row": row, "field": lost.field, "reason": "truncated_away", "found": value}
-        self.rejected.append(entry)
+        self.rejected.append(dict(file=file, row=row, field=lost.field, reason="truncated_away", found=value))
 
     def to_json(self) -> JsonObject:
         """Returns `rows questions responses dropped ratings by pairs`, as data_report.json holds them."""
