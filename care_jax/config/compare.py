@@ -16,7 +16,7 @@ _ROUNDING_KEYS = (
     *("mesh", "model.remat", "model.attention", "reference.mode", "optimizer.accumulate_dtype"),
     *("batch.row_length", "batch.microbatch_rows", "batch.packing", "batch.share_responses", "batch.share_prompts"),
 )
-# What may change when a run is started again: where it runs, what it writes and how often, and what rounds.
+# What may change when a run is resumed: where it runs, what it writes and how often, and what rounds.
 _FREE_KEYS = {
     *("name", "output_dir", "resume", "checkpoint", "nonfinite", "profile", "log_every", "eval_every"),
     *("evaluation", "trackers", "data.strict"),
@@ -42,13 +42,13 @@ def rounding_differences(a: Config, b: Config) -> Differences:
 
 
 def numeric_hash(config: Config) -> str:
-    """Sixteen hex digits of the values that change a run's numbers; equal if `refusing_differences` is empty."""
+    """Returns sixteen hex digits of the values that change a run's numbers; equal if `refusing_differences` is empty."""
     text = json.dumps(_numeric_values(config), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _numeric_values(config: Config) -> JsonObject:
-    """Dotted key -> value of everything that changes the numbers of a run beyond rounding."""
+    """Returns {dotted key: value} of everything that changes the numbers of a run beyond rounding."""
     flat: JsonObject = {}
 
     def walk(value: object, path: str) -> None:

@@ -77,7 +77,7 @@ def objective_of(config: Config) -> Objective:
 # ---- The batch as a view sees it
 
 _PER_RESPONSE = ("lengths", "ratings", "ref_logps", "desirable", "response_weights")
-_UNIT_ARRAYS = {
+_UNIT_ARRAYS = {  # by view: the arrays with one entry per unit
     "pairs": ("pairs", "pair_weights"),
     "unpaired": _PER_RESPONSE,
     "lists": ("groups", "group_mask", "group_weights"),
@@ -85,7 +85,7 @@ _UNIT_ARRAYS = {
 
 
 def merge_microbatches(batch: Batch) -> Batch:
-    """Merges all microbatches of a step: arrays [A, N, ...] become [A * N, ...], and slots count all responses."""
+    """Merges the microbatches of a step: arrays [A, N, ...] become [A * N, ...], slots index the merged responses."""
     slots = batch.lengths.shape[1]
     shift = jnp.arange(batch.lengths.shape[0], dtype=jnp.int32)[:, None, None] * slots
 
