@@ -42,7 +42,7 @@ def rounding_differences(a: Config, b: Config) -> Differences:
 
 
 def numeric_hash(config: Config) -> str:
-    """Returns sixteen hex digits of the values that change a run's numbers; equal if `refusing_differences` is empty."""
+    """Returns 16 hex digits of the values that change a run's numbers; equal if `refusing_differences` is empty."""
     text = json.dumps(_numeric_values(config), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
