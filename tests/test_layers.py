@@ -124,6 +124,18 @@ def test_folders_and_files_are_small():
             assert lines <= LINES, f"{path} has {lines} lines: two files?"
 
 
+def test_every_module_is_tested_by_name():
+    """A module has the test file that mirrors it, or a test imports it or names its path in a docstring."""
+    tests = {path: path.read_text() for path in pathlib.Path(__file__).parent.rglob("*.py")}
+    names = {name for path in tests for name in imported_names(path)}
+    names |= {name.rpartition(".")[0] for name in names}
+    for path in files():
+        inside = path.relative_to(PACKAGE)
+        mirror = pathlib.Path(__file__).parent / inside.parent / f"test_{path.name}"
+        named = module_of(path) in names or any(f"`{inside}`" in text for text in tests.values())
+        assert path.name.startswith("__") or mirror.exists() or named, f"no test names {inside}"
+
+
 def test_the_walk_sees_every_way_to_import(tmp_path):
     file = tmp_path / "one.py"
     file.write_text(

@@ -1,4 +1,7 @@
-"""The command line: exit statuses, streams, and one clear message for a mistake."""
+"""The command line: exit statuses, streams, and one clear message for a mistake.
+
+Also tests `cli/command.py`, `cli/train.py`, `cli/losses.py`.
+"""
 
 import pytest
 import yaml

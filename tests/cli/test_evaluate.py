@@ -1,4 +1,7 @@
-"""`care-jax evaluate` with a tiny model, an endpoint and files; interrupted answers are continued."""
+"""`care-jax evaluate` with a tiny model, an endpoint and files; interrupted answers are continued.
+
+Also tests `evaluation/answers/progress.py`.
+"""
 
 import functools
 import json

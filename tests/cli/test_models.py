@@ -1,4 +1,7 @@
-"""`care-jax score`, `generate` and `export` on tiny models: their output, and mistakes of a user."""
+"""`care-jax score`, `generate` and `export` on tiny models: their output, and mistakes of a user.
+
+Also tests `training/forward/score.py`.
+"""
 
 import functools
 import json

@@ -8,8 +8,7 @@ from care_jax.data.chat import Encoded
 from care_jax.data.corpus import build
 from care_jax.data.questions import Question, Response
 from care_jax.errors import UserError
-
-from . import corpora
+from tests.data import corpora
 
 
 def test_prompts_are_never_cut_and_completions_on_the_right():

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from care_jax.data import pipeline
 from care_jax.data.preferences import Unit
 from care_jax.errors import UserError
-
-from . import corpora
+from tests.data import corpora
 
 
 def named(count, first=0):

@@ -1,4 +1,8 @@
-"""Compares every loss with the peers' own code (tests/make_golden_losses.py), in value and gradient."""
+"""Compares every loss with the peers' own code (tests/make_golden_losses.py), in value and gradient.
+
+Also tests `losses/pairwise.py`, `losses/reference_free.py`, `losses/divergences.py`, `losses/unpaired.py`,
+`losses/arithmetic.py`.
+"""
 
 import functools
 import json

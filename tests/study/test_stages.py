@@ -1,4 +1,7 @@
-"""What a study keeps, what it refuses, how it pauses for a judge, and how it survives a kill."""
+"""What a study keeps, what it refuses, how it pauses for a judge, and how it survives a kill.
+
+Also tests `cli/study.py`.
+"""
 
 import json
 import pathlib

@@ -1,4 +1,7 @@
-"""Short runs on the packaged sample, one for each kind of loss: finite numbers, known ones in the first step."""
+"""Short runs on the packaged sample, one for each kind of loss: finite numbers, known ones in the first step.
+
+Also tests `training/recording.py`, `training/evaluation/schedule.py`, `training/evaluation/tasks.py`.
+"""
 
 import gc
 import json

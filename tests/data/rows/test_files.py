@@ -1,4 +1,7 @@
-"""Rows of local files: kinds of files, folders, and files that cannot be used."""
+"""Rows of local files: kinds of files, folders, and files that cannot be used.
+
+Also tests `data/rows/row.py`.
+"""
 
 import csv
 import gzip

@@ -1,4 +1,7 @@
-"""The files that `care-jax report` writes."""
+"""The files that `care-jax report` writes.
+
+Also tests `cli/report.py`, `evaluation/report/plots.py`.
+"""
 
 import csv
 import json

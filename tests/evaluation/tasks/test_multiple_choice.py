@@ -1,4 +1,7 @@
-"""INCLUDE, CulturalBench, FORK and any table; the examples before a question; scores."""
+"""INCLUDE, CulturalBench, FORK and any table; the examples before a question; scores.
+
+Also tests `evaluation/tasks/results.py`.
+"""
 
 import pytest
 

@@ -1,4 +1,8 @@
-"""The config.json of every family: both spellings, defaults of sparse files, what export writes."""
+"""The config.json of every family: both spellings, defaults of sparse files, what export writes.
+
+Also tests `models/families/config_json.py`, `models/families/gemma.py`, `models/families/llama.py`,
+`models/families/qwen.py`.
+"""
 
 import care_jax.models as models
 from care_jax.models.families.registry import write_config

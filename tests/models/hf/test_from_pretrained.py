@@ -1,4 +1,7 @@
-"""Import of Hugging Face folders: dtypes, multimodal checkpoints, and what is refused."""
+"""Import of Hugging Face folders: dtypes, multimodal checkpoints, and what is refused.
+
+Also tests `models/hf/safetensors_io.py`.
+"""
 
 import json
 import shutil
