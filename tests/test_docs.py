@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from care_jax import losses
+
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "launch/README.md")] + sorted(ROOT.glob("docs/*.md"))
 
@@ -28,3 +30,9 @@ def test_paths_and_names_of_the_package_exist(page):
         for part in rest:
             path = f"{path}.{part}"
             value = getattr(value, part) if hasattr(value, part) else importlib.import_module(path)
+
+
+def test_the_readme_lists_every_loss():
+    """And no other: the rows of features that begin with "losses"."""
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| losses of")]
+    assert sorted(name for row in rows for name in re.findall(r"`(\w+)`", row)) == losses.names()
