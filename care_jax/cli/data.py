@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from care_jax.cli.command import Subparsers, check_minimum, check_picture, command
+from care_jax.data.curation import leakage
 from care_jax.errors import LEAKAGE, MISTAKE, UserError
 from care_jax.textfiles import write_lines, writing
 
@@ -157,8 +158,6 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from care_jax.data.curation import leakage
-
     train = _read(arguments, arguments.data).questions
     against = _read(arguments, arguments.against, "against_").questions
     overlaps = leakage.check(train, against)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from care_jax.cli.command import Subparsers, add_endpoint_options, check_sampling, command, open_answerer
 from care_jax.errors import UserError
+from care_jax.textfiles import write_lines, writing
 
 if TYPE_CHECKING:
     from care_jax.evaluation.answers.answerers import Answerer
@@ -74,7 +75,6 @@ def _score(arguments: argparse.Namespace) -> int:
     from care_jax import sharding
     from care_jax.distributed import is_writer, say
     from care_jax.evaluation.model import open_model
-    from care_jax.textfiles import write_lines, writing
     from care_jax.training.forward.score import score, summarize
 
     mesh = sharding.make_mesh()

@@ -5,6 +5,7 @@ import sys
 
 from care_jax.cli.command import Subparsers, command
 from care_jax.errors import FAILED, INTERRUPTED, UserError
+from care_jax.stopping import Interrupted
 
 _MORE = """\
 STUDY is a YAML file with base, arms, grid, seeds and evaluate, or the name of a study that comes with the package.
@@ -24,7 +25,6 @@ def add(commands: Subparsers) -> None:
 
 
 def _study(arguments: argparse.Namespace) -> int:
-    from care_jax.stopping import Interrupted
     from care_jax.study import spec, stages
 
     if arguments.jobs < 1:

@@ -7,7 +7,8 @@ import pathlib
 import sys
 
 from care_jax.cli.command import Subparsers, command
-from care_jax.errors import FAILED, INTERRUPTED, UserError, nearest
+from care_jax.errors import FAILED, INTERRUPTED, UserError
+from care_jax.stopping import Interrupted
 
 _MORE = """\
 RECIPE and MACHINE are YAML files, or names of files that come with the package. If a key is set twice, the later value
@@ -40,7 +41,6 @@ def _train(arguments: argparse.Namespace) -> int:
     import jax
 
     from care_jax.cli import compilation_cache
-    from care_jax.stopping import Interrupted
     from care_jax.training import loop
     from care_jax.training.errors import ProcessLost, RunFailed, out_of_memory
 
@@ -105,8 +105,4 @@ def _check_readers(config) -> None:
     evaluation = config.data.eval if isinstance(config.data.eval, tuple) else ()
     for key, sources in (("data.train", config.data.train), ("data.eval", evaluation)):
         for index, source in enumerate(sources):
-            if source.reader not in readers.READERS:
-                raise UserError(
-                    f"{key}.{index}.reader: found {source.reader!r}{nearest(source.reader, list(readers.READERS))}, "
-                    f"expected {' or '.join(readers.READERS)}"
-                )
+            readers.find_reader(source.reader, f"{key}.{index}.reader")

@@ -20,6 +20,7 @@ POLICIES = ("all", "best_worst", "adjacent", "random")
 VIEWS = ("pairs", "unpaired", "lists")
 PAIR_WEIGHTS = ("equal", "gap")
 LABELS = ("thresholds", "relative", "best")
+UNITS = ("pair", "group")
 Number = int | float
 _EQUAL = 1e-9  # ratings that differ by less are equal
 
@@ -159,8 +160,8 @@ def make_units(
     """
     choices = (
         ("view", view, VIEWS),
-        ("batch.unit", unit, ("pair", "group")),
-        ("batch.reduction", reduction, ("pair", "group")),
+        ("batch.unit", unit, UNITS),
+        ("batch.reduction", reduction, UNITS),
         ("data.pairs.weights", weights, PAIR_WEIGHTS),
         ("data.labels", labels, LABELS),
     )

@@ -3,11 +3,13 @@
 import dataclasses
 import itertools
 import random
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from care_jax.config.blocks import DataConfig, LabelsConfig, PairsConfig, UnitName
 from care_jax.data import preferences
 from care_jax.data.preferences import Limit, PairPolicy, make_units, pair_indices
 from care_jax.data.questions import Question, Response, question_key
@@ -223,3 +225,11 @@ def test_real_ratings(shared):
         "random": sum(len(levels) > 1 for levels in distinct),
     }
     assert len(make_units(questions, policy="all", min_gap=3)) == 3037
+
+
+def test_the_configuration_has_the_same_choices():
+    names, bounds = get_args(get_type_hints(DataConfig)["labels"])
+    assert {"thresholds", *get_args(names)} == set(preferences.LABELS)
+    assert bounds is LabelsConfig  # its two bounds are those of `thresholds`
+    assert get_args(UnitName) == preferences.UNITS
+    assert get_args(get_type_hints(PairsConfig)["weights"]) == preferences.PAIR_WEIGHTS

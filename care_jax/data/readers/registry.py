@@ -26,6 +26,7 @@ from care_jax.errors import UserError, nearest
 from care_jax.textfiles import JsonObject
 
 Reader = Callable[[Table, Known], list[Question]]
+QUERY_LANGUAGES = ("native", "english")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,13 @@ READERS: dict[str, ReaderSpec] = {
 }
 
 
+def find_reader(name: str, key: str = "reader") -> ReaderSpec:
+    """Returns the reader of this name. Raises UserError if there is none. key: names the name's place, for messages."""
+    if name not in READERS:
+        raise UserError(f"{key}: found {name!r}{nearest(name, list(READERS))}, expected {', '.join(READERS)}")
+    return READERS[name]
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """The result of reading one source. files: (file, SHA-256) of each file read."""
@@ -101,11 +109,9 @@ def read(
     translated_question). strict: the first row that cannot be used raises `UserError`. every_response: keeps duplicates
     and responses without a valid rating, category or culture (see `Report`). Raises `UserError` for any mistake.
     """
-    if reader not in READERS:
-        raise UserError(f"reader: found {reader!r}{nearest(reader, list(READERS))}, expected {', '.join(READERS)}")
-    spec = READERS[reader]
-    if query_language not in ("native", "english"):
-        raise UserError(f"query_language: expected native or english, found {query_language!r}")
+    spec = find_reader(reader)
+    if query_language not in QUERY_LANGUAGES:
+        raise UserError(f"query_language: expected {' or '.join(QUERY_LANGUAGES)}, found {query_language!r}")
     # A culture's YAML file in the list registers the culture under all its names.
     cultures = [register_culture(c).id if c.endswith((".yaml", ".yml")) else c for c in cultures or ()]
     if reader == "prepared":

@@ -12,7 +12,7 @@ from care_jax.evaluation.answers.progress import progress_bar
 from care_jax.evaluation.answers.prompts import GenerationSettings, PromptRow
 from care_jax.evaluation.endpoint.client import Endpoint
 from care_jax.evaluation.items import Item
-from care_jax.stopping import interruptible
+from care_jax.stopping import Interrupted, StopSignal, interruptible
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -59,7 +59,6 @@ class ModelAnswerer:
     def answer(self, prompts: Sequence[PromptRow], path: pathlib.Path, settings: GenerationSettings) -> tuple[int, str]:
         """Writes the answers to `path`; returns the exit status and a summary. Continues a file that was cut off."""
         from care_jax.evaluation.answers.generate import generate_file
-        from care_jax.stopping import Interrupted, StopSignal
 
         model, mesh = self._loaded
         try:

@@ -124,25 +124,31 @@ def _prompt_template(file: pathlib.Path, country: str, options: Options) -> str 
             raise UserError(f"--prompt: no {country}_prompts.csv next to {file}")
         return None
     name = options.prompt or _OFFICIAL_PROMPT
-    rows = {row["id"]: row for row in _read_csv(prompts_file)}
-    if name not in rows:
+    column = "English" if options.query_language == "english" else "Translation"
+    prompts = {row["id"]: row[column] for row in _read_csv(prompts_file, "id", column)}
+    if name not in prompts:
         raise UserError(
-            f"--prompt: {prompts_file} has no {name!r}{nearest(name, list(rows))}; it has {', '.join(rows)}"
+            f"--prompt: {prompts_file} has no {name!r}{nearest(name, list(prompts))}; it has {', '.join(prompts)}"
         )
-    return rows[name]["English" if options.query_language == "english" else "Translation"]
+    return prompts[name]
 
 
-def _read_csv(path: pathlib.Path) -> list[dict[str, str]]:
+def _read_csv(path: pathlib.Path, *required: str) -> list[dict[str, str]]:
+    """Returns the rows. Raises UserError if there are none or a required column is missing."""
     with open(path, encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        columns, rows = reader.fieldnames or (), list(reader)
+    if not rows or not set(required) <= set(columns):
+        raise UserError(
+            f"{path}: found {len(rows)} rows with the columns {', '.join(columns) or 'none'}, "
+            f"expected rows with the columns {', '.join(required)}"
+        )
+    return rows
 
 
 def _read_topics(path: pathlib.Path) -> dict[str, str]:
     """Returns the topic of each question in `{Country}_questions.csv`, by id."""
-    rows = _read_csv(path)
-    if not rows or "ID" not in rows[0]:
-        raise UserError(f"{path}: expected the columns ID and Topic")
-    return {row["ID"]: row.get("Topic", "") for row in rows}
+    return {row["ID"]: row.get("Topic", "") for row in _read_csv(path, "ID")}
 
 
 # --- scoring short answers --------------------------------------------------------------------------------------------

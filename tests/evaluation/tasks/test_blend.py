@@ -72,6 +72,27 @@ def test_scores_by_hand(tmp_path):
     assert result["by"]["country"] == {"China": pytest.approx(100 * 4 / 6)}
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "parts"),
+    [
+        (
+            "China_prompts.csv",
+            "id,English\ninst-4,Say {q}\n",
+            ["columns id, English,", "columns id, Translation"],
+        ),
+        ("China_prompts.csv", "English,Translation\na,b\n", ["the columns English, Translation", "expected", " id, "]),
+        ("China_questions.csv", "Topic\nfood\n", ["the columns Topic", "expected rows with the columns ID"]),
+        ("China_questions.csv", "", ["0 rows with the columns none"]),
+    ],
+)
+def test_a_file_next_to_the_data_without_its_columns(tmp_path, name, text, parts):
+    path = write(tmp_path, "China_data.json", {"a": entry([(["茶"], ["tea"], 3)])})
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        blend.read_short(path, Options())
+    assert all(part in str(error.value) for part in [name, *parts])
+
+
 def test_an_english_speaking_country_has_english_answers_only(tmp_path):
     path = write(tmp_path, "US_data.json", {"a": entry([(["zzz"], ["pie"], 1)])})
     assert score(path, [answer("a", "zzz")])["score"] == 0
