@@ -1,14 +1,20 @@
-"""Text files that are written aside and renamed into place, JSON files, JSON lines, Markdown tables."""
+"""Text files that are written aside and renamed into place, JSON files, JSON lines, Markdown tables, progress bars."""
 
 import contextlib
 import json
 import os
 import pathlib
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from care_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm as ProgressBar
+else:
+    ProgressBar = object  # imported when a bar is shown
 
 JsonObject: TypeAlias = dict[str, Any]  # one JSON object: what json.loads returns for {...}
 
@@ -105,3 +111,19 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     return [line(head), "|" + "---|" * len(head), *map(line, rows), ""]
+
+
+def progress_bar(
+    total: int, name: str, unit: str, done: int = 0, hidden: bool = False, temporary: bool = False
+) -> ProgressBar:
+    """Returns a bar on stderr, for `with`; its `update` advances it. done: where it starts.
+
+    temporary: the bar is shown only after 2 s, and removed at the end.
+    """
+    from tqdm import tqdm
+
+    interval = 0.2 if sys.stderr.isatty() else 10  # seconds; a log is not filled with bars
+    return tqdm(
+        total=total, initial=done, desc=name, unit=unit, disable=hidden, mininterval=interval,
+        leave=not temporary, delay=2 if temporary else 0,
+    )  # fmt: skip

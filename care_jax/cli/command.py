@@ -41,6 +41,28 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests-per-minute", type=float, metavar="N", help="calls started per minute at most")
 
 
+def add_model_options(parser: argparse.ArgumentParser, chat_template: str | None = "model") -> None:
+    """Adds the options of a command that loads a model. chat_template: the default; None depends on the method."""
+    default = chat_template or "model; for log-probabilities: none"
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    parser.add_argument(
+        "--chat-template", default=chat_template, metavar="T",
+        help=f"model (the tokenizer's own), none, or a jinja file (default: {default})",
+    )  # fmt: skip
+    parser.add_argument("--template-date", metavar="DATE", help="YYYY-MM-DD, for a template that asks for today's date")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser, temperature: str, max_tokens: int | None) -> None:
+    """Adds the options of how answers are sampled. temperature: its default, in words. max_tokens: None, the task's."""
+    option = parser.add_argument
+    option("--temperature", type=float, metavar="T", help=f"0 is greedy (default: {temperature})")
+    option("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default: 1)")
+    most = max_tokens or "the task's"
+    option("--max-tokens", type=int, default=max_tokens, metavar="N", help=f"tokens per answer (default: {most})")
+    option("--n", type=int, default=1, metavar="N", help="answers per question (default: 1)")
+    option("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
+
+
 def check_minimum(*options: tuple[str, int | float | None, int | float]) -> None:
     """Raises UserError if the value of an option (name, value, minimum) is below its minimum."""
     for option, value, minimum in options:

@@ -9,7 +9,16 @@ import typing
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from care_jax.cli.command import Subparsers, add_endpoint_options, check_minimum, check_sampling, command, open_answerer
+from care_jax.cli.command import (
+    Subparsers,
+    add_endpoint_options,
+    add_model_options,
+    add_sampling_options,
+    check_minimum,
+    check_sampling,
+    command,
+    open_answerer,
+)
 from care_jax.errors import UserError
 from care_jax.evaluation.items import Method, Mode, Options, QueryLanguage, TaskItems
 from care_jax.textfiles import JsonObject, write_json, write_lines, writing
@@ -77,18 +86,9 @@ def add(commands: Subparsers) -> None:
     option("--fewshot", metavar="D", help="file of the examples, such as a validation split")
     option("--columns", metavar="MAP", help="field=column,... if the data has other column names")
     add_endpoint_options(evaluate)
-    option("--temperature", type=float, metavar="T", help="0 is greedy (default: the task's)")
-    option("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default: 1)")
-    option("--max-tokens", type=int, metavar="N", help="tokens per answer (default: the task's)")
-    option("--n", type=int, default=1, metavar="N", help="answers per question (default: 1)")
-    option("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
+    add_sampling_options(evaluate, temperature="the task's", max_tokens=None)
     option("--batch-size", "--batch_size", type=int, default=16, metavar="N", help="answers at once (default: 16)")
-    option("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
-    option(
-        "--chat-template", metavar="T",
-        help="model (the tokenizer's own), none, or a jinja file (default: model; for log-probabilities: none)",
-    )  # fmt: skip
-    option("--template-date", metavar="DATE", help="YYYY-MM-DD, for a template that asks for today's date")
+    add_model_options(evaluate, chat_template=None)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

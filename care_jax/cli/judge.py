@@ -15,7 +15,7 @@ from care_jax.errors import UserError
 from care_jax.evaluation.endpoint.cache import ReplyCache
 from care_jax.evaluation.endpoint.client import Client, Endpoint
 from care_jax.stopping import interruptible
-from care_jax.textfiles import JsonObject, write_lines, writing
+from care_jax.textfiles import JsonObject, progress_bar, write_lines, writing
 
 if TYPE_CHECKING:
     from care_jax.evaluation.judge import Job, Judgement
@@ -162,15 +162,14 @@ def _ask(
 ) -> tuple[list[Judgement], dict[str, int]]:
     """Returns the judgements of the endpoint or else of the model on this machine, and the endpoint's counts."""
     from care_jax.evaluation import judge as judges
-    from care_jax.evaluation.answers.progress import progress_bar
 
     with (
         contextlib.closing(ReplyCache(_cache_path(arguments))) as cache,
-        progress_bar(len(jobs), "judgements") as update,
+        progress_bar(len(jobs), "judgements", "judgement") as bar,
     ):
         if endpoint is not None:
             client = Client(endpoint, cache)
-            return judges.judge_by_endpoint(jobs, client, arguments.tries, update), dict(client.counts)
+            return judges.judge_by_endpoint(jobs, client, arguments.tries, bar.update), dict(client.counts)
 
         from care_jax import sharding
         from care_jax.evaluation.answers.generate import generate_answers
@@ -179,7 +178,7 @@ def _ask(
         mesh = sharding.make_mesh()
         opened = open_model(arguments.judge_model, mesh, arguments.dtype)
         generate = functools.partial(generate_answers, opened, mesh=mesh)
-        return judges.judge_by_model(jobs, generate, cache, arguments.tries, update), {}
+        return judges.judge_by_model(jobs, generate, cache, arguments.tries, bar.update), {}
 
 
 def _print_counts(arguments: argparse.Namespace, jobs: list[Job]) -> None:

@@ -6,7 +6,15 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from care_jax.cli.command import Subparsers, add_endpoint_options, check_sampling, command, open_answerer
+from care_jax.cli.command import (
+    Subparsers,
+    add_endpoint_options,
+    add_model_options,
+    add_sampling_options,
+    check_sampling,
+    command,
+    open_answerer,
+)
 from care_jax.errors import UserError
 from care_jax.textfiles import write_lines, writing
 
@@ -17,7 +25,6 @@ else:
     Answerer = PromptRow = object  # imported when the command runs
 
 _MODEL = "a folder, a hub id, a run directory, or `sample`"
-_TEMPLATE = "model (the tokenizer's own, the default), none, or a jinja file"
 
 
 def add(commands: Subparsers) -> None:
@@ -28,7 +35,7 @@ def add(commands: Subparsers) -> None:
     option("--data", metavar="D", required=True, help="a file, a folder, a hub id, or `sample`")
     option("--out", metavar="F", required=True, help="JSON lines of row, field, logp, tokens")
     option("--reader", default="care", metavar="R", help="how to read D (default: care)")
-    _add_model_options(score)
+    add_model_options(score)
 
     generate = command(commands, "generate", _generate, "answer questions; if it is run again, it continues")
     option = generate.add_argument
@@ -39,13 +46,9 @@ def add(commands: Subparsers) -> None:
     option(
         "--task", choices=("translate",), help="translate: translate the questions into English, for `translations:`"
     )
-    option("--temperature", type=float, metavar="T", help="0 is greedy (default: 0.7; for translate: 0)")
-    option("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default: 1)")
-    option("--max-tokens", type=int, default=256, metavar="N", help="tokens per answer (default: 256)")
-    option("--n", type=int, default=1, metavar="N", help="answers per row (default: 1)")
-    option("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
     option("--limit", type=int, metavar="N", help="only the first N rows")
-    _add_model_options(generate)
+    add_sampling_options(generate, temperature="0.7; for translate: 0", max_tokens=256)
+    add_model_options(generate)
     add_endpoint_options(generate)
 
     summary = "write the newest checkpoint of a run as a Hugging Face folder"
@@ -53,12 +56,6 @@ def add(commands: Subparsers) -> None:
     option("run_directory", metavar="RUN", help="a run directory")
     option("folder", metavar="FOLDER", help="the folder to write")
     option("--adapter", action="store_true", help="only the adapters, as a PEFT folder")
-
-
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
-    parser.add_argument("--chat-template", default="model", metavar="T", help=_TEMPLATE)
-    parser.add_argument("--template-date", metavar="DATE", help="YYYY-MM-DD, for a template that asks for today's date")
 
 
 def _check_not_data(out: str, data: str) -> None:

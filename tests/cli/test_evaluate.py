@@ -1,7 +1,4 @@
-"""`care-jax evaluate` with a tiny model, an endpoint and files; interrupted answers are continued.
-
-Also tests `evaluation/answers/progress.py`.
-"""
+"""`care-jax evaluate` with a tiny model, an endpoint and files; interrupted answers are continued."""
 
 import functools
 import json

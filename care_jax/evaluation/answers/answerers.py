@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from care_jax.errors import INTERRUPTED
 from care_jax.evaluation.answers.ask import ask_file
-from care_jax.evaluation.answers.progress import progress_bar
 from care_jax.evaluation.answers.prompts import GenerationSettings, PromptRow
 from care_jax.evaluation.endpoint.client import Endpoint
 from care_jax.evaluation.items import Item
 from care_jax.stopping import Interrupted, StopSignal, interruptible
+from care_jax.textfiles import progress_bar
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -33,8 +33,8 @@ class EndpointAnswerer:
     def answer(self, prompts: Sequence[PromptRow], path: pathlib.Path, settings: GenerationSettings) -> tuple[int, str]:
         """Writes the answers to `path`; returns the exit status and a summary. Every reply that arrived is kept."""
         summary = ""
-        with interruptible() as status, progress_bar(len(prompts) * settings.n, "answers") as update:
-            counts = ask_file(self._endpoint, prompts, path, settings, update)
+        with interruptible() as status, progress_bar(len(prompts) * settings.n, "answers", "answer") as bar:
+            counts = ask_file(self._endpoint, prompts, path, settings, bar.update)
             summary = f"{len(prompts)} rows: " + ", ".join(f"{count} {name}" for name, count in counts.items())
         return status.value, summary
 
@@ -76,9 +76,9 @@ class ModelAnswerer:
         from care_jax.evaluation.answers.logprobs import score_file
 
         model, mesh = self._loaded
-        with progress_bar(len(items), "items") as update:
+        with progress_bar(len(items), "items", "item") as bar:
             score_file(model, items, task, path, template, mesh)
-            update(len(items))
+            bar.update(len(items))
 
     def is_writer(self) -> bool:
         from care_jax.distributed import is_writer

@@ -17,11 +17,10 @@ from care_jax.data import chat
 from care_jax.data.questions import user_turn
 from care_jax.distributed import is_writer
 from care_jax.errors import UserError
-from care_jax.evaluation.answers.progress import progress_bar
 from care_jax.evaluation.answers.prompts import GenerationSettings, PromptRow
 from care_jax.evaluation.model import LoadedModel
 from care_jax.models import sampling
-from care_jax.textfiles import JsonObject, complete_lines, dump_line, writing
+from care_jax.textfiles import JsonObject, complete_lines, dump_line, progress_bar, writing
 
 
 def generate_file(
@@ -45,12 +44,12 @@ def generate_file(
         written = int(multihost_utils.broadcast_one_to_all(written))
     if written == total:
         return written, total
-    bar = progress_bar(total, "answers", written, hidden=not writes)
-    with bar as advance, open(path if writes else os.devnull, "a", encoding="utf-8") as file:
+    bar = progress_bar(total, "answers", "answer", written, hidden=not writes)
+    with bar, open(path if writes else os.devnull, "a", encoding="utf-8") as file:
         for line in generate_answers(opened, prompts, settings, mesh, written):
             file.write(dump_line(line))
             file.flush()
-            advance()
+            bar.update()
             check()
     return written, total
 

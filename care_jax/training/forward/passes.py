@@ -1,13 +1,11 @@
 """Passes without a gradient over any sequences, for the reference and the evaluation: one program, compiled once."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from care_jax import distributed, hardware, sharding
 from care_jax.data import pipeline
@@ -18,6 +16,7 @@ from care_jax.distributed import is_writer
 from care_jax.errors import UserError
 from care_jax.models.decoder import Decoder
 from care_jax.stopping import StopSignal
+from care_jax.textfiles import ProgressBar, progress_bar
 from care_jax.training import placement
 from care_jax.training.errors import out_of_memory
 from care_jax.training.forward.cache import ReferenceCache, digest, fill_cache
@@ -63,7 +62,7 @@ class ForwardPass:
             return self._dispatch(plan, number, variables), plan.responses.slot[members[number]]
 
         microbatches = [positions.tolist() for positions in members]
-        with _progress(range(len(members)), "reference") as bar:
+        with _progress_bar(len(members), "reference") as bar:
             return fill_cache(cache, self.digests(sequences), microbatches, run, write=is_writer(), progress=bar.update)
 
     def first_microbatch(self, sequences: Sequence[SequenceId], variables: Variables) -> tuple[np.ndarray, np.ndarray]:
@@ -81,10 +80,13 @@ class ForwardPass:
     def _run_ahead(self, plan: StepPlan, variables: Variables, name: str) -> Iterator[tuple[np.ndarray, jax.Array]]:
         """Yields every microbatch's members and logps, while a few more are dispatched already."""
         waiting: list[tuple[np.ndarray, jax.Array]] = []
-        for number, members in enumerate(_progress(_members(plan), name)):
-            waiting.append((members, self._dispatch(plan, number, variables)))
-            if len(waiting) > 2:
-                yield waiting.pop(0)
+        members = _members(plan)
+        with _progress_bar(len(members), name) as bar:
+            for number in range(len(members)):
+                waiting.append((members[number], self._dispatch(plan, number, variables)))
+                if len(waiting) > 2:
+                    yield waiting.pop(0)
+                bar.update(1)
         yield from waiting
 
     def _dispatch(self, plan: StepPlan, number: int, variables: Variables) -> jax.Array:
@@ -147,11 +149,8 @@ def _members(plan: StepPlan) -> list[np.ndarray]:
     return np.split(order, np.searchsorted(plan.responses.microbatch[order], np.arange(1, plan.count)))
 
 
-def _progress(items: Sequence[np.ndarray] | range, name: str) -> tqdm:
-    interval = 0.2 if sys.stderr.isatty() else 10
-    return tqdm(
-        items, desc=name, unit="microbatch", leave=False, delay=2, mininterval=interval, disable=not is_writer()
-    )
+def _progress_bar(total: int, name: str) -> ProgressBar:
+    return progress_bar(total, name, "microbatch", hidden=not is_writer(), temporary=True)
 
 
 def check_token_ids(corpus: Corpus, vocab_size: int) -> None:

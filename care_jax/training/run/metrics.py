@@ -7,7 +7,6 @@ import os
 import pathlib
 import socket
 import struct
-import sys
 import time
 from collections.abc import Mapping
 from typing import TypeAlias
@@ -16,12 +15,11 @@ import jax
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
-from tqdm import tqdm
 
 from care_jax import distributed
 from care_jax.distributed import is_writer
 from care_jax.hardware import CHIPS
-from care_jax.textfiles import JsonObject, read_lines
+from care_jax.textfiles import JsonObject, progress_bar, read_lines
 from care_jax.training.context import RunContext
 
 Metrics: TypeAlias = Mapping[str, object]
@@ -50,14 +48,7 @@ class Recorder:
         if is_writer() and "wandb" in config.trackers:
             self._trackers.append(WandB(config.name, folder, config.model_dump(mode="json")))
         self._log_every, self._total = config.log_every, total
-        self._bar = tqdm(
-            total=total,
-            initial=resume_step or 0,
-            desc=config.name,
-            unit="step",
-            disable=not is_writer(),
-            mininterval=0.2 if sys.stderr.isatty() else 10,  # seconds; fewer lines in the log of a job
-        )
+        self._bar = progress_bar(total, config.name, "step", resume_step or 0, hidden=not is_writer())
         self._last_recorded = time.perf_counter()
         self._input_wait = 0.0
         self._compile_seconds: float | None = None
