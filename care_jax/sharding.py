@@ -59,7 +59,7 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec:
 def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], name: str = "array") -> NamedSharding:
     """Returns the sharding of an array on `mesh`; raises UserError if a size does not divide by its mesh axes.
 
-    name: of the array, for the message.
+    name: name of the array, for the message.
     """
     partition = spec(axes)
     for axis, size, names in zip(axes, shape, partition):

@@ -8,13 +8,13 @@ FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_lev
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Threads of XLA's CPU client, else as many as cores or devices: a collective holds one while it waits for the other
-# devices, and those may be in another one that runs at the same time; with none left the program stands still for ever.
+# devices, and those may be in another one that runs at the same time; with none left the program hangs.
 os.environ.setdefault("NPROC", "32")
 
 import pathlib
 import tempfile
 
-# Programs that several tests share, those of the command in child processes too, are compiled once a session.
+# Programs that several tests share, those of the command in child processes too, are compiled once per session.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="care_jax_compiled_"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 

@@ -240,7 +240,7 @@ def main():
     options = {"beta": 0.1, "max_length": None, **weights}
     results = both(KTOTrainer, KTOConfig, labelled, tokenizer, 2 * PAIRS, options, ref_model=True)
     description = (
-        "TRL's KTOTrainer, loss_type kto, the reference is the starting model; one microbatch a step, so that z0 is "
+        "TRL's KTOTrainer, loss_type kto, the reference is the starting model; one microbatch per step, so that z0 is "
         "the mean over the step's mismatched completions (each prompt with the completion of the row before, cyclic "
         f"within the step), clamped at 0; kl is that z0; means of rewards and logps are over a class; {before_update}"
     )

@@ -170,7 +170,7 @@ class BatchConfig(Block):
 class LossConfig(Block):
     """A loss and all its hyperparameters, whose types and defaults its signature gives.
 
-    weight: of this loss in a list of several.
+    weight: factor of this loss in a list of several.
     """
 
     name: Text = "dpo"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from care_jax.data.questions import Content, Message, is_ids, is_messages, plain_text
 from care_jax.data.rows.files import SAMPLE
 from care_jax.data.rows.row import shorten
-from care_jax.data.templates import Conversation, Frames, explain_failures, insert_date, template_text
+from care_jax.data.templates import Conversation, Frames, explain_refusals, insert_date, template_text
 from care_jax.errors import UserError
 from care_jax.hub import is_hub_id
 
@@ -244,7 +244,7 @@ def _renderers(tokenizer: Tokenizer, template: str, date: str | None) -> tuple[t
                 conversations, chat_template=template, tokenize=False, add_generation_prompt=generation, **variables
             )
 
-        return Frames(template, explain_failures(render))
+        return Frames(template, explain_refusals(render))
 
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")

@@ -116,7 +116,7 @@ class Tokens:
 class Corpus:
     """Questions and all their responses. A response id numbers the responses; those of a question are adjacent.
 
-    questions: with the responses that were kept; `Unit.responses` are indices into `questions[q].responses`.
+    questions: questions with the responses that were kept; `Unit.responses` are indices into `questions[q].responses`.
     max_length: tokens of prompt and completion together. truncated: how many completions were cut on the right.
     boundary_merges: how many were encoded by themselves (`chat.Encoded`).
     """

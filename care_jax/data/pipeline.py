@@ -44,7 +44,7 @@ def units(
 ) -> "grain.MapDataset[Unit]":
     """Returns the units of questions, for a loss of this view, as an endless stream of shuffled epochs.
 
-    questions: a list, or a corpus, whose questions are used; `Unit.question` is an index into them. options: those of
+    questions: a list, or a corpus, whose questions are used; `Unit.question` is an index into them. options: options of
     `preferences.make_units` (policy, min_gap, max_per_question, weights, unit, reduction, labels, desirable_min,
     undesirable_max). A run also accepts any other MapDataset of units.
     """

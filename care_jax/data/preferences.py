@@ -31,8 +31,8 @@ class Unit:
 
     question: index in the corpus. responses: indices within that question. pairs: (chosen, rejected) as positions in
     `responses`; empty in the other views. desirable: the label in the unpaired view, which has one response. A unit
-    with neither is a list. weight: of each of its pairs, of its response, or of the list. pair_weights: of its pairs,
-    if they differ.
+    with neither is a list. weight: the weight of each of its pairs, of its response, or of the list. pair_weights: the
+    weights of its pairs, if they differ.
     """
 
     question: int
@@ -98,7 +98,7 @@ def pair_indices(
 ) -> list[tuple[int, int]]:
     """(chosen, rejected) indices of the responses to one question with these ratings.
 
-    key: of the question. ranks: the order of responses with equal ratings; without it their index decides.
+    key: the question's key. ranks: the order of responses with equal ratings; without it their index decides.
     """
     tie_order: Sequence = range(len(ratings)) if ranks is None else ranks
     order = sorted(range(len(ratings)), key=lambda i: (-ratings[i], tie_order[i]))
@@ -309,7 +309,7 @@ def _share(fraction: Number, total: int, name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The most of a source that is used. tokens: of prompts, once per question, and of the distinct responses."""
+    """The most of a source that is used. tokens: tokens of prompts, once per question, and of distinct responses."""
 
     questions: int | None = None
     pairs: int | None = None

@@ -55,8 +55,8 @@ def insert_date(template: str, date: str | None) -> tuple[str, dict[str, str]]:
     return template, {"date_string": day.strftime("%d %b %Y")} if needed else {}
 
 
-def explain_failures(render: Render) -> Render:
-    """The same renderer, with a UserError that shows the conversation which the template refuses."""
+def explain_refusals(render: Render) -> Render:
+    """Returns the same renderer, with a UserError that shows the conversation which the template refuses."""
     import jinja2  # here, to spare it from commands that render nothing
 
     failures = (jinja2.TemplateError, TypeError, ValueError, KeyError)

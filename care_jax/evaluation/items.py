@@ -76,7 +76,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class TaskItems:
-    """The items that a task reads. excluded: how many questions do not count, by reason. notes: for the user."""
+    """The items that a task reads. excluded: how many questions do not count, by reason. notes: notes for the user."""
 
     items: list[Item]
     excluded: Counter[str] = field(default_factory=Counter)
@@ -109,7 +109,7 @@ class Outcome:
 
 
 def select_items(items: list[Item], options: Options, source: str) -> list[Item]:
-    """Returns the items of the wanted language or country, the first `limit` of them. source: for messages."""
+    """Returns the items of the wanted language or country, the first `limit` of them. source: path, for messages."""
     if options.language is not None:
         wanted = _fold(options.language)
         present = sorted({value for item in items for value in _languages_and_countries(item)})
@@ -131,7 +131,10 @@ def _languages_and_countries(item: Item) -> list[str]:
 
 
 def mean_score(item: Item, values: Sequence[float], count: int, prediction: str | None = None) -> ItemScore:
-    """Returns an item's mean over its answers. values: of the answers that could be read. count: of all its answers."""
+    """Returns an item's mean over its answers.
+
+    values: scores of the answers that could be read. count: number of all answers.
+    """
     if not values:
         return ItemScore(item, None, "failed" if count else "missing", prediction)
     return ItemScore(item, sum(values) / len(values), "scored", prediction)

@@ -14,7 +14,7 @@ from care_jax.models.decoder import Decoder
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, ready to be used. name: in reports. folder: the local folder of its files."""
+    """A model, ready to be used. name: its name in reports. folder: the local folder of its files."""
 
     name: str
     folder: pathlib.Path
@@ -48,7 +48,7 @@ def system_name(path: str) -> str:
 
 
 def open_model(path: str, mesh: Mesh, dtype: str = "float32") -> LoadedModel:
-    """Loads a model. dtype: of the weights and the computation. The weights of `sample` are random, always the same.
+    """Loads a model. dtype: weight and compute dtype. The weights of `sample` are random, always the same.
 
     path: as in `model_folder`, or a folder of PEFT adapters, which are merged into the base model that it names.
     """

@@ -91,7 +91,7 @@ class Arch:
 class Weight:
     """The declaration of one weight.
 
-    shape, axes: of the array, with a logical axis for each dimension; the first one of the blocks' weights is "layers".
+    shape, axes: sizes and logical axes of the array's dimensions; the first axis of the blocks' weights is "layers".
     init: normal, zeros or ones. hf_name: the tensor's name in a checkpoint, with `{i}` for the layer. hf_shape: its
     shape there; the numbers are in the same order, so that import and export only reshape. decay: whether weight decay
     applies.

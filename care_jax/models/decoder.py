@@ -57,7 +57,7 @@ def empty_cache(arch: Arch, batch: int, length: int, dtype: DTypeLike) -> KeyVal
 class Decoder(nn.Module):
     """The Flax module: `model.apply({"params": p[, "lora": l]}, tokens, ...)`.
 
-    arch: the model. dtype: of the computation. remat: none, dots (keeps matrix products), full (keeps each layer's
+    arch: the model. dtype: compute dtype. remat: none, dots (keeps matrix products), full (keeps each layer's
     input) or offload (keeps matrix products in the host's memory). attention: see `attention.choose`. lora_scale:
     alpha / r of the adapters, None for a model without.
     shared_prompts: False if every token's prompt is in its own segment: then prompt_segment_ids are not read, and

@@ -87,7 +87,7 @@ class Shapes:
 
 
 def shapes_of(config: Config, target: Target, arch: Arch | None = None) -> Shapes:
-    """Returns the shapes of a run on a target. arch: of `config.model`, if it is known already.
+    """Returns the shapes of a run on a target. arch: the `Arch` of `config.model`, if known already.
 
     Raises UserError, with the numbers, for sizes that the mesh does not divide.
     """

@@ -20,7 +20,7 @@ from care_jax.stopping import Interrupted
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """arguments: of `care-jax`. log: the file that receives its stdout and stderr."""
+    """arguments: arguments of `care-jax`. log: the file that receives its stdout and stderr."""
 
     name: str
     arguments: tuple[str, ...]

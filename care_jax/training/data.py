@@ -140,8 +140,8 @@ def split_questions(config: Config, readings: Readings) -> list[list[Question]]:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedQuestions:
-    """corpora: of each training source, and last of the evaluation. corpus: all of them in one; offsets: the number of
-    the first question of each there.
+    """corpora: the corpus of each training source, and last that of the evaluation. corpus: all of them in one;
+    offsets: the number of the first question of each there.
     """
 
     corpora: list[Corpus]

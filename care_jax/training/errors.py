@@ -64,7 +64,7 @@ def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
 def explain_failures(folder: object, resume_hint: Callable[[], str]) -> Iterator[None]:
     """Turns the error of a full disk, a lost permission or a lost process within the block into RunFailed.
 
-    folder: for errors that name no file. resume_hint: says from where the run can resume.
+    folder: named in errors that name no file. resume_hint: returns from where the run can resume.
     """
     try:
         yield

@@ -79,7 +79,7 @@ def train(config: Config | Mapping[str, object] | str | os.PathLike, **overrides
 
 def repeat(config: Config, identity: Identity, manifest: str) -> Run:
     """Repeats the run of a manifest: trains as `train` does, but raises UserError before the first step if what the
-    run read has changed. identity: that of the manifest. manifest: its path, for the message.
+    run read has changed. identity: the identity in the manifest. manifest: its path, for the message.
     """
     return _open(config, (identity, f"the run of {manifest}"))
 

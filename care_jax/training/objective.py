@@ -103,6 +103,12 @@ def select_units(view: str, batch: Batch, examples: int) -> tuple[Batch, Int[Arr
     return dataclasses.replace(batch, **{name: getattr(batch, name)[indices] for name in _UNIT_ARRAYS[view]}), indices
 
 
+def select_logps(view: str, logps: Float[Array, " S"], indices: Int[Array, " examples"]) -> Float[Array, " selected"]:
+    """Returns the logps that belong to the units which `select_units` selected."""
+    # Only in the unpaired view is a unit a response; pairs and lists point to theirs.
+    return logps[indices] if view == "unpaired" else logps
+
+
 def unit_weights(view: str, batch: Batch) -> Float[Array, " N"]:
     """Returns the weight of each unit in the step's mean; 0 for padding."""
     return {"pairs": batch.pair_weights, "unpaired": batch.response_weights, "lists": batch.group_weights}[view]

@@ -24,7 +24,7 @@ from care_jax.training.step import State
 
 @dataclasses.dataclass(frozen=True)
 class PendingStep:
-    """A step that was dispatched and is not recorded yet. dispatched: when (perf_counter)."""
+    """A step that was dispatched and is not recorded yet. dispatched: time of the dispatch (time.perf_counter)."""
 
     batch: StepBatch
     metrics: dict[str, jax.Array]
@@ -60,7 +60,7 @@ class StepRecords:
         self._began = time.perf_counter()
 
     def add(self, batch: StepBatch, metrics: dict[str, jax.Array], state: State) -> None:
-        """Takes the step that was just dispatched, and records the one before. state: that after this step."""
+        """Takes the step just dispatched, and records the one before. state: the state after the step just dispatched."""
         self.flush(state)
         self._pending = PendingStep(batch, metrics, self._began)
         if self._trace.is_last(batch.step):

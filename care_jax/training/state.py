@@ -42,7 +42,7 @@ class TrainingSetup:
 
 @dataclasses.dataclass(frozen=True)
 class InitialWeights:
-    """The weights that a run starts from. adapters: None if all weights are trained. fingerprint: of `params`."""
+    """The weights that a run starts from. adapters: None if all weights are trained. fingerprint: hash of `params`."""
 
     params: Params
     adapters: Params | None

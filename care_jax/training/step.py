@@ -112,7 +112,7 @@ def make_step(
     """Makes a pure training step.
 
     loss: a loss function (`losses.get`), or a list of them or of (function, weight) pairs.
-    accumulate_dtype: of the gradient summed over microbatches.
+    accumulate_dtype: dtype of the gradient summed over microbatches.
     examples: units per step; only a loss marked `whole_step` needs it, to see its units without padding.
 
     The loss is sum(w l) / sum(w) over the whole step, whatever the microbatches. Metrics are float32 scalars; one to
@@ -223,8 +223,7 @@ def _differentiate_at_once(settings: _Settings, state: State, batch: Batch, kl: 
     denominators = objectives.sum_weights(objective, units)
 
     def loss_of(logps):
-        # Only in the unpaired view is a unit a response; pairs and lists point to theirs.
-        unit_logps = logps[unit_indices] if objective.view == "unpaired" else logps
+        unit_logps = objectives.select_logps(objective.view, logps, unit_indices)
         return objectives.compute_loss(objective, unit_logps, units, kl, denominators)
 
     logps = _forward(model, state.variables(), batch)

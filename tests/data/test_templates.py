@@ -2,7 +2,7 @@
 
 import pytest
 
-from care_jax.data.templates import Frames, explain_failures, insert_date, template_text
+from care_jax.data.templates import Frames, explain_refusals, insert_date, template_text
 from care_jax.errors import UserError
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% if '</think>' in m.content %}!{% endif %}{% endfor %}"
@@ -43,7 +43,7 @@ def test_a_content_that_the_template_looks_into_is_rendered_by_it():
 
 
 def test_a_refused_conversation_is_shown():
-    render = explain_failures(Render())
+    render = explain_refusals(Render())
     tool = [{"role": "tool", "content": "the answer is 4"}]
     with pytest.raises(UserError, match=r"refuses a conversation of tool: no tools \(it begins 'the answer is 4'\)"):
         Frames(TEMPLATE, render)([turns("a"), tool])

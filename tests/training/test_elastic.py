@@ -61,10 +61,10 @@ def test_eight_devices_then_two(tmp_path, monkeypatch, capsys):
 
     # Other devices and rows are allowed.
     resumed = train(2, **{"batch.microbatch_rows": 4, "mesh.data": 2, "checkpoint.keep": 1, "resume": "must"})
-    told = capsys.readouterr().err
-    assert "resumed at step 2 of 4" in told
-    assert "bitwise equality with an uninterrupted run ends at step 2: devices: 8 then, 2 now" in told
-    assert "batch.microbatch_rows: 8 then, 4 now" in told
+    messages = capsys.readouterr().err
+    assert "resumed at step 2 of 4" in messages
+    assert "bitwise equality with an uninterrupted run ends at step 2: devices: 8 then, 2 now" in messages
+    assert "batch.microbatch_rows: 8 then, 4 now" in messages
     assert [line["step"] for line in resumed] == [1, 2, 3, 4]
     for one, other in zip(resumed, whole):
         assert one["pairs"] == other["pairs"]

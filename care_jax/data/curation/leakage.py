@@ -24,7 +24,10 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """A training question that is also in an evaluation set. kind: same or near. similarity: of the 3-grams."""
+    """A training question that is also in an evaluation set.
+
+    kind: same or near. similarity: Jaccard similarity of the 3-grams.
+    """
 
     kind: str
     similarity: float

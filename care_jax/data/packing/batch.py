@@ -15,7 +15,7 @@ Array = Any
 class ArraySpec(NamedTuple):
     """What an array of a batch looks like.
 
-    dimensions: those after the axis of microbatches, as names of `BatchShape` fields or numbers. padding: the value
+    dimensions: sizes after the axis of microbatches, as names of `BatchShape` fields or numbers. padding: the value
     of unused entries, in the same way.
     """
 

@@ -12,8 +12,8 @@ class Cluster:
     """Responses to one question that one microbatch must hold together.
 
     prompt: tokens of the prompt. responses, lengths: response ids and their completion tokens. pairs, lists: how many
-    pairs and lists it has. index: of the part that it was made from. parts: the clusters that it was joined from; it is
-    divided into these if it does not fit.
+    pairs and lists it has. index: number of the part that it was made from. parts: the clusters that it was joined
+    from; it is divided into these if it does not fit.
     """
 
     question: int

@@ -24,7 +24,7 @@ _WINDOW = 4096  # sequences packed at once by `plan_responses`; the time of best
 
 
 class ResponseList(NamedTuple):
-    """A unit of the view `lists`. slots: those of its responses in the microbatch."""
+    """A unit of the view `lists`. slots: slots of its responses in the microbatch."""
 
     microbatch: int
     slots: tuple[int, ...]

@@ -27,8 +27,8 @@ class Columns:
 
 @dataclass(frozen=True)
 class Responses(Columns):
-    """The responses of a plan. start: flat position (row * row_length + column) of its first token; predictor: that of
-    the token that predicts it. weight, desirable: those of its unit in the unpaired view.
+    """The responses of a plan. start: flat position (row * row_length + column) of its first token; predictor:
+    position of the token that predicts it. weight, desirable: weight and label of its unit in the unpaired view.
     """
 
     question: Int64[np.ndarray, " n"]
@@ -46,7 +46,7 @@ class Responses(Columns):
 class Segments(Columns):
     """Runs of tokens: a prompt (question; response is -1) or a response (response id; question is -1).
 
-    segment, prompt_segment: the ids of its tokens in `Batch`. position: that of its first token.
+    segment, prompt_segment: the ids of its tokens in `Batch`. position: position of its first token.
     """
 
     microbatch: Int64[np.ndarray, " n"]

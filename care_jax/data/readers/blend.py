@@ -73,7 +73,7 @@ def country_language(country: str) -> Language | None:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One question of a file of annotations. place: for messages. values: its fields, named as in `BLEND`."""
+    """One question of a file of annotations. place: its row and id. values: its fields, named as in `BLEND`."""
 
     place: str
     id: str
@@ -97,7 +97,7 @@ def open_annotations(path: str) -> Iterator[Entry]:
 
 
 def _entries(rows: Iterable[Row]) -> Iterator[Row]:
-    """Yields a row per entry: those of a file of id -> entry get their id as `ID`; other rows are entries already."""
+    """Yields a row per entry. Entries of a file of id -> entry get their id as `ID`; other rows are entries already."""
     number = 0
     for row in rows:
         if not row.value or _KEYS & set(row.value) or not any(isinstance(v, Mapping) for v in row.value.values()):

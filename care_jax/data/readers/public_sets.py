@@ -58,7 +58,7 @@ def _not_empty(value: object, name: str) -> list[object]:
 
 
 def _candidate(row: Row, value: object, name: str, keys: tuple[str, str, str]) -> Response:
-    """Returns one candidate of a row. name: its place in the row. keys: of its text, its rating and its source."""
+    """Returns one candidate of a row. name: its place in the row. keys: field names of its text, rating and source."""
     text, rating, source = keys
     if not isinstance(value, Mapping):
         raise BadField("unreadable", name, describe(value))

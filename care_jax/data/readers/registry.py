@@ -102,7 +102,8 @@ def read(
     """Reads a source, and keeps the questions and responses that are selected.
 
     path: a file (JSON, JSON lines, CSV, TSV, parquet; gzipped too), a folder of them, a hub id, or `sample`.
-    split, name, revision: of a hub dataset or folder. columns: field -> column, for data with other column names.
+    split, name, revision: which part and version of a hub dataset or folder to read (`rows.files.open_rows`).
+    columns: field -> column, for data with other column names.
     cultures, relations, categories, sources: what to keep (None or empty: everything). Aliases are accepted, and a
     path to a culture's YAML file stands for that culture.
     query_language: `native`, or `english` to ask the English translation (translations: a file of question, culture,

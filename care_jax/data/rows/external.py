@@ -71,7 +71,7 @@ def tfds_source(folder: str, name: str | None = None, split: str = "train") -> A
         raise UserError(f"{configs[chosen]}: split {split!r} cannot be read: {reason}") from error
 
 
-def read_tfds(folder: pathlib.Path, split: str | None, name: str | None) -> Iterator[Row]:
+def read_tfds_rows(folder: pathlib.Path, split: str | None, name: str | None) -> Iterator[Row]:
     """Yields the records of a TFDS folder as rows."""
     source = tfds_source(str(folder), name, split or "train")
     for number in range(len(source)):

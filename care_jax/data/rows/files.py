@@ -39,9 +39,9 @@ def open_rows(
 ) -> Rows:
     """Opens a file, a folder, the packaged `sample`, or a hub id ('owner/dataset', loaded by `datasets`).
 
-    split: the split of a hub dataset; of a folder, only files whose names hold it as a word. name: the configuration of
-    a hub dataset; of a folder, as `split`. revision: of a hub dataset. only: of a folder, only files whose paths match
-    this pattern.
+    split: the split of a hub dataset; in a folder, a word that file names must hold. name: the configuration of a hub
+    dataset; in a folder, as `split`. revision: the revision of a hub dataset. only: a pattern that the paths of a
+    folder's files must match.
     """
     location = SAMPLE / "care_sample.jsonl" if path == "sample" else pathlib.Path(path).expanduser()
     if location.is_dir():
@@ -63,7 +63,7 @@ def _open_folder(folder: pathlib.Path, split: str | None, name: str | None, only
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return Rows(lambda rows: external.read_saved_dataset(folder, split))
     if _list_below(folder, "features.json"):
-        return Rows(lambda rows: external.read_tfds(folder, split, name))
+        return Rows(lambda rows: external.read_tfds_rows(folder, split, name))
     files = _data_files(folder, split, name, only)
     return Rows(lambda rows: _read_files(files, rows))
 

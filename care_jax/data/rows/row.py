@@ -17,8 +17,9 @@ class Unreadable:
 class Row:
     """One row of the input.
 
-    number_in_file: from 0. number: from 0 over all files of the input. line: its line in the file, from 1; None if the
-    file has no lines. value: the row as an object; None if it is unreadable. problem: why it is unreadable.
+    number_in_file: row number in the file, from 0. number: row number over all files of the input, from 0. line: its
+    line in the file, from 1; None if the file has no lines. value: the row as an object; None if it is unreadable.
+    problem: why it is unreadable.
     """
 
     file: str

@@ -39,7 +39,7 @@ _DEFAULT_PROMPT = "Give one short answer to this question, and nothing else.\n\n
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """The answers of a country's people. language: that of the local answers. votes: the most frequent first."""
+    """The answers of a country's people. language: language of the local answers. votes: the most frequent first."""
 
     language: str
     votes: tuple[Votes, ...]

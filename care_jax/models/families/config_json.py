@@ -12,7 +12,7 @@ from care_jax.errors import UserError
 from care_jax.models.arch import Arch, LayerKind, Rope
 from care_jax.textfiles import JsonObject
 
-Config: TypeAlias = Mapping[str, Any]  # a config.json, or a part of one: its values are checked where they are used
+ConfigJson: TypeAlias = Mapping[str, Any]  # a config.json, or a part of one: its values are checked where they are used
 
 _ACTIVATION_NAMES = {
     "silu": "silu",
@@ -37,7 +37,7 @@ def activation(name: str) -> str:
     return _ACTIVATION_NAMES[name]
 
 
-def rope(theta: float, settings: Config | None, max_positions: int) -> Rope:
+def rope(theta: float, settings: ConfigJson | None, max_positions: int) -> Rope:
     """Returns the Rope of one dict of settings, whose kind is `rope_type` (before: `type`).
 
     A rope_theta in `settings` is used in place of `theta`.
@@ -59,7 +59,7 @@ def rope(theta: float, settings: Config | None, max_positions: int) -> Rope:
     return Rope(**fields)
 
 
-def single_rope(config: Config) -> Rope:
+def single_rope(config: ConfigJson) -> Rope:
     """Returns the Rope that all layers share, from `rope_parameters`, or from `rope_theta` and `rope_scaling`."""
     settings = config.get("rope_scaling") or config.get("rope_parameters")
     return rope(config.get("rope_theta") or 10_000.0, settings, config["max_position_embeddings"])
@@ -85,7 +85,7 @@ def rope_keys(arch: Arch) -> JsonObject:
     return {"rope_parameters": rope_parameters(rope), "rope_theta": rope.theta, "rope_scaling": rope_settings(rope)}
 
 
-def local_layers(config: Config, default: list[bool]) -> list[bool]:
+def local_layers(config: ConfigJson, default: list[bool]) -> list[bool]:
     """Returns whether each layer is local (has a sliding window): from `layer_types` if present, else `default`."""
     names = config.get("layer_types")
     if names is None:
@@ -101,8 +101,8 @@ def local_layers(config: Config, default: list[bool]) -> list[bool]:
 
 
 def read(
-    config: Config,
-    defaults: Config,
+    config: ConfigJson,
+    defaults: ConfigJson,
     local: list[bool] | None = None,
     kinds: tuple[LayerKind, LayerKind] | None = None,
     window: int | None = None,

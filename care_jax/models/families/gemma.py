@@ -5,7 +5,7 @@ from typing import Any
 from care_jax.errors import UserError
 from care_jax.models.arch import Arch, LayerKind, Rope
 from care_jax.models.families import config_json
-from care_jax.models.families.config_json import Config
+from care_jax.models.families.config_json import ConfigJson
 from care_jax.textfiles import JsonObject
 
 _GEMMA2: JsonObject = {
@@ -33,7 +33,7 @@ _GEMMA3 = _GEMMA2 | {
 }
 
 
-def _common(config: Config, merged: Config, defaults: Config, local: list[bool], **switches: Any) -> Arch:
+def _common(config: ConfigJson, merged: ConfigJson, defaults: ConfigJson, local: list[bool], **switches: Any) -> Arch:
     if merged.get("use_bidirectional_attention"):
         raise UserError("config.json: use_bidirectional_attention is not supported: this library trains causal models")
     biased = bool(config.get("attention_bias", False))
@@ -51,7 +51,7 @@ def _common(config: Config, merged: Config, defaults: Config, local: list[bool],
     )
 
 
-def read_gemma2(config: Config) -> Arch:
+def read_gemma2(config: ConfigJson) -> Arch:
     """Reads Gemma 2: even layers (from 0) are local; attention scores and logits are soft-capped."""
     merged = {**_GEMMA2, **config}
     even = [layer % 2 == 0 for layer in range(merged["num_hidden_layers"])]
@@ -61,7 +61,7 @@ def read_gemma2(config: Config) -> Arch:
     )
 
 
-def read_gemma3_text(config: Config) -> Arch:
+def read_gemma3_text(config: ConfigJson) -> Arch:
     """Reads a Gemma 3 text model: five local layers, then a global one; q and k are normed; no soft caps.
 
     Local and global layers have their own rotary base, and `rope_scaling` applies to the global layers only.
@@ -80,7 +80,7 @@ def read_gemma3_text(config: Config) -> Arch:
     return _common(config, merged, _GEMMA3, local, qk_norm=True, kinds=kinds)
 
 
-def read_gemma3(config: Config) -> Arch:
+def read_gemma3(config: ConfigJson) -> Arch:
     """Reads the text part of a multimodal Gemma 3; it is saved as a text model, without its vision tower."""
     text = dict(config.get("text_config") or {})
     text["model_type"] = "gemma3_text"

@@ -2,7 +2,7 @@
 
 from care_jax.models.arch import Arch
 from care_jax.models.families import config_json
-from care_jax.models.families.config_json import Config
+from care_jax.models.families.config_json import ConfigJson
 
 _LLAMA = {
     "vocab_size": 32_000,
@@ -23,7 +23,7 @@ _MISTRAL = _LLAMA | {
 }
 
 
-def read_llama(config: Config) -> Arch:
+def read_llama(config: ConfigJson) -> Arch:
     """Reads Llama: every layer is global; biases only if the file asks for them."""
     biased = bool(config.get("attention_bias", False))
     return config_json.read(
@@ -31,7 +31,7 @@ def read_llama(config: Config) -> Arch:
     )
 
 
-def read_mistral(config: Config) -> Arch:
+def read_mistral(config: ConfigJson) -> Arch:
     """Reads Mistral: every layer is local; an absent sliding_window is 4096 as in the class, null is no window."""
     merged = {**_MISTRAL, **config}
     return config_json.read(

@@ -4,7 +4,7 @@ from typing import Any
 
 from care_jax.models.arch import Arch
 from care_jax.models.families import config_json
-from care_jax.models.families.config_json import Config
+from care_jax.models.families.config_json import ConfigJson
 
 _QWEN2 = {
     "vocab_size": 151_936,
@@ -24,18 +24,18 @@ _QWEN2 = {
 _QWEN3 = _QWEN2 | {"head_dim": 128}
 
 
-def read_qwen2(config: Config) -> Arch:
+def read_qwen2(config: ConfigJson) -> Arch:
     """Reads Qwen 2 and 2.5: biases on q, k and v, none on o."""
     return _read(config, _QWEN2, qkv_bias=True)
 
 
-def read_qwen3(config: Config) -> Arch:
+def read_qwen3(config: ConfigJson) -> Arch:
     """Reads Qwen 3: no biases unless the file asks for them; each head of q and k is normed before the rotation."""
     biased = bool(config.get("attention_bias", False))
     return _read(config, _QWEN3, qkv_bias=biased, o_bias=biased, qk_norm=True)
 
 
-def _read(config: Config, defaults: Config, **switches: Any) -> Arch:
+def _read(config: ConfigJson, defaults: ConfigJson, **switches: Any) -> Arch:
     """Reads either: by default the layers from max_window_layers on are local, and use_sliding_window is off."""
     merged = {**defaults, **config}
     late = [layer >= merged["max_window_layers"] for layer in range(merged["num_hidden_layers"])]

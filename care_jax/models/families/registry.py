@@ -8,7 +8,7 @@ from collections.abc import Callable
 from care_jax.errors import UserError, nearest
 from care_jax.models.arch import Arch
 from care_jax.models.families import config_json, gemma, llama, qwen
-from care_jax.models.families.config_json import Config
+from care_jax.models.families.config_json import ConfigJson
 from care_jax.textfiles import JsonObject
 
 
@@ -21,7 +21,7 @@ class Family:
     transformers 4 and of 5.
     """
 
-    read: Callable[[Config], Arch]
+    read: Callable[[ConfigJson], Arch]
     transformers_class: str
     layer_keys: Callable[[Arch], JsonObject] = config_json.rope_keys
 

@@ -60,7 +60,7 @@ def from_pretrained(
 ) -> tuple[Decoder, Params]:
     """Returns the model and the parameters of a folder, a hub id (at `revision`) or a URL; reads safetensors only.
 
-    dtype: of the computation. param_dtype: of the weights (default: the same). Each weight goes straight to its place
+    dtype: compute dtype. param_dtype: dtype of the weights (default: the same). Each weight goes straight to its place
     on the mesh. Raises UserError if the folder, the family or a tensor does not fit; it lists all tensors that do not.
     """
     folder = resolve(path, revision)

@@ -90,7 +90,7 @@ def check_first_step(
     """Raises CheckFailed if the first step's numbers do not fit a policy that is still its own reference: log-ratios
     are 0 up to rounding (the reference pass packs its batches differently), and the loss is that of equal logps.
 
-    values: the metrics of the step; log_ratio: the mean of |log-ratio|; batch: of the step, on the devices.
+    values: the metrics of the step; log_ratio: the mean of |log-ratio|; batch: the step's arrays on the devices.
     """
     sides = (abs(values[f"logps/{side}"]) for side in ("chosen", "rejected"))
     logps = max(filter(math.isfinite, sides), default=0.0)

@@ -40,10 +40,10 @@ class SkippedUpdates:
         self._diagnosis = Diagnosis(model, run.objective)
 
     def report(self, batch: StepBatch, in_a_row: int, kl: float, state: State) -> None:
-        """Says what was not finite, and writes it to nonfinite.jsonl.
+        """Reports what was not finite, and writes it to nonfinite.jsonl.
 
-        in_a_row: skipped updates up to this one; kl: of the step; state: that after the step. Raises Diverged if
-        `in_a_row` has reached nonfinite.max_consecutive.
+        in_a_row: skipped updates up to this one; kl: the step's KL term; state: the state after the step. Raises
+        Diverged if `in_a_row` has reached nonfinite.max_consecutive.
         """
         finding = self._diagnosis.first_nonfinite(state, batch.arrays, kl)
         units = self._data.source.units(batch.step - 1)
@@ -94,7 +94,10 @@ class Diagnosis:
         self._microbatch_gradient = jax.jit(self._loss_and_gradient)
 
     def first_nonfinite(self, state: State, batch: Batch, kl: float) -> Finding:
-        """batch: on the devices, as the step used it. kl: KTO's z0 of the step, if the loss names it."""
+        """Returns the first tensor that is not finite.
+
+        batch: the step's arrays on the devices. kl: KTO's z0 of the step, if the loss names it.
+        """
         finite = jax.tree_util.tree_leaves_with_path(_finite_leaves(state.variables()))
         if weights := [_name(path) for path, is_finite in finite if not is_finite]:
             return Finding(f"the weight {weights[0]}")

@@ -17,8 +17,8 @@ COLUMNS = (
 def final_table(lines: Sequence[JsonObject]) -> str:
     """Returns held-out accuracy and margin before and after training, over all pairs and by culture and category.
 
-    lines: of metrics.jsonl. "by logps" compares log-probabilities per token, so it means something before training
-    too. If the policy is its own reference, all pairs are ties by rewards, and that accuracy is shown as -.
+    lines: lines of metrics.jsonl. "by logps" compares log-probabilities per token, so it means something before
+    training too. If the policy is its own reference, all pairs are ties by rewards, and that accuracy is shown as -.
     """
     evaluations = [line for line in lines if "eval/loss" in line]
     if not evaluations:

@@ -45,7 +45,7 @@ def hold_out(
 ) -> HeldOut:
     """Lays out the held-out questions.
 
-    units: of the run's view and policy; pair_units: with all pairs at min_gap 1, whatever the loss.
+    units: units of the run's view and policy; pair_units: units with all pairs at min_gap 1, whatever the loss.
     """
     positions: dict[SequenceId, int] = {}
     for unit in (*pair_units, *units):

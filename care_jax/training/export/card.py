@@ -116,7 +116,7 @@ def _loss(loss: LossConfig) -> str:
 
 
 def _evaluation(config: Config, lines: list[JsonObject]) -> str:
-    """Returns the last results of the run. lines: of metrics.jsonl."""
+    """Returns the last results of the run. lines: lines of metrics.jsonl."""
     last = next((line for line in reversed(lines) if "eval/loss" in line), None)
     if last is None:
         return "None was run during training."

@@ -32,8 +32,8 @@ def write_export(
 ) -> None:
     """Writes `export/` in the run directory: the model and its card. All processes call it.
 
-    model_folder: of the model that the run started from. The export appears by renaming, so that no reader sees a
-    part of it; what a killed export left is removed.
+    model_folder: folder of the model that the run started from. The export appears by renaming, so that no reader sees
+    a part of it; what a killed export left is removed.
     """
     folder = directory.folder / "export"
     for unfinished in folder.parent.glob(f".{folder.name}.*") if is_writer() else ():

@@ -82,7 +82,7 @@ class ReferenceCache:
         return np.asarray([self._logps[sequence] for sequence in digests], np.float32)
 
     def add(self, digests: Sequence[Digest], logps: np.ndarray, *, write: bool) -> None:
-        """Adds one part. write: to disk too, as only one of several processes does."""
+        """Adds one part. write: whether to write it to disk too, as only one of several processes does."""
         self._remember(zip(digests, (float(value) for value in logps)))
         if not write:
             return

@@ -46,7 +46,7 @@ class ForwardPass:
     # ---- What is run
 
     def run(self, sequences: Sequence[SequenceId], variables: Variables, name: str = "evaluation") -> np.ndarray:
-        """Returns logps [len(sequences)] float32. name: of the progress bar."""
+        """Returns logps [len(sequences)] float32. name: title of the progress bar."""
         plan = self._plan(sequences, variables)
         logps = np.zeros(len(sequences), np.float32)
         for members, values in self._run_ahead(plan, variables, name):

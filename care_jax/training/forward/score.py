@@ -36,7 +36,7 @@ def score(
     """Returns one line per response, {row, field, logp, tokens}, in the order of the input's rows; and their corpus.
 
     logp: float32, the sum over the completion's `tokens` tokens (turn end included), in nats. Nothing is cut; a
-    response without a token has no line and is in `corpus.dropped`. date: for a template that asks for the day.
+    response without a token has no line and is in `corpus.dropped`. date: the day, for a template that asks for it.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     corpus = pipeline.tokenize(questions, tokenizer, chat_template, _NO_LIMIT, date=date)

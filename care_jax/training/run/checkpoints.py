@@ -128,8 +128,8 @@ class Checkpoints:
     def save(self, step: int, state: State, meta: JsonObject, metrics: JsonObject | None = None) -> None:
         """Starts to save the state after `step` steps, in threads; the save commits by renaming.
 
-        metrics: of an evaluation of this state, or None. A failure is reported, here or by `poll`, and leaves earlier
-        checkpoints as they are.
+        metrics: results of an evaluation of this state, or None. A failure is reported, here or by `poll`, and leaves
+        earlier checkpoints as they are.
         """
         self._finish_pending()
         value = (metrics or {}).get(self._best) if self._best else None

@@ -24,7 +24,7 @@ def write_data_report(
 ) -> None:
     """Writes the report of what was read, including what the maximum length cut away.
 
-    questions: of the readings, as they were tokenized; corpora: their tokens.
+    questions: the questions of the readings, as they were tokenized; corpora: their tokens.
     """
     origins: dict[int, tuple[readers.Reading, int]] = {}
     for reading in readings:

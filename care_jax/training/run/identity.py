@@ -47,7 +47,7 @@ class Identity:
 
 
 def identify(config: Config, folder: pathlib.Path, files: dict[str, str], corpus: Corpus, weights: str) -> Identity:
-    """Returns the identity of a run. folder: of the model; files: {path: sha256} of the data files."""
+    """Returns the identity of a run. folder: the model's folder; files: {path: sha256} of the data files."""
     paths = [folder / name for name in CARRIED if (folder / name).is_file()]
     if config.data.chat_template not in ("model", "none"):
         paths.append(pathlib.Path(config.data.chat_template).expanduser())

@@ -39,7 +39,7 @@ class Recorder:
     """
 
     def __init__(self, run: RunContext, resume_step: int | None, total: int):
-        """total: steps of the whole run."""
+        """total: number of steps of the run."""
         config, folder, self._upload = run.config, run.directory.folder, run.directory.upload
         self._file = MetricsFile(folder / "metrics.jsonl", resume_step)
         self._trackers: list[MetricsFile | TensorBoard | WandB] = [self._file]
@@ -75,7 +75,7 @@ class Recorder:
     ) -> None:
         """Records a step: names as TRL logs them, then the facts of the batch, then what depends on the clock.
 
-        flops: of the step, for `mfu`. dispatched: when the step was dispatched (time.perf_counter).
+        flops: FLOPs per step, for `mfu`. dispatched: time of the dispatch (time.perf_counter).
         """
         now = time.perf_counter()
         since_last, self._last_recorded = now - self._last_recorded, now

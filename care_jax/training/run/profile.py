@@ -15,7 +15,7 @@ class Trace:
     """
 
     def __init__(self, profile: ProfileConfig | None, folder: pathlib.Path, total: int):
-        """total: steps of the whole run."""
+        """total: number of steps of the run."""
         self._folder, self._running = folder, False
         self._steps = (
             range(0) if profile is None else range(profile.start, min(profile.start + profile.steps, total + 1))

@@ -24,9 +24,9 @@ from care_jax.training.run.identity import Identity
 class Start:
     """How a run starts, new or resumed.
 
-    config: with the chat template's date of the new run. step: of the checkpoint to resume from, None if the run is
-    new. meta: the JSON of that checkpoint. expected: for a run by manifest, the identity that it must have, and the
-    name of the manifest's run for the message.
+    config: the configuration, with the chat template's date of the new run. step: step of the checkpoint to resume
+    from, None if the run is new. meta: the JSON of that checkpoint. expected: for a run by manifest, the identity that
+    it must have, and the name of the manifest's run for the message.
     """
 
     config: Config

@@ -14,7 +14,7 @@ from care_jax.training.step import State
 class SaveSchedule:
     """Saves after every so many steps or minutes, after a signal, and at the end.
 
-    steps: of the whole run. meta: what a checkpoint holds besides the state.
+    steps: number of steps of the run. meta: what a checkpoint holds besides the state.
     """
 
     def __init__(self, run: RunContext, recorder: Recorder, steps: int, meta: JsonObject):
@@ -32,7 +32,7 @@ class SaveSchedule:
         return step == self._steps or late or self._run.stop.requested or at_interval
 
     def save(self, step: int, state: State, metrics: JsonObject | None) -> None:
-        """Starts a save. metrics: of an evaluation after this step, if there was one."""
+        """Starts a save. metrics: results of an evaluation after this step, if there was one."""
         self._recorder.sync()  # metrics up to this step are on disk before the checkpoint commits
         self._run.checkpoints.save(step, state, self._meta, metrics)
         self._saved_at = time.monotonic()

@@ -139,7 +139,7 @@ def test_rows_of_one_question_read_alike_in_any_order(tmp_path):
         assert [(r.rating, r.source) for r in one.responses] == [(20 / 3, "a")]
 
 
-def test_a_scored_response_stands_behind_its_own_rows_words(tmp_path):
+def test_a_scored_response_comes_after_its_own_rows_words(tmp_path):
     path = write(tmp_path, [care_row(question=q) for q in ("a?", "a? ", "a?")])
     asked = readers.read("care", path, every_response=True).questions
     assert [(q.prompt[0]["content"], [r.row_number for r in q.responses]) for q in asked] == [
