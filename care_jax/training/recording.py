@@ -60,7 +60,7 @@ class StepRecords:
         self._began = time.perf_counter()
 
     def add(self, batch: StepBatch, metrics: dict[str, jax.Array], state: State) -> None:
-        """Takes the step just dispatched, and records the one before. state: the state after the step just dispatched."""
+        """Takes the step just dispatched, and records the one before. state: the state after the new step."""
         self.flush(state)
         self._pending = PendingStep(batch, metrics, self._began)
         if self._trace.is_last(batch.step):
