@@ -12,6 +12,7 @@ from care_jax.errors import UserError
 from care_jax.hardware import claim_memory
 
 MESH_AXES = ("data", "fsdp", "tensor")
+_ROW_AXES = ("data", "fsdp")
 
 # Weights and activations are declared by logical axes; only this table maps them to axes of the mesh.
 RULES: dict[str, str | tuple[str, ...] | None] = {
@@ -24,7 +25,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "norm": None,
     "lora": None,
-    "rows": ("data", "fsdp"),
+    "rows": _ROW_AXES,
 }
 
 
@@ -70,6 +71,11 @@ def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], name:
                 f"mesh: {name} has {axis}={size}, which does not divide by the {parts} parts of mesh axis {names!r}"
             )
     return NamedSharding(mesh, partition)
+
+
+def row_parts(mesh: Mesh | None) -> int:
+    """Returns the number of mesh parts that rows are spread over, which must divide their number; 1 without a mesh."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in _ROW_AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -6,7 +6,7 @@ import pytest
 
 from care_jax.errors import UserError
 from care_jax.hardware import MEMORY_FRACTION
-from care_jax.sharding import make_mesh, sharding
+from care_jax.sharding import make_mesh, row_parts, sharding
 
 
 def test_one_axis_takes_what_is_left():
@@ -17,6 +17,12 @@ def test_one_axis_takes_what_is_left():
 def test_sizes_that_do_not_multiply_are_refused(sizes):
     with pytest.raises(UserError, match="mesh"):
         make_mesh(*sizes)
+
+
+def test_rows_are_shared_by_data_and_fsdp():
+    assert row_parts(make_mesh(2, 2, 2)) == 4
+    assert row_parts(make_mesh(1, 1, 8)) == 1
+    assert row_parts(None) == 1
 
 
 def test_a_dimension_that_does_not_divide_is_named():

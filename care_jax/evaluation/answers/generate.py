@@ -20,6 +20,7 @@ from care_jax.errors import UserError
 from care_jax.evaluation.answers.prompts import GenerationSettings, PromptRow
 from care_jax.evaluation.model import LoadedModel
 from care_jax.models import sampling
+from care_jax.sharding import row_parts
 from care_jax.textfiles import JsonObject, complete_lines, dump_line, progress_bar, writing
 
 
@@ -66,7 +67,7 @@ def generate_answers(
     The n answers to a prompt follow each other. An answer depends on its row number, the seed and the settings.
     """
     # Only complete batches: the width of a batch is part of the program that its rows go through.
-    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = row_parts(mesh)
     size = -(-settings.batch_size // shards) * shards
     first = skip // size * size
     samples = [(prompt, number) for prompt in prompts for number in range(settings.n)][first:]

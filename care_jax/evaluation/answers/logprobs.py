@@ -25,6 +25,7 @@ from care_jax.evaluation.model import LoadedModel
 from care_jax.models.arch import Params
 from care_jax.models.decoder import Decoder, head_weight
 from care_jax.models.sampling import spread_rows
+from care_jax.sharding import row_parts
 from care_jax.textfiles import write_lines
 
 
@@ -92,7 +93,7 @@ def score_items(
     Several prompts share a row, and each sees only itself, so that one program computes all batches. A choice of one
     token adds no token to the row: the last state of the prompt predicts it.
     """
-    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = row_parts(mesh)
     plan = plan_rows(items, model.arch.hidden, shards)
     scores: list[list[float]] = [[] for _ in items]
     for start in range(0, len(plan.rows), plan.batch_size):

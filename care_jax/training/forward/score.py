@@ -64,7 +64,7 @@ def _batch_shape(corpus: Corpus, mesh: Mesh) -> BatchShape:
     longest = int(np.max(np.repeat(prompts, counts) + completions))
     length = round_up(longest, 128)
     tokens = int(prompts.sum() + completions.sum())
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = sharding.row_parts(mesh)
     rows = round_up(max(1, min(_TOKENS_PER_MICROBATCH // length, -(-tokens // length))), parts)
     slots = rows * length
     # The completion tokens of an average microbatch and some more: each costs a pass through the vocabulary.
